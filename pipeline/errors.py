@@ -1,0 +1,45 @@
+"""The kinds of failure that a user can mend; each message says what went wrong, where, and how to fix it."""
+
+
+class PipelineError(Exception):
+    """A run can't go on. The command line prints the message as one line and exits with 1."""
+
+    exit_code = 1
+
+
+class UsageError(PipelineError):
+    """The command or its settings are wrong: nothing was started. Exits with 2."""
+
+    exit_code = 2
+
+
+class ManifestError(PipelineError):
+    """A dataset's manifest, class list or segments file is missing, malformed or contradicts itself."""
+
+
+class ShardError(PipelineError):
+    """A tar shard is missing, damaged, or not what the manifest says it is."""
+
+
+class DecodeError(PipelineError):
+    """One clip's bytes can't be turned into a waveform; `reason` is a short fixed phrase that can be counted."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+    def __reduce__(self) -> tuple[type["DecodeError"], tuple[str, str]]:
+        return DecodeError, (self.reason, self.detail)
+
+
+class LogitStoreError(PipelineError):
+    """A logit store is missing, damaged, or was made for something else."""
+
+
+class CheckpointError(PipelineError):
+    """A checkpoint is missing, damaged, or does not fit the model it is loaded into."""
+
+
+class TooManyFailuresError(PipelineError):
+    """More clips failed than the run allows. Everything that could be done was done and is kept."""
