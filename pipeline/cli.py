@@ -1,0 +1,140 @@
+"""The command line: finds the command, reads its recipe, turns errors into one line and an exit code.
+
+It holds no logic. Each command is one module of `pipeline.stages` with one settings class and one function, and is
+imported only when it is called, so that `--help` answers at once.
+"""
+
+import logging
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import App, CycloptsError, Parameter
+from cyclopts.config import Toml
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+
+from pipeline.errors import PipelineError, UsageError
+
+COMMANDS = {
+    "ingest audioset": ("ingest_audioset", "AudioSet's CSV and audio files → a dataset of shards and a manifest."),
+    "index": ("index_dataset", "A manifest for WebDataset tars that somebody else made."),
+    "teacher-logits": ("teacher_logits", "Stage 1: run transformers over a dataset on Ray → a store of their logits."),
+    "train-student": ("train_student", "Stage 2: train a small CNN on shards joined with the teachers' logits."),
+    "train-teacher": ("train_teacher", "Fine-tune a transformer on a dataset's own classes."),
+    "evaluate": ("evaluate", "mAP, ROC AUC, d' and a per-class table of checkpoints and stores."),
+    "compare": ("compare", "Several runs and their teachers side by side: one table, one picture."),
+    "inspect": ("inspect_path", "What a dataset, a store or a run holds; coverage of one by the other."),
+}
+"""Command → module of `pipeline.stages` and a line of help."""
+
+
+def build_app(called: str = "") -> App:
+    """Build the command tree; the commands' modules are not imported yet.
+
+    Args:
+        called: The command that will run, such as `train-student`: its help is its function's whole docstring. The
+            other commands show their line of `COMMANDS`.
+    """
+    app = App(
+        name="pipeline",
+        help="Distil AudioSet transformers into small CNNs: teacher logits once, on Ray; students from tar shards.",
+        help_epilogue="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped.",
+        version=lambda: version("audioset-distill"),
+        default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
+        result_action="return_none",
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,
+    )
+    groups = {"ingest": App(name="ingest", help="Turn audio that you have into a dataset of shards and a manifest.")}
+    for group in groups.values():
+        app.command(group)
+    for command, (module, help_line) in COMMANDS.items():
+        group, _, name = command.rpartition(" ")
+        help_text = {} if command == called else {"help": help_line}
+        groups.get(group, app).command(f"pipeline.stages.{module}:run", name=name, **help_text)
+    app.meta.default(_launcher(app))
+    return app
+
+
+def _launcher(app: App) -> Callable[..., None]:
+    def launch(
+        *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+        config: Annotated[Path | None, Parameter(name="--config")] = None,
+        verbose: Annotated[bool, Parameter(negative="")] = False,
+    ) -> None:
+        """Run one command.
+
+        Args:
+            tokens: The command and its flags.
+            config: A TOML recipe: any of the command's flags as keys, nested ones as tables. Flags on the command
+                line win over it.
+            verbose: Log what the program does, and show where an error came from.
+        """
+        _log_to_stderr(verbose)
+        if config is not None:
+            app.config = (_recipe(config),)
+        try:
+            command, bound, _ = app.parse_args(tokens)
+        except ValueError as error:  # a settings class refused a value
+            raise UsageError(str(error)) from error
+        command(*bound.args, **bound.kwargs)
+
+    return launch
+
+
+def _called_command(arguments: Sequence[str]) -> str:
+    words = " ".join(argument for argument in arguments if not argument.startswith("-"))
+    return next((command for command in COMMANDS if f"{words} ".startswith(f"{command} ")), "")
+
+
+def _recipe(path: Path) -> Toml:
+    try:
+        with path.open("rb") as stream:
+            tomllib.load(stream)
+    except OSError as error:
+        raise UsageError(f"--config {path}: {error.strerror}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"--config {path}: not a TOML file: {error}") from error
+    return Toml(path, must_exist=True, use_commands_as_keys=False, allow_unknown=False)
+
+
+def _log_to_stderr(verbose: bool) -> None:
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=verbose, markup=False)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    for package in ("pipeline", "teacher", "student"):
+        logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and give its exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C."""
+    errors = Console(stderr=True, highlight=False)
+    try:
+        build_app(_called_command(arguments)).meta(list(arguments))
+    except CycloptsError as error:
+        return _complain(errors, str(error), 2)
+    except PipelineError as error:
+        return _complain(errors, str(error), error.exit_code)
+    except KeyboardInterrupt:
+        return _complain(errors, "stopped; the same command goes on from here", 130)
+    except BrokenPipeError:
+        return 0
+    return 0
+
+
+def _complain(console: Console, message: str, exit_code: int) -> int:
+    if "--verbose" in sys.argv and exit_code == 1:
+        console.print_exception()
+    console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    return exit_code
+
+
+def main() -> None:
+    """Entry point of the `pipeline` command."""
+    sys.exit(run(sys.argv[1:]))
