@@ -1,0 +1,118 @@
+"""Models + batches of waveforms → logits, for scoring: nothing learns here."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import UsageError
+
+Precision = Literal["float32", "bfloat16", "float16"]
+"""In what the networks compute; front ends always compute in float32."""
+
+
+class WaveformBatch(Protocol):
+    """What a loader hands over; a training batch fits too."""
+
+    @property
+    def rows(self) -> Tensor:
+        """(batch,), int64: the clips' rows in the manifest."""
+        ...
+
+    @property
+    def waveforms(self) -> Tensor:
+        """(batch, samples), float32, -1 to 1."""
+        ...
+
+    @property
+    def valid(self) -> Tensor:
+        """(batch,), bool: False where the clip could not be decoded."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Predictions:
+    """What some models say about the clips that could be decoded."""
+
+    rows: np.ndarray
+    """(clips,), int64: rows in the manifest, in the order of the batches."""
+    logits: np.ndarray
+    """(models, clips, classes), float32."""
+
+
+def predict(
+    models: Sequence[nn.Module],
+    batches: Iterable[WaveformBatch],
+    *,
+    device: torch.device | str = "cpu",
+    precision: Precision = "float32",
+) -> Predictions:
+    """Run models over the same batches, without gradients, dropout or augmentation.
+
+    Every clip is decoded once, however many models there are, so the models share one sample rate and one length.
+    Clips that are not valid are left out; counting them is the loader's part.
+
+    Args:
+        models: each takes `.front_end(waveforms)`; they must be on `device` already, and come back in the mode
+            (training or evaluation) they were in.
+        batches: waveforms at the models' rate.
+        device: where the models are.
+        precision: other than float32 means autocast around the networks.
+    """
+    rows: list[np.ndarray] = []
+    logits: list[np.ndarray] = []
+    with _evaluation_mode(models), torch.inference_mode():
+        for batch in batches:
+            valid = batch.valid
+            if not valid.any():
+                continue
+            waveforms = batch.waveforms[valid].to(device, non_blocking=True)  # (batch, samples)
+            logits.append(_forward(models, waveforms, precision).cpu().numpy())
+            rows.append(batch.rows[valid].numpy())
+    if not rows:
+        return Predictions(rows=np.empty(0, np.int64), logits=np.empty((len(models), 0, 0), np.float32))
+    return Predictions(rows=np.concatenate(rows), logits=np.concatenate(logits, axis=1))
+
+
+def _forward(models: Sequence[nn.Module], waveforms: Tensor, precision: Precision) -> Tensor:
+    """Give (models, batch, classes) float32 logits."""
+    logits = []
+    for model in models:
+        features = model.get_submodule("front_end")(waveforms)
+        with torch.autocast(waveforms.device.type, getattr(torch, precision), enabled=precision != "float32"):
+            logits.append(model(features).float())  # (batch, classes)
+    return torch.stack(logits)
+
+
+@contextmanager
+def _evaluation_mode(models: Sequence[nn.Module]) -> Iterator[None]:
+    # Module by module: a model being trained may keep some of its layers in evaluation mode.
+    modes = [(module, module.training) for model in models for module in model.modules()]
+    for model in models:
+        model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in modes:
+            module.training = was_training
+
+
+def choose_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1`, `mps` … into a device that is there; `auto` takes a GPU if there is one.
+
+    Raises:
+        UsageError: there is no such device on this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"--device {name}: not usable on this machine; choose auto or cpu ({reason})") from error
+    return device
