@@ -2,10 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
+# The demo's input and output. `make demo DATA=folder OUT=folder RECIPE=file` takes other sounds the same way.
+DATA ?= manifests/sample
+OUT ?= runs/demo
+RECIPE ?= manifests/recipes/sample_mn04.toml
+TEACHERS := --teacher passt_tiny=manifests/sample/passt_tiny.safetensors ast_tiny=manifests/sample/ast_tiny.safetensors
+
 .PHONY: demo test check lock clean
 
 demo: .venv/ready
-	$(BIN)/python -m manifests.demo
+	rm -rf $(OUT)
+	$(BIN)/pipeline ingest audioset --segments $(DATA)/balanced_train_segments.csv --audio $(DATA)/audio --out $(OUT)/train --clips-per-shard 64
+	$(BIN)/pipeline ingest audioset --segments $(DATA)/eval_segments.csv --audio $(DATA)/audio --out $(OUT)/eval --clips-per-shard 64
+	$(BIN)/pipeline teacher-logits --data $(OUT)/train $(TEACHERS) --store $(OUT)/train-logits
+	$(BIN)/pipeline teacher-logits --data $(OUT)/eval $(TEACHERS) --store $(OUT)/eval-logits
+	$(BIN)/pipeline train-student --config $(RECIPE) --data $(OUT)/train --store $(OUT)/train-logits --eval-data $(OUT)/eval --run $(OUT)/distilled
+	$(BIN)/pipeline train-student --config $(RECIPE) --data $(OUT)/train --eval-data $(OUT)/eval --run $(OUT)/labels-only
+	$(BIN)/pipeline compare --run $(OUT)/distilled $(OUT)/labels-only --store $(OUT)/eval-logits --data $(OUT)/eval --out $(OUT)/report
 
 test: .venv/ready
 	$(BIN)/python -m pytest
