@@ -1,0 +1,92 @@
+"""Files of weights: where they are, what they are, and what made them."""
+
+import hashlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Json, PositiveInt, ValidationError
+from safetensors import SafetensorError, safe_open
+
+from pipeline import storage
+from pipeline.errors import CheckpointError, PipelineError
+
+_CHUNK_BYTES = 1 << 20
+
+
+class CheckpointMetadata(BaseModel):
+    """What a file of weights written by this project says about itself, in the safetensors header."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: Literal["student", "teacher"]
+    """Which of the two packages builds the model."""
+    model: str
+    """The name that `create_model` knows it by."""
+    kwargs: Json[dict[str, Any]]
+    """The further keywords of `create_model`."""
+    classes: PositiveInt
+    """How many logits a clip gets."""
+    vocabulary_sha256: str
+    """Hash of the class list that the logits follow."""
+
+
+@contextmanager
+def local_file(location: str | Path) -> Iterator[Path]:
+    """Give a checkpoint as a file on this machine, for as long as the block lasts.
+
+    A local path is given as it is; a URL's file is copied to a temporary folder, so nothing stale can be used later.
+
+    Raises:
+        CheckpointError: there is no such file, or it can't be read.
+    """
+    if not storage.is_remote(location):
+        path = storage.local_path(location)
+        if not path.is_file():
+            what = "a folder, not a file of weights" if path.is_dir() else "no such file"
+            raise CheckpointError(f"{location}: {what}")
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="weights-") as folder:
+        path = Path(folder) / PurePosixPath(str(location)).name
+        try:
+            with storage.open_input(location) as source, path.open("wb") as target:
+                shutil.copyfileobj(source, target, _CHUNK_BYTES)
+        except (OSError, PipelineError) as error:
+            raise CheckpointError(f"{location}: can't be fetched ({error})") from error
+        yield path
+
+
+def sha256_of_file(path: Path) -> str:
+    """Hash a local file's bytes; the hex digest is what stamps and reports hold."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def load_checkpoint_metadata(path: Path) -> CheckpointMetadata | None:
+    """Read what a local file of weights says about itself; None for a file that this project did not write.
+
+    Only the header is read, never the tensors; a file that isn't safetensors is foreign and isn't opened at all.
+
+    Raises:
+        CheckpointError: the file is damaged, or its metadata is incomplete.
+    """
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            found = tensors.metadata() or {}
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{path}: not a whole safetensors file ({error})") from error
+    if "stage" not in found or "model" not in found:
+        return None  # Hugging Face writes {"format": "pt"}
+    try:
+        return CheckpointMetadata.model_validate(found)
+    except ValidationError as error:
+        wrong = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise CheckpointError(
+            f"{path}: the metadata in its header is not what this project writes ({wrong})"
+        ) from error
