@@ -1,0 +1,152 @@
+"""What a run shows while it works, progress bars and results, and what it writes down, metric logs."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
+
+from pipeline.storage import publish_bytes
+
+METRICS_NAME = "metrics.jsonl"
+
+
+@cache
+def console() -> Console:
+    """Give the one console that results are printed to: standard output."""
+    return Console()
+
+
+@cache
+def _status_console() -> Console:
+    # Bars go to standard error, so that a command's output can be piped while its progress stays on the screen.
+    return Console(stderr=True)
+
+
+class ProgressBar:
+    """One bar on the terminal; without a terminal its calls do nothing."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, clips: int = 1, note: str | None = None) -> None:
+        """Count `clips` more as done; `note` replaces the text at the end of the line."""
+        if note is None:
+            self._progress.advance(self._task, clips)
+        else:
+            self._progress.update(self._task, advance=clips, note=note)
+
+    def set_total(self, clips: int) -> None:
+        """Say how many clips there are in all, once that is known."""
+        self._progress.update(self._task, total=clips)
+
+
+@contextmanager
+def progress_bar(title: str, total: int | None, *, done: int = 0, unit: str = "clips") -> Iterator[ProgressBar]:
+    """Show a bar with the count, the speed and the time left while the block runs.
+
+    Args:
+        title: what is being done, a word or two.
+        total: how many there are; None where nobody knows yet.
+        done: how many of them an earlier run did.
+        unit: what is counted, in the plural.
+    """
+    status = _status_console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        _SpeedColumn(unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    # Without a terminal a log file would only collect escape codes.
+    with Progress(*columns, console=status, disable=not status.is_terminal, expand=True) as progress:
+        yield ProgressBar(progress, progress.add_task(title, total=total, completed=done, note=""))
+
+
+class _SpeedColumn(ProgressColumn):
+    """The mean speed of the last seconds, such as `120.5 clips/s`."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f} {self._unit}/s" if speed else f"- {self._unit}/s", style="progress.data.speed")
+
+
+class MetricLog:
+    """Writes a run's figures twice: `metrics.jsonl`, one object a line, and TensorBoard events.
+
+    Args:
+        run: the local run folder.
+        after_step: the step that the run goes on from. Lines of later steps, which a killed run left behind, are
+            dropped, so that the log of a resumed run reads like that of an uninterrupted one.
+    """
+
+    def __init__(self, run: Path, *, after_step: int = 0) -> None:
+        # TensorBoard takes seconds to import; commands that train nothing should not wait for it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = run / METRICS_NAME
+        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= after_step] if after_step else []
+        publish_bytes(path, b"".join(kept))
+        self._lines = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=after_step + 1)
+
+    def write(self, step: int, values: Mapping[str, float], *, epoch: int) -> None:
+        """Write the figures of one step.
+
+        Args:
+            step: optimizer steps so far, counted over all epochs.
+            values: name → figure. A name such as `train/loss` is shown under `train` in TensorBoard.
+            epoch: the epoch that the step belongs to, from 0.
+        """
+        self._lines.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+        self._lines.flush()
+        for name, value in values.items():
+            self._events.add_scalar(name, value, global_step=step)
+
+    def close(self) -> None:
+        """Close both files."""
+        self._lines.close()
+        self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """Read a run's `metrics.jsonl`; a last line that a killed run left unfinished is passed over."""
+    return [json.loads(line) for line in _whole_lines(run / METRICS_NAME)]
+
+
+def _whole_lines(path: Path) -> list[bytes]:
+    if not path.exists():
+        return []
+    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
