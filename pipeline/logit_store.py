@@ -1,0 +1,324 @@
+"""The logit store: one Parquet part a shard, `clip_id` → float16 `logits`, each stamped with what made it.
+
+`STORE/<shard stem>.parquet` holds a shard's rows in shard order. `STORE/store.json` is the stamp of the whole, and
+`STORE/failed.parquet` lists the clips that have no logits, with reasons.
+"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline import storage
+from pipeline.alignment import AlignedLogits, load_aligned, target_rows, write_aligned
+from pipeline.errors import LogitStoreError
+from pipeline.manifest import Manifest
+from pipeline.store_stamp import StoreStamp
+from pipeline.vocabulary import Vocabulary
+
+STORE_NAME = "store.json"
+FAILED_NAME = "failed.parquet"
+
+_PART_SUFFIX = ".parquet"
+_STAMP_KEY, _IDENTITY_KEY, _FAILURES_KEY = b"stamp", b"shard_identity", b"failures"
+_FAILED_SCHEMA = pa.schema([(name, pa.string()) for name in ("part", "clip_id", "reason", "detail")])
+_FOOTER_READERS = 16
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ClipFailure:
+    """A clip that was tried and got no logits."""
+
+    clip_id: str
+    reason: str
+    """A short fixed phrase that can be counted."""
+    detail: str = ""
+
+
+_FAILURES = TypeAdapter(tuple[ClipFailure, ...])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogitPart:
+    """One finished part, as its footer tells it."""
+
+    file: storage.StoredFile
+    clips: int
+    """Rows."""
+    stamp: StoreStamp
+    shard_identity: str
+    """`Manifest.shard_identity` of the shard that it was made from."""
+    failures: tuple[ClipFailure, ...]
+
+    @property
+    def stem(self) -> str:
+        """The shard's name without `.tar`."""
+        return self.file.name.removesuffix(_PART_SUFFIX)
+
+
+def part_stem(shard: str) -> str:
+    """Name a shard's part: `train-000000.tar` → `train-000000`."""
+    return PurePosixPath(shard).name.removesuffix(".tar")
+
+
+def part_schema(stamp: StoreStamp, shard_identity: str, failures: Sequence[ClipFailure] = ()) -> pa.Schema:
+    """Give the schema of a part: two columns that any Parquet reader opens, and our stamp in the metadata."""
+    logits = pa.list_(pa.field("element", pa.float16(), nullable=False), stamp.classes)
+    return pa.schema(
+        [pa.field("clip_id", pa.string(), nullable=False), pa.field("logits", logits, nullable=False)],
+        metadata={
+            _STAMP_KEY: stamp.to_json(),
+            _IDENTITY_KEY: shard_identity,
+            _FAILURES_KEY: _FAILURES.dump_json(tuple(failures)),
+        },
+    )
+
+
+def publish_part(
+    store: str,
+    shard_stem: str,
+    clip_ids: Sequence[str],
+    logits: np.ndarray,
+    stamp: StoreStamp,
+    shard_identity: str,
+    failures: Sequence[ClipFailure] = (),
+) -> None:
+    """Write one part of the store; readers see all of it, its failures included, or none.
+
+    Args:
+        store: the store's folder or URL.
+        shard_stem: from `part_stem`.
+        clip_ids: in shard order.
+        logits: (clips, classes), finite in float16.
+        stamp: what made them.
+        shard_identity: of the shard.
+        failures: the shard's clips that have no logits.
+
+    Raises:
+        ValueError: the shapes disagree, or a logit is not finite.
+    """
+    values = np.asarray(logits, dtype=np.float16)  # (clips, classes)
+    if values.shape != (len(clip_ids), stamp.classes):
+        raise ValueError(f"logits are {values.shape}, but there are {len(clip_ids)} clips of {stamp.classes} classes")
+    if not np.isfinite(values).all():
+        raise ValueError(f"logits of {shard_stem} are not finite in float16")
+    schema = part_schema(stamp, shard_identity, failures)
+    flat = pa.array(values.reshape(-1))
+    column = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("logits").type)
+    table = pa.Table.from_arrays([pa.array(clip_ids, pa.string()), column], schema=schema)
+    with storage.publish(storage.join_path(store, shard_stem + _PART_SUFFIX)) as staged:
+        # Plain pages: BYTE_STREAM_SPLIT would save 12 %, but DuckDB does not read it for half floats.
+        pq.write_table(table, staged, compression="zstd", use_dictionary=False)
+
+
+def list_parts(store: str) -> list[LogitPart]:
+    """Read the footers of all finished parts, by name.
+
+    Raises:
+        LogitStoreError: a Parquet file of the folder is damaged, or is no part of a logit store.
+    """
+    with ThreadPoolExecutor(_FOOTER_READERS) as readers:
+        return list(readers.map(lambda file: _read_footer(store, file), _part_files(store)))
+
+
+def finished_parts(store: str, stamp: StoreStamp) -> dict[str, LogitPart]:
+    """Find the parts that `stamp` made, by shard stem; damaged parts are told and count as missing."""
+
+    def read(file: storage.StoredFile) -> LogitPart | None:
+        try:
+            part = _read_footer(store, file)
+        except LogitStoreError as error:
+            _log.warning("%s It will be made again.", error)
+            return None
+        return part if part.stamp == stamp else None
+
+    with ThreadPoolExecutor(_FOOTER_READERS) as readers:
+        return {part.stem: part for part in readers.map(read, _part_files(store)) if part}
+
+
+def _part_files(store: str) -> list[storage.StoredFile]:
+    return [file for file in storage.list_files(store, _PART_SUFFIX) if file.name != FAILED_NAME]
+
+
+def _read_footer(store: str, file: storage.StoredFile) -> LogitPart:
+    location = storage.join_path(store, file.name)
+    with _open_part(location) as part:
+        schema, clips = part.schema_arrow, part.metadata.num_rows
+    metadata = schema.metadata or {}
+    if missing := {_STAMP_KEY, _IDENTITY_KEY, _FAILURES_KEY} - metadata.keys():
+        raise LogitStoreError(f"{location}: not a part of a logit store (it lacks {sorted(missing)}). Move it away.")
+    stamp = StoreStamp.from_json(metadata[_STAMP_KEY], location)
+    try:
+        failures = _FAILURES.validate_json(metadata[_FAILURES_KEY])
+    except ValidationError as error:
+        raise LogitStoreError(f"{location}: its list of failed clips can't be read. Delete the part.") from error
+    if not schema.equals(part_schema(stamp, "")):
+        raise LogitStoreError(
+            f"{location}: its columns are not those of a logit part of {stamp.classes} classes. Delete the part."
+        )
+    identity = metadata[_IDENTITY_KEY].decode()
+    return LogitPart(file=file, clips=clips, stamp=stamp, shard_identity=identity, failures=failures)
+
+
+@contextmanager
+def _open_part(location: str) -> Iterator[pq.ParquetFile]:
+    try:
+        with storage.open_input(location) as stream, pq.ParquetFile(stream) as part:
+            yield part
+    except (pa.ArrowException, OSError) as error:
+        raise LogitStoreError(
+            f"{location}: damaged ({str(error).splitlines()[0]}). Delete it and run `pipeline teacher-logits` again."
+        ) from error
+
+
+def write_stamp(store: str, stamp: StoreStamp) -> None:
+    """Say what the store is; written before its first part, so that an interrupted store is known too."""
+    storage.publish_bytes(storage.join_path(store, STORE_NAME), stamp.to_json() + b"\n")
+
+
+def read_stamp(store: str) -> StoreStamp | None:
+    """Read store.json; None where there is none yet.
+
+    Raises:
+        LogitStoreError: it can't be read.
+    """
+    location = storage.join_path(store, STORE_NAME)
+    return StoreStamp.from_json(storage.read_bytes(location), location) if storage.exists(location) else None
+
+
+def write_failures(store: str, parts: Sequence[LogitPart]) -> None:
+    """Gather the parts' failures in `failed.parquet`, which only repeats what the parts already tell."""
+    rows = [{"part": part.stem, **asdict(failure)} for part in parts for failure in part.failures]
+    with storage.publish(storage.join_path(store, FAILED_NAME)) as staged:
+        pq.write_table(pa.Table.from_pylist(rows, schema=_FAILED_SCHEMA), staged, compression="zstd")
+
+
+def open_store(store: str) -> "LogitStore":
+    """Open a store for reading, after comparing every part's stamp with store.json.
+
+    Raises:
+        LogitStoreError: there is no store, it holds no logits, a part is damaged, or parts were made otherwise.
+    """
+    stamp = read_stamp(store)
+    if stamp is None:
+        raise LogitStoreError(
+            f"{store}: no {STORE_NAME}, so this is not a logit store. Make one with `pipeline teacher-logits`, "
+            "or correct the path."
+        )
+    if stamp.values != "logits":
+        raise LogitStoreError(
+            f"{store}: holds {stamp.values}, but students learn from logits, before the sigmoid. "
+            "Make the store again with `pipeline teacher-logits`."
+        )
+    parts = list_parts(store)
+    for part in parts:
+        if part.stamp != stamp:
+            raise LogitStoreError(
+                f"{storage.join_path(store, part.file.name)}: made otherwise than {STORE_NAME} says "
+                f"({part.stamp.differences_from(stamp)}). Run the `pipeline teacher-logits` that made {STORE_NAME} "
+                "again to redo such parts, or delete the part."
+            )
+    return LogitStore(location=store, stamp=stamp, parts=tuple(parts))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogitStore:
+    """A store whose parts were all made alike."""
+
+    location: str
+    stamp: StoreStamp
+    parts: tuple[LogitPart, ...]
+    """By name."""
+
+    @property
+    def clip_count(self) -> int:
+        """Rows of all parts."""
+        return sum(part.clips for part in self.parts)
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.file.size for part in self.parts)
+
+    def clip_ids(self) -> pa.ChunkedArray:
+        """Read the clip ids of all parts, in their order."""
+        chunks = [chunk for part in self.parts for chunk in self._read(part, "clip_id").chunks]
+        return pa.chunked_array(chunks, pa.string())
+
+    def part_logits(self, part: LogitPart) -> np.ndarray:
+        """Read one part's logits: (clips, classes), float16, in the order of its clip ids."""
+        flat = self._read(part, "logits").combine_chunks().flatten()
+        return flat.to_numpy().reshape(-1, self.stamp.classes)  # (clips, classes)
+
+    def _read(self, part: LogitPart, column: str) -> pa.ChunkedArray:
+        with _open_part(storage.join_path(self.location, part.file.name)) as file:
+            return file.read(columns=[column])[column]
+
+    def check_vocabulary(self, vocabulary: Vocabulary, dataset: str) -> None:
+        """Refuse a dataset whose classes are not the store's.
+
+        Raises:
+            LogitStoreError: the class lists differ.
+        """
+        found, expected = self.stamp.vocabulary_sha256, vocabulary.sha256
+        if self.stamp.classes != len(vocabulary) or found != expected:
+            raise LogitStoreError(
+                f"{self.location}: made for {self.stamp.classes} classes with hash {found[:12]}, but {dataset} has "
+                f"{len(vocabulary)} classes with hash {expected[:12]}. Run `pipeline teacher-logits` on this dataset, "
+                "or choose the store that was made with its class list."
+            )
+
+    def align(self, manifest: Manifest, cache_dir: str | Path) -> AlignedLogits:
+        """Give the logits in the manifest's order, from the cache where this was done before.
+
+        The cache is keyed by all that the array depends on. Processes may do this at the same time: each publishes
+        the same bytes, whole. At most one part is in memory.
+
+        Args:
+            manifest: of any dataset with the store's class list.
+            cache_dir: a local folder; (clips x classes x 2) bytes are written there. It may be cleared at any time.
+
+        Raises:
+            LogitStoreError: the class lists differ, no clip of the dataset has logits, or a part is damaged.
+        """
+        self.check_vocabulary(manifest.vocabulary, manifest.location)
+        files = [(part.file.name, part.file.size, part.file.version) for part in self.parts]
+        key = json.dumps([manifest.identity, self.stamp.to_json().decode(), files])
+        path = storage.local_path(cache_dir) / f"logits-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
+        try:
+            return load_aligned(path)
+        except FileNotFoundError:
+            return self._build(manifest, path)
+
+    def _build(self, manifest: Manifest, path: Path) -> AlignedLogits:
+        rows, repeated = target_rows(self.clip_ids(), manifest.clip_ids)  # (store rows,)
+        has_logits = np.zeros(len(manifest), dtype=bool)
+        has_logits[rows[rows >= 0]] = True
+        if not has_logits.any():
+            raise LogitStoreError(
+                f"{self.location}: holds logits of {self.clip_count} clips, but none of the {len(manifest)} clips of "
+                f"{manifest.location}. Run `pipeline teacher-logits --data {manifest.location}`."
+            )
+        if repeated:
+            _log.warning("%s: %d clips are in several parts; the first part counts", self.location, repeated)
+        shape = (len(manifest), self.stamp.classes)
+        return write_aligned(path, shape, has_logits, repeated, self._pieces(rows))
+
+    def _pieces(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        starts = np.cumsum([0] + [part.clips for part in self.parts])
+        for part, start in zip(self.parts, starts, strict=False):
+            targets = rows[start : start + part.clips]  # (part's clips,)
+            wanted = targets >= 0
+            if wanted.any():
+                yield targets[wanted], self.part_logits(part)[wanted]

@@ -1,0 +1,265 @@
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipeline.errors import LogitStoreError
+from pipeline.logit_store import (
+    FAILED_NAME,
+    ClipFailure,
+    finished_parts,
+    list_parts,
+    open_store,
+    part_stem,
+    publish_part,
+    read_stamp,
+    write_failures,
+    write_stamp,
+)
+from pipeline.manifest import SCHEMA, Manifest, read_manifest, write_manifest
+from pipeline.store_stamp import StoreStamp, TeacherStamp
+from pipeline.vocabulary import LabelClass, Vocabulary
+
+CLASSES = 5
+VOCABULARY = Vocabulary(tuple(LabelClass(index, f"/m/{index}", f"Sound {index}") for index in range(CLASSES)))
+STAMP = StoreStamp(
+    teachers=(TeacherStamp(name="passt_tiny", weight=1.0, sha256="a" * 64, front_end="mel"),),
+    vocabulary_sha256=VOCABULARY.sha256,
+    classes=CLASSES,
+    precision="float32",
+)
+OTHER = replace(STAMP, precision="bfloat16")
+
+
+def logits_of(clip_ids: list[str]) -> np.ndarray:
+    """(clips, classes), a number for each id and class."""
+    seeds = [sum(map(ord, clip_id)) for clip_id in clip_ids]
+    return (np.array(seeds).reshape(-1, 1) / 8 - np.arange(CLASSES)).astype(np.float16)
+
+
+def publish(store: Path, stem: str, clip_ids: list[str], stamp: StoreStamp = STAMP, **kwargs: object) -> None:
+    publish_part(str(store), stem, clip_ids, logits_of(clip_ids), stamp, f"identity of {stem}", **kwargs)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    folder = tmp_path / "store"
+    write_stamp(str(folder), STAMP)
+    publish(folder, "a", ["-x", "_y"])
+    publish(folder, "b", ["z"], failures=[ClipFailure(clip_id="bad", reason="not audio", detail="an essay")])
+    return folder
+
+
+def manifest_of(folder: Path, clip_ids: list[str], vocabulary: Vocabulary = VOCABULARY) -> Manifest:
+    rows = [
+        {"clip_id": clip_id, "shard": "a.tar", "offset": 512 * row, "size": 1, "format": "wav", "labels": [0]}
+        for row, clip_id in enumerate(clip_ids)
+    ]
+    write_manifest(str(folder), pa.Table.from_pylist(rows, schema=SCHEMA), vocabulary)
+    return read_manifest(str(folder))
+
+
+# Parts.
+
+
+def test_part_holds_ids_and_native_half_floats_in_order(store: Path) -> None:
+    table = pq.read_table(store / "a.parquet")
+    assert table.schema.field("clip_id").type == pa.string()
+    logits = table.schema.field("logits").type
+    assert pa.types.is_fixed_size_list(logits)
+    assert (logits.list_size, logits.value_type) == (CLASSES, pa.float16())
+    assert table["clip_id"].to_pylist() == ["-x", "_y"]
+    np.testing.assert_array_equal(np.array(table["logits"].to_pylist()), logits_of(["-x", "_y"]))
+    assert pq.read_metadata(store / "a.parquet").row_group(0).column(1).compression == "ZSTD"
+
+
+def test_duckdb_reads_the_store(store: Path) -> None:
+    rows = duckdb.connect().execute(f"select clip_id, logits from '{store}/[ab].parquet' order by clip_id").fetchall()
+    expected = logits_of(["-x", "_y", "z"])
+    assert [(clip_id, list(logits)) for clip_id, logits in rows] == list(
+        zip(["-x", "_y", "z"], expected.tolist(), strict=True)
+    )
+
+
+def test_polars_reads_the_store(store: Path) -> None:
+    frame = pl.read_parquet(f"{store}/[ab].parquet")
+    assert frame["clip_id"].to_list() == ["-x", "_y", "z"]
+    np.testing.assert_array_equal(frame["logits"].to_numpy(), logits_of(["-x", "_y", "z"]))
+
+
+def test_same_content_gives_the_same_bytes(store: Path, tmp_path: Path) -> None:
+    publish(tmp_path, "a", ["-x", "_y"])
+    assert (tmp_path / "a.parquet").read_bytes() == (store / "a.parquet").read_bytes()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 70000.0])
+def test_logits_that_float16_cannot_hold_are_refused(tmp_path: Path, value: float) -> None:
+    logits = np.full((1, CLASSES), value, np.float32)
+    with pytest.raises(ValueError, match="not finite"), np.errstate(over="ignore"):
+        publish_part(str(tmp_path), "a", ["x"], logits, STAMP, "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_shapes_that_disagree_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="2 clips of 5 classes"):
+        publish_part(str(tmp_path), "a", ["x", "y"], logits_of(["x"]), STAMP, "")
+
+
+def test_shard_without_a_good_clip_is_an_empty_part(tmp_path: Path) -> None:
+    write_stamp(str(tmp_path), STAMP)
+    publish(tmp_path, "a", [], failures=[ClipFailure(clip_id="x", reason="not audio")])
+    opened = open_store(str(tmp_path))
+    assert opened.clip_count == 0
+    assert opened.part_logits(opened.parts[0]).shape == (0, CLASSES)
+
+
+def test_part_is_named_after_its_shard() -> None:
+    assert part_stem("train-000000.tar") == "train-000000"
+    assert part_stem("part.of.many.tar") == "part.of.many"
+
+
+# What is finished, and what failed.
+
+
+def test_finished_parts_are_those_that_the_stamp_made(store: Path) -> None:
+    publish(store, "c", ["c"], stamp=OTHER)
+    found = finished_parts(str(store), STAMP)
+    assert {stem: part.shard_identity for stem, part in found.items()} == {"a": "identity of a", "b": "identity of b"}
+
+
+def test_damaged_part_counts_as_missing_and_is_told(store: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (store / "a.parquet").write_bytes((store / "a.parquet").read_bytes()[:-10])
+    assert finished_parts(str(store), STAMP).keys() == {"b"}
+    assert "a.parquet: damaged" in caplog.text
+
+
+def test_failures_of_all_parts_are_gathered(store: Path) -> None:
+    write_failures(str(store), list_parts(str(store)))
+    assert pq.read_table(store / FAILED_NAME).to_pylist() == [
+        {"part": "b", "clip_id": "bad", "reason": "not audio", "detail": "an essay"}
+    ]
+    assert open_store(str(store)).clip_count == 3, "the list of failures is no part"
+
+
+# Opening.
+
+
+def test_stamp_comes_back_from_the_store(store: Path, tmp_path: Path) -> None:
+    assert read_stamp(str(store)) == STAMP
+    assert read_stamp(str(tmp_path / "elsewhere")) is None
+
+
+def test_folder_without_a_stamp_is_no_store(tmp_path: Path) -> None:
+    with pytest.raises(LogitStoreError, match=r"no store\.json.*Make one with"):
+        open_store(str(tmp_path))
+
+
+def test_probabilities_are_refused(tmp_path: Path) -> None:
+    write_stamp(str(tmp_path), replace(STAMP, values="probabilities"))
+    with pytest.raises(LogitStoreError, match="holds probabilities"):
+        open_store(str(tmp_path))
+
+
+def test_parts_made_differently_are_refused_with_the_difference(store: Path) -> None:
+    publish(store, "c", ["c"], stamp=OTHER)
+    with pytest.raises(LogitStoreError, match=r"c\.parquet: made otherwise.*precision is bfloat16, not float32"):
+        open_store(str(store))
+
+
+def test_foreign_parquet_is_refused(store: Path) -> None:
+    pq.write_table(pa.table({"clip_id": ["a"]}), store / "mine.parquet")
+    with pytest.raises(LogitStoreError, match=r"mine\.parquet: not a part of a logit store"):
+        open_store(str(store))
+
+
+def test_part_with_other_columns_than_its_stamp_says_is_refused(store: Path) -> None:
+    table = pq.read_table(store / "a.parquet")
+    wider = pa.array([[1.0] * 6] * 2, pa.list_(pa.float16(), 6))
+    pq.write_table(
+        pa.table({"clip_id": table["clip_id"], "logits": wider}).replace_schema_metadata(table.schema.metadata),
+        store / "a.parquet",
+    )
+    with pytest.raises(LogitStoreError, match=r"a\.parquet: its columns are not those of a logit part of 5 classes"):
+        open_store(str(store))
+
+
+# Aligning with a manifest.
+
+
+def test_logits_stand_in_manifest_order_and_absence_is_told(store: Path, tmp_path: Path) -> None:
+    manifest = manifest_of(tmp_path / "data", ["z", "without", "-x"])
+    aligned = open_store(str(store)).align(manifest, tmp_path / "cache")
+    assert aligned.has_logits.tolist() == [True, False, True]
+    np.testing.assert_array_equal(aligned.logits[aligned.has_logits], logits_of(["z", "-x"]))
+    assert not aligned.logits[1].any()
+    assert aligned.logits.dtype == np.float16
+
+
+def test_second_alignment_reads_no_part(store: Path, tmp_path: Path) -> None:
+    manifest = manifest_of(tmp_path / "data", ["z"])
+    opened = open_store(str(store))
+    first = opened.align(manifest, tmp_path / "cache")
+    for part in store.glob("*.parquet"):
+        part.unlink()
+    again = opened.align(manifest, tmp_path / "cache")
+    np.testing.assert_array_equal(first.logits, again.logits)
+
+
+def test_changed_part_is_aligned_anew(store: Path, tmp_path: Path) -> None:
+    manifest = manifest_of(tmp_path / "data", ["z", "new"])
+    assert open_store(str(store)).align(manifest, tmp_path / "cache").has_logits.tolist() == [True, False]
+    publish(store, "b", ["z", "new"])
+    assert open_store(str(store)).align(manifest, tmp_path / "cache").has_logits.tolist() == [True, True]
+
+
+def test_first_part_wins_where_two_hold_a_clip(store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    publish_part(str(store), "c", ["z"], np.full((1, CLASSES), 7, np.float16), STAMP, "")
+    manifest = manifest_of(tmp_path / "data", ["z"])
+    aligned = open_store(str(store)).align(manifest, tmp_path / "cache")
+    np.testing.assert_array_equal(aligned.logits, logits_of(["z"]))
+    assert aligned.repeated == 1
+    assert "1 clips are in several parts" in caplog.text
+
+
+def test_dataset_with_other_classes_is_refused(store: Path, tmp_path: Path) -> None:
+    renamed = Vocabulary((*VOCABULARY.classes[:-1], LabelClass(4, "/m/4", "Renamed")))
+    manifest = manifest_of(tmp_path / "data", ["z"], renamed)
+    with pytest.raises(LogitStoreError, match=rf"hash {VOCABULARY.sha256[:12]}.*hash {renamed.sha256[:12]}"):
+        open_store(str(store)).align(manifest, tmp_path / "cache")
+
+
+def test_store_of_another_dataset_is_refused(store: Path, tmp_path: Path) -> None:
+    manifest = manifest_of(tmp_path / "data", ["p", "q"])
+    with pytest.raises(LogitStoreError, match="3 clips, but none of the 2 clips"):
+        open_store(str(store)).align(manifest, tmp_path / "cache")
+
+
+def test_threads_that_align_at_once_agree(store: Path, tmp_path: Path) -> None:
+    manifest = manifest_of(tmp_path / "data", ["z", "_y", "-x"])
+    opened = open_store(str(store))
+    found: list[np.ndarray] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(opened.align(manifest, tmp_path / "cache").logits))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 4
+    for logits in found:
+        np.testing.assert_array_equal(logits, logits_of(["z", "_y", "-x"]))
+    assert len(list((tmp_path / "cache").iterdir())) == 2, "nothing half-written stays"
+
+
+def test_reader_needs_neither_torch_nor_ray() -> None:
+    code = "import sys, pipeline.logit_store; sys.exit(any(name in sys.modules for name in ('torch', 'ray')))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
