@@ -1,0 +1,167 @@
+"""Turns waveforms into the log-mel images that the students see, number for number as EfficientAT does."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+PRE_EMPHASIS = 0.97
+LOG_FLOOR = 1e-5
+MEL_SHIFT, MEL_SCALE = 4.5, 5.0  # bring the log-mels of AudioSet to about -1 to 1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrontEndConfig:
+    """How sound becomes an image; the defaults are EfficientAT's."""
+
+    sample_rate_hz: int = 32_000
+    """Sampling rate of the waveforms, in hertz."""
+
+    mels: int = 128
+    """Number of mel bands, 4 or more."""
+
+    hop_samples: int = 320
+    """Step between two frames, in samples; 320 is 10 ms."""
+
+    window_samples: int = 800
+    """Length of the Hann window, in samples; at most `fft_samples`."""
+
+    fft_samples: int = 1024
+    """Length of the Fourier transform, in samples; even."""
+
+    low_hz: float = 0.0
+    """Lower edge of the lowest band, in hertz."""
+
+    high_hz: float = 15_000.0
+    """Upper edge of the highest band, in hertz."""
+
+    low_jitter_hz: int = 10
+    """In training the lower edge rises by 0 to this minus one, in whole hertz; 1 is no jitter."""
+
+    high_jitter_hz: int = 2_000
+    """In training the upper edge moves by at most half of this either way, in whole hertz; 1 is no jitter."""
+
+    def __post_init__(self) -> None:
+        """Refuse what no filter bank can be built from."""
+        if self.mels < 4 or self.hop_samples < 1:
+            raise ValueError(f"front end: {self.mels} mel bands, hop {self.hop_samples}; choose 4 and 1 or more")
+        if not 1 <= self.window_samples <= self.fft_samples or self.fft_samples % 2:
+            raise ValueError(f"front end: window {self.window_samples} must fit an even FFT, not {self.fft_samples}")
+        if self.low_jitter_hz < 1 or self.high_jitter_hz < 1:
+            raise ValueError("front end: a jitter range is 1 (none) or more hertz")
+        highest_low = self.low_hz + self.low_jitter_hz - 1
+        lowest_high = self.high_hz + self.high_jitter_hz // 2 - self.high_jitter_hz + 1
+        highest_high = self.high_hz + self.high_jitter_hz // 2
+        if not 0 <= highest_low < lowest_high or highest_high > self.sample_rate_hz / 2:
+            raise ValueError(
+                f"front end: the edges {self.low_hz} and {self.high_hz} Hz with their jitter must keep their order "
+                f"and stay between 0 and {self.sample_rate_hz / 2} Hz"
+            )
+
+    def frames(self, samples: int) -> int:
+        """Count the frames that `samples` samples give."""
+        return 1 + (samples - 1) // self.hop_samples  # pre-emphasis costs one sample, centring adds one frame
+
+
+def mel_filters(
+    config: FrontEndConfig, low_hz: float, high_hz: float, device: torch.device | str | None = None
+) -> Tensor:
+    """Build Kaldi's triangular filter bank, whose slopes are straight on the mel scale, without area normalisation.
+
+    Args:
+        config: gives the number of bands, the FFT length and the sampling rate.
+        low_hz: lower edge of the lowest band.
+        high_hz: upper edge of the highest band.
+        device: where to build it.
+
+    Returns:
+        (mels, bins), float32, 0 to 1; the bin at half the sampling rate is zero, as in Kaldi.
+
+    The values are those of `torchaudio.compliance.kaldi.get_mel_banks`: edges in double, bands in single precision.
+    """
+    low_mel, high_mel = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (low_hz, high_hz))
+    step = (high_mel - low_mel) / (config.mels + 1)
+    edges = low_mel + step * torch.arange(config.mels + 2, device=device)  # (mels + 2,)
+    left, center, right = (edges[start : start + config.mels, None] for start in range(3))  # (mels, 1)
+    bins_hz = config.sample_rate_hz / config.fft_samples * torch.arange(config.fft_samples // 2, device=device)
+    bins_mel = 1127.0 * (1.0 + bins_hz / 700.0).log()  # (bins - 1,)
+    rising, falling = (bins_mel - left) / (center - left), (right - bins_mel) / (right - center)  # (mels, bins - 1)
+    return F.pad(torch.minimum(rising, falling).clamp(min=0.0), (0, 1))  # (mels, bins)
+
+
+class LogMelFrontEnd(nn.Module):
+    """The students' front end: waveforms in, log-mel images out, always in float32.
+
+    In evaluation the bands are fixed and their filters are built once. In training the band edges are drawn once a
+    batch (EfficientAT, arXiv:2211.04772, Section 3), which makes the student robust against other spectrograms.
+    """
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, config: FrontEndConfig | None = None) -> None:
+        super().__init__()
+        self.config = config or FrontEndConfig()
+        self._build_constants(None)
+
+    def _build_constants(self, device: torch.device | None) -> None:
+        config = self.config
+        window = torch.hann_window(config.window_samples, periodic=False, device=device)
+        filters = mel_filters(config, config.low_hz, config.high_hz, device)
+        # Released checkpoints hold neither, so these don't belong into the state dict.
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("filters", filters, persistent=False)
+
+    def _apply(self, fn, recurse: bool = True) -> "LogMelFrontEnd":
+        super()._apply(fn, recurse)
+        # `model.half()` must not round the constants and `to_empty` must not leave them empty: build them anew.
+        self._build_constants(self.window.device)
+        return self
+
+    def forward(self, waveforms: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Turn a batch of waveforms into log-mel images.
+
+        Args:
+            waveforms: (batch, samples), -1 to 1, at `config.sample_rate_hz`.
+            generator: draws the band edges in training mode; None is torch's own generator. Unused in evaluation.
+
+        Returns:
+            (batch, 1, mels, frames), float32; `config.frames(samples)` frames.
+
+        Raises:
+            ValueError: the shape is another, or the sound is shorter than half the Fourier transform.
+        """
+        config = self.config
+        if waveforms.dim() != 2 or waveforms.shape[1] <= config.fft_samples // 2 + 1:
+            raise ValueError(
+                f"waveforms of shape {tuple(waveforms.shape)}; the front end takes (batch, samples) with more than "
+                f"{config.fft_samples // 2 + 1} samples"
+            )
+        with torch.autocast(device_type=waveforms.device.type, enabled=False):
+            sound = waveforms.float()
+            sound = sound[:, 1:] - PRE_EMPHASIS * sound[:, :-1]  # (batch, samples - 1)
+            spectrum = torch.stft(
+                sound,
+                config.fft_samples,
+                hop_length=config.hop_samples,
+                win_length=config.window_samples,
+                window=self.window,
+                return_complex=True,
+            )
+            power = torch.view_as_real(spectrum).square().sum(dim=-1)  # (batch, bins, frames)
+            filters = self._jittered_filters(generator) if self.training else self.filters
+            log_mels = (filters @ power + LOG_FLOOR).log()  # (batch, mels, frames)
+            return ((log_mels + MEL_SHIFT) / MEL_SCALE).unsqueeze(1)
+
+    def _jittered_filters(self, generator: torch.Generator | None) -> Tensor:
+        """Draw the edges as EfficientAT does and build the bank on the spot: (mels, bins)."""
+        config = self.config
+        device = generator.device if generator is not None else "cpu"
+        rise, fall = (
+            int(torch.randint(width, (), generator=generator, device=device))
+            for width in (config.low_jitter_hz, config.high_jitter_hz)
+        )
+        high_hz = config.high_hz + config.high_jitter_hz // 2 - fall
+        return mel_filters(config, config.low_hz + rise, high_hz, self.filters.device)

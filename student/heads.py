@@ -1,0 +1,123 @@
+"""From feature maps to class logits: the three heads, under the parameter names of EfficientAT's checkpoints.
+
+Every head offers the same three things: `forward` (maps to logits), `pre_logits` (maps to the vector that the last
+layer sees) and `reset` (a fresh last layer). `final_layers` names the modules that depend on the number of classes.
+"""
+
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from student.layers import initialise
+
+HeadType = Literal["mlp", "fully_convolutional", "multihead_attention_pooling"]
+
+
+class MlpHead(nn.Sequential):
+    """Mean over the image, one hidden layer, one output layer."""
+
+    final_layers = ("5",)
+
+    def __init__(self, in_features: int, hidden_features: int, num_classes: int, dropout: float) -> None:
+        super().__init__(
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(in_features, hidden_features),
+            nn.Hardswish(inplace=True),
+            nn.Dropout(dropout),
+        )
+        self.hidden_features = hidden_features
+        self.reset(num_classes)
+
+    def reset(self, num_classes: int) -> None:
+        """Replace the output layer by a fresh one; with 0 classes the hidden layer becomes the output."""
+        self.add_module("5", nn.Linear(self.hidden_features, num_classes) if num_classes else nn.Identity())
+        initialise(self[5])
+
+    def pre_logits(self, maps: Tensor) -> Tensor:
+        """Stop before the output layer: (batch, channels, mels, frames) → (batch, hidden_features)."""
+        for layer in list(self)[:-1]:
+            maps = layer(maps)
+        return maps
+
+
+class FullyConvolutionalHead(nn.Sequential):
+    """A logit at every position of the image, then their mean; works on any size and can be read over time."""
+
+    final_layers = ("0", "1")
+
+    def __init__(self, in_features: int, num_classes: int) -> None:
+        # Positions are averaged after the normalisation; its eps is torch's default, unlike the network's.
+        super().__init__(nn.Identity(), nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.hidden_features = in_features
+        self.reset(num_classes)
+
+    def reset(self, num_classes: int) -> None:
+        """Replace the output layer by a fresh one; with 0 classes the mean of the maps becomes the output."""
+        self[0] = nn.Conv2d(self.hidden_features, num_classes, 1, bias=False) if num_classes else nn.Identity()
+        self[1] = nn.BatchNorm2d(num_classes) if num_classes else nn.Identity()
+        initialise(self[0])
+        initialise(self[1])
+
+    def pre_logits(self, maps: Tensor) -> Tensor:
+        """Average the maps: (batch, channels, mels, frames) → (batch, channels)."""
+        return maps.mean(dim=(2, 3))
+
+
+class AttentionPoolingHead(nn.Module):
+    """Each head weighs the frames for each class by its own attention; the heads are added with learned weights.
+
+    As in PSLA: Gong et al. 2021, arXiv:2102.01243, Section III-B.
+    """
+
+    final_layers = ("subspace_proj",)
+
+    def __init__(self, in_features: int, num_classes: int, heads: int) -> None:
+        super().__init__()
+        self.hidden_features, self.heads = in_features, heads
+        self.head_weight = nn.Parameter(torch.full((1, heads, 1), 1.0 / heads))
+        self.reset(num_classes)
+
+    def reset(self, num_classes: int) -> None:
+        """Replace the projection by a fresh one; with 0 classes the mean of the maps becomes the output."""
+        self.num_classes = num_classes
+        outputs = 2 * self.heads * num_classes  # attention and value of every head and class
+        self.subspace_proj = nn.Linear(self.hidden_features, outputs) if num_classes else nn.Identity()
+        initialise(self.subspace_proj)
+
+    def pre_logits(self, maps: Tensor) -> Tensor:
+        """Average the maps: (batch, channels, mels, frames) → (batch, channels)."""
+        return maps.mean(dim=(2, 3))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Pool the frames: (batch, channels, mels, frames) → (batch, classes)."""
+        if not self.num_classes:
+            return self.pre_logits(maps)
+        frames = maps.mean(dim=2).transpose(1, 2)  # (batch, frames, channels)
+        split = self.subspace_proj(frames).unflatten(-1, (2, self.heads, self.num_classes))
+        attention, values = split.float().unbind(dim=2)  # both (batch, frames, heads, classes)
+        attention = attention.sigmoid().clamp(1e-7, 1 - 1e-7)
+        attention = attention / attention.sum(dim=1, keepdim=True)
+        pooled = (attention * values).sum(dim=1)  # (batch, heads, classes)
+        return (pooled * self.head_weight).sum(dim=1)
+
+
+Head = MlpHead | FullyConvolutionalHead | AttentionPoolingHead
+
+
+def build_head(
+    head_type: HeadType, in_features: int, hidden_features: int, num_classes: int, dropout: float, attention_heads: int
+) -> Head:
+    """Build a head by EfficientAT's name for it.
+
+    Raises:
+        ValueError: there is no such head.
+    """
+    if head_type == "mlp":
+        return MlpHead(in_features, hidden_features, num_classes, dropout)
+    if head_type == "fully_convolutional":
+        return FullyConvolutionalHead(in_features, num_classes)
+    if head_type == "multihead_attention_pooling":
+        return AttentionPoolingHead(in_features, num_classes, attention_heads)
+    raise ValueError(f"head_type is {head_type!r}; choose one of {', '.join(get_args(HeadType))}")

@@ -1,0 +1,219 @@
+"""The students by name: every width, every model that EfficientAT released, and the same names in timm."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor
+
+from student.mobilenetv3 import MobileNetV3
+from student.state_dicts import describe_difference, fit_to_model, read_checkpoint, shapes_of
+from student.tagger import Tagger
+
+RELEASES = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelCard:
+    """What a name stands for: a network with its front end, and the weights that were released under it."""
+
+    name: str
+    """Upstream's name."""
+
+    network: type[Tagger]
+    """The class that is built."""
+
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """Its keywords, of network and front end."""
+
+    weights_url: str | None = None
+    """Where the released weights lie; None if there are none."""
+
+    published_map: float | None = None
+    """Mean average precision on AudioSet's evaluation part as the authors state it, 0 to 1."""
+
+    licence: str = "MIT"
+    """Licence of the released weights."""
+
+    paper: str = "arXiv:2211.04772"
+    """Where the model is described."""
+
+
+def _mn(name: str, file: str | None = None, map_percent: float | None = None, **settings: Any) -> ModelCard:
+    """Describe an MN; its width is in its name."""
+    return ModelCard(
+        name=name,
+        network=MobileNetV3,
+        settings={"width_mult": int(name[2:4]) / 10, **settings},
+        weights_url=RELEASES + file if file else None,
+        published_map=map_percent / 100 if map_percent else None,
+    )
+
+
+_IMAGENET_WIDTHS = (1, 2, 4, 5, 10, 20, 30, 40)
+_CARDS: tuple[ModelCard, ...] = (
+    *(_mn(f"mn{width:02}") for width in range(1, 41)),
+    *(_mn(f"mn{width:02}_im", f"mn{width:02}_im.pt") for width in _IMAGENET_WIDTHS),
+    _mn("mn10_im_pytorch", "mn10_im_pytorch.pt"),
+    _mn("mn01_as", "mn01_as_mAP_298.pt", 29.8),
+    _mn("mn02_as", "mn02_as_mAP_378.pt", 37.8),
+    _mn("mn04_as", "mn04_as_mAP_432.pt", 43.2),
+    _mn("mn05_as", "mn05_as_mAP_443.pt", 44.3),
+    _mn("mn10_as", "mn10_as_mAP_471.pt", 47.1),
+    _mn("mn20_as", "mn20_as_mAP_478.pt", 47.8),
+    _mn("mn30_as", "mn30_as_mAP_482.pt", 48.2),
+    _mn("mn40_as", "mn40_as_mAP_484.pt", 48.4),
+    _mn("mn40_as(2)", "mn40_as_mAP_483.pt", 48.3),
+    _mn("mn40_as(3)", "mn40_as_mAP_483(2).pt", 48.3),
+    _mn("mn40_as_no_im_pre", "mn40_as_no_im_pre_mAP_483.pt", 48.3),
+    _mn("mn40_as_no_im_pre(2)", "mn40_as_no_im_pre_mAP_483(2).pt", 48.3),
+    _mn("mn40_as_no_im_pre(3)", "mn40_as_no_im_pre_mAP_482.pt", 48.2),
+    _mn("mn40_as_ext", "mn40_as_ext_mAP_487.pt", 48.7),
+    _mn("mn40_as_ext(2)", "mn40_as_ext_mAP_486.pt", 48.6),
+    _mn("mn40_as_ext(3)", "mn40_as_ext_mAP_485.pt", 48.5),
+    _mn("mn10_as_hop_5", "mn10_as_hop_5_mAP_475.pt", 47.5, hopsize=160),
+    _mn("mn10_as_hop_15", "mn10_as_hop_15_mAP_463.pt", 46.3, hopsize=480),
+    _mn("mn10_as_hop_20", "mn10_as_hop_20_mAP_456.pt", 45.6, hopsize=640),
+    _mn("mn10_as_hop_25", "mn10_as_hop_25_mAP_447.pt", 44.7, hopsize=800),
+    _mn("mn10_as_mels_40", "mn10_as_mels_40_mAP_453.pt", 45.3, n_mels=40),
+    _mn("mn10_as_mels_64", "mn10_as_mels_64_mAP_461.pt", 46.1, n_mels=64),
+    _mn("mn10_as_mels_256", "mn10_as_mels_256_mAP_474.pt", 47.4, n_mels=256),
+    _mn("mn10_as_fc", "mn10_as_fc_mAP_465.pt", 46.5, head_type="fully_convolutional"),
+    _mn(
+        "mn10_as_fc_s2221",
+        "mn10_as_fc_s2221_mAP_466.pt",
+        46.6,
+        head_type="fully_convolutional",
+        strides=(2, 2, 2, 1),
+    ),
+    _mn(
+        "mn10_as_fc_s2211",
+        "mn10_as_fc_s2211_mAP_466.pt",
+        46.6,
+        head_type="fully_convolutional",
+        strides=(2, 2, 1, 1),
+    ),
+)
+_CARD_BY_NAME: Mapping[str, ModelCard] = {card.name: card for card in _CARDS}
+
+
+def model_names() -> tuple[str, ...]:
+    """List every registered name: widths first, then released models."""
+    return tuple(_CARD_BY_NAME)
+
+
+def model_card(name: str) -> ModelCard:
+    """Look a name up.
+
+    Raises:
+        ValueError: nothing is registered under it.
+    """
+    if name not in _CARD_BY_NAME:
+        released = ", ".join(card.name for card in _CARDS if card.weights_url)
+        raise ValueError(f"no student is called {name!r}; choose mn01 to mn40 (width x 10), or one of {released}")
+    return _CARD_BY_NAME[name]
+
+
+def create_model(name: str, checkpoint: str | Path | Mapping[str, Tensor] | None = None, **kwargs: Any) -> Tagger:
+    """Create a student with its front end.
+
+    Args:
+        name: a registered name; `timm.create_model` knows the same ones. A released name stands for its network and
+            front end; its weights come from `checkpoint` (`model_card(name).weights_url` says where they lie).
+        checkpoint: a safetensors or torch file, or a state dict; None leaves the weights fresh.
+        kwargs: the network's keywords, which win over what the name stands for; see `MobileNetV3` and `DyMN`.
+
+    Returns:
+        The model, in training mode.
+
+    Raises:
+        ValueError: the name is unknown, a setting is out of range, or the checkpoint doesn't fit.
+        FileNotFoundError: there is no such checkpoint.
+    """
+    card = model_card(name)
+    settings = {**card.settings, **kwargs}
+    model = card.network(**settings)
+    model.model_name = name
+    if checkpoint is not None:
+        load_weights(model, checkpoint)
+    return model
+
+
+def load_weights(model: Tagger, checkpoint: str | Path | Mapping[str, Tensor]) -> None:
+    """Load a checkpoint into a student; a last layer for another number of classes stays fresh, and that is logged.
+
+    Raises:
+        ValueError: it doesn't fit; the message names keys, shapes, and the model that it looks like.
+        FileNotFoundError: there is no such file.
+    """
+    state_dict = read_checkpoint(checkpoint)
+    try:
+        fitted = fit_to_model(state_dict, model, _final_layers(model))
+    except ValueError as error:
+        origin = checkpoint if isinstance(checkpoint, str | Path) else "the state dict"
+        twin = looks_like(state_dict)
+        hint = f"it looks like {twin}: create that model" if twin else "it looks like no registered student"
+        raise ValueError(f"{origin} doesn't fit {model.model_name or 'the model'}: {error}; {hint}") from error
+    model.load_state_dict(fitted)
+
+
+def looks_like(state_dict: Mapping[str, Tensor]) -> str | None:
+    """Name the first registered model whose keys and shapes a checkpoint has, whatever its number of classes."""
+    for card in _CARDS:
+        with torch.device("meta"):  # shapes without memory or arithmetic
+            twin = card.network(**card.settings)
+        prefixes = tuple(f"{layer}." for layer in _final_layers(twin))
+        expected, found = (
+            {key: shape for key, shape in shapes_of(tensors).items() if not key.startswith(prefixes)}
+            for tensors in (twin.state_dict(), state_dict)
+        )
+        if not describe_difference(expected, found):
+            return card.name
+    return None
+
+
+def _final_layers(model: Tagger) -> list[str]:
+    return [f"classifier.{layer}" for layer in model.classifier.final_layers]
+
+
+def _timm_builder(card: ModelCard) -> Callable[..., torch.nn.Module]:
+    """Make the function that timm calls for a name."""
+
+    def build(pretrained: bool = False, **kwargs: Any) -> torch.nn.Module:
+        model = build_model_with_cfg(
+            card.network,
+            card.name,
+            pretrained,
+            feature_cfg={"flatten_sequential": True},
+            pretrained_filter_fn=lambda state_dict, model: fit_to_model(state_dict, model, _final_layers(model)),
+            kwargs_filter=("in_chans", "global_pool"),  # pyright: ignore[reportArgumentType]
+            **{**card.settings, **kwargs},
+        )
+        model.model_name = card.name
+        return model
+
+    build.__name__ = build.__qualname__ = card.name
+    build.__doc__ = f"Build {card.name} for timm."
+    return build
+
+
+# timm looks for this name in the module of every registered function.
+default_cfgs = generate_default_cfgs(
+    {
+        card.name: {
+            "url": card.weights_url or "",
+            "num_classes": 527,
+            "input_size": (1, card.settings.get("n_mels", 128), 1000),
+            "classifier": "classifier",
+            "license": card.licence.lower(),
+            "paper_ids": card.paper,
+            "origin_url": "https://github.com/fschmid56/EfficientAT",
+        }
+        for card in _CARDS
+    }
+)
+for _card in _CARDS:
+    register_model(_timm_builder(_card))

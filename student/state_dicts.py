@@ -1,0 +1,92 @@
+"""Reads checkpoints and fits them to a model; what doesn't fit is named, never skipped."""
+
+import logging
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import timm.models
+from torch import Tensor, nn
+
+logger = logging.getLogger(__name__)
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def read_checkpoint(checkpoint: str | Path | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Read a state dict from a safetensors or torch file without running anything that the file brings along.
+
+    Args:
+        checkpoint: the file, or the state dict itself. A training checkpoint's "state_dict" or "model" is found, and a
+            "module." before every key is dropped.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file holds something else than tensors.
+    """
+    if isinstance(checkpoint, Mapping):
+        return dict(checkpoint)
+    if not Path(checkpoint).is_file():
+        raise FileNotFoundError(f"{checkpoint}: no such checkpoint")
+    try:
+        state_dict = timm.models.load_state_dict(str(checkpoint), use_ema=False, weights_only=True)
+    except Exception as error:  # safetensors, pickle and zip each raise their own kinds
+        raise ValueError(
+            f"{checkpoint}: not a readable safetensors or torch checkpoint of tensors ({error})"
+        ) from error
+    if not all(isinstance(value, Tensor) for value in state_dict.values()):
+        raise ValueError(f"{checkpoint}: holds more than tensors; save the model's state_dict() alone")
+    return state_dict
+
+
+def fit_to_model(state_dict: Mapping[str, Tensor], model: nn.Module, final_layers: Iterable[str]) -> dict[str, Tensor]:
+    """Make a state dict that `model` loads strictly; a last layer of another size stays as fresh as it is.
+
+    Args:
+        state_dict: the checkpoint's tensors.
+        model: the model to load them into.
+        final_layers: names of the modules whose shape follows from the number of classes.
+
+    Raises:
+        ValueError: keys are missing or unknown, or shapes differ elsewhere than in the last layer.
+    """
+    own = model.state_dict()
+    prefixes = tuple(f"{layer}." for layer in final_layers)
+    fitted = dict(state_dict)
+    resized = [key for key in own if key.startswith(prefixes) and key in fitted and fitted[key].shape != own[key].shape]
+    final_keys = [key for key in own if key.startswith(prefixes)] if resized else []
+    for key in final_keys:
+        fitted[key] = own[key]
+    if difference := describe_difference(shapes_of(own), shapes_of(fitted)):
+        raise ValueError(difference)
+    if resized:
+        logger.warning(
+            "The checkpoint knows %d classes, the model %d: its last layer (%s) starts anew",
+            len(state_dict[resized[0]]),
+            len(own[resized[0]]),
+            ", ".join(final_keys),
+        )
+    return fitted
+
+
+def shapes_of(state_dict: Mapping[str, Tensor]) -> Shapes:
+    """List the shape of every tensor."""
+    return {key: tuple(value.shape) for key, value in state_dict.items()}
+
+
+def describe_difference(expected: Shapes, found: Shapes, most: int = 5) -> str:
+    """Say in one line which keys and shapes differ, at most `most` of each kind; empty if none does."""
+    kinds = {
+        "missing": [f"{key} {expected[key]}" for key in expected if key not in found],
+        "unknown": [f"{key} {found[key]}" for key in found if key not in expected],
+        "of another shape": [
+            f"{key} {found[key]} instead of {expected[key]}"
+            for key in expected
+            if key in found and found[key] != expected[key]
+        ],
+    }
+    parts = [
+        f"{len(keys)} {kind}: {', '.join(keys[:most])}{', …' if len(keys) > most else ''}"
+        for kind, keys in kinds.items()
+        if keys
+    ]
+    return "; ".join(parts)

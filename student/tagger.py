@@ -1,0 +1,73 @@
+"""What every student is, whatever its network: a front end, feature maps, a head, and timm's habits."""
+
+from torch import Tensor, nn
+
+from student.front_end import FrontEndConfig, LogMelFrontEnd
+from student.heads import Head
+
+
+class Tagger(nn.Module):
+    """Base of the students: log-mel images in, class logits out, with the front end that makes the images.
+
+    A subclass builds its network, then calls `_finish`, and implements `forward_features`.
+    """
+
+    input_seconds = 10.0
+    """Length of the sounds that the released models were trained on; other lengths work too."""
+
+    model_name = ""
+    """The registered name that the model was created by."""
+
+    front_end: LogMelFrontEnd
+    classifier: Head
+
+    def _finish(self, classifier: Head, num_features: int, front_end: FrontEndConfig) -> None:
+        self.classifier = classifier
+        self.num_features = num_features
+        self.head_hidden_size = classifier.hidden_features
+        # Last, because timm's feature extractors run the children in the order of their registration.
+        self.front_end = LogMelFrontEnd(front_end)
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Sampling rate of the waveforms that the front end takes, in hertz."""
+        return self.front_end.config.sample_rate_hz
+
+    def forward_features(self, features: Tensor) -> Tensor:
+        """Run the network: (batch, 1, mels, frames) → (batch, num_features, mels / 32, frames / 32)."""
+        raise NotImplementedError
+
+    def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
+        """Turn the network's maps into logits (batch, classes), or into what the last layer sees."""
+        return self.classifier.pre_logits(maps) if pre_logits else self.classifier(maps)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Tag log-mel images.
+
+        Args:
+            features: (batch, 1, mels, frames), from `front_end`.
+
+        Returns:
+            (batch, classes), logits (before the sigmoid).
+        """
+        return self.forward_head(self.forward_features(features))
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Describe sounds for another task: (batch, 1, mels, frames) → (batch, num_features), the maps' mean."""
+        return self.forward_features(features).mean(dim=(2, 3))
+
+    def get_classifier(self) -> nn.Module:
+        """Return the head, as timm's models do."""
+        return self.classifier
+
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """Give the head a fresh last layer; 0 classes make the model return what that layer would see.
+
+        Raises:
+            ValueError: another pooling is asked for; each head has its own.
+        """
+        if global_pool not in (None, "", "avg"):
+            raise ValueError(f"global_pool is {global_pool!r}, but the pooling belongs to the head: choose head_type")
+        self.num_classes = num_classes
+        self.classifier.reset(num_classes)
+        self.classifier.to(next(self.parameters()).device)
