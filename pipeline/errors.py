@@ -43,3 +43,7 @@ class CheckpointError(PipelineError):
 
 class TooManyFailuresError(PipelineError):
     """More clips failed than the run allows. Everything that could be done was done and is kept."""
+
+
+class TrainingDivergedError(PipelineError):
+    """A loss or a gradient is no longer a finite number; the weights and checkpoints from before it are kept."""

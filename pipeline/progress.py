@@ -100,18 +100,21 @@ class MetricLog:
 
     Args:
         run: the local run folder.
-        after_step: the step that the run goes on from. Lines of later steps, which a killed run left behind, are
-            dropped, so that the log of a resumed run reads like that of an uninterrupted one.
+        kept_lines: how many lines of `metrics.jsonl` to keep. A run that resumes drops those that a killed process
+            wrote after its last checkpoint, so that its log reads like that of an uninterrupted run.
+        after_step: the step that the run goes on from; TensorBoard hides what came later.
     """
 
-    def __init__(self, run: Path, *, after_step: int = 0) -> None:
+    def __init__(self, run: Path, *, kept_lines: int = 0, after_step: int = 0) -> None:
         # TensorBoard takes seconds to import; commands that train nothing should not wait for it.
         from torch.utils.tensorboard import SummaryWriter
 
         path = run / METRICS_NAME
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= after_step] if after_step else []
+        kept = _whole_lines(path)[:kept_lines]
         publish_bytes(path, b"".join(kept))
-        self._lines = path.open("a", encoding="utf-8")
+        self.lines = len(kept)
+        """Lines of `metrics.jsonl` so far."""
+        self._file = path.open("a", encoding="utf-8")
         self._events = SummaryWriter(str(run / "tensorboard"), purge_step=after_step + 1)
 
     def write(self, step: int, values: Mapping[str, float], *, epoch: int) -> None:
@@ -122,14 +125,15 @@ class MetricLog:
             values: name → figure. A name such as `train/loss` is shown under `train` in TensorBoard.
             epoch: the epoch that the step belongs to, from 0.
         """
-        self._lines.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
-        self._lines.flush()
+        self._file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+        self._file.flush()
+        self.lines += 1
         for name, value in values.items():
             self._events.add_scalar(name, value, global_step=step)
 
     def close(self) -> None:
         """Close both files."""
-        self._lines.close()
+        self._file.close()
         self._events.close()
 
     def __enter__(self) -> Self:

@@ -21,8 +21,9 @@ def test_a_resumed_log_drops_the_steps_that_are_done_again(tmp_path: Path) -> No
             log.write(step, {"train/loss": float(step)}, epoch=0)
     with (tmp_path / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 6, "tr')  # as a killed run leaves it
-    with MetricLog(tmp_path, after_step=3) as log:
+    with MetricLog(tmp_path, kept_lines=3, after_step=3) as log:
         log.write(4, {"train/loss": 40.0}, epoch=0)
+        assert log.lines == 4
     assert [line["train/loss"] for line in read_metrics(tmp_path)] == [1.0, 2.0, 3.0, 40.0]
 
 

@@ -1,0 +1,234 @@
+"""Clips and their teacher logits → batches: reads each clip's bytes out of its shard, decodes them, adds what is known.
+
+The logits were brought into the manifest's order once, when the store was opened, so the join of a clip is one row of a
+memory-mapped array. What a batch holds depends on its rows alone, never on the number of workers.
+"""
+
+import signal
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from pipeline.alignment import AlignedLogits
+from pipeline.audio import load_waveform
+from pipeline.errors import DecodeError, PipelineError, TooManyFailuresError
+from pipeline.manifest import Manifest
+from pipeline.shards import read_clip_bytes
+from pipeline.storage import RangeReader
+from pipeline.waveform_cache import WaveformCache
+
+
+@dataclass(frozen=True, slots=True)
+class FailedClip:
+    """A clip that could not be read or decoded."""
+
+    row: int
+    reason: str
+    """A short fixed phrase that can be counted."""
+    detail: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingBatch:
+    """Clips, their labels and what the teachers said about them; tensors, on one device."""
+
+    rows: Tensor
+    """(batch,), int64: rows in the manifest."""
+    waveforms: Tensor
+    """(batch, samples), float32, -1 to 1; silence where the clip is not valid."""
+    labels: Tensor
+    """(batch, classes), float32, 0 or 1."""
+    teacher_logits: Tensor
+    """(batch, classes), float32; zeros where there are none."""
+    has_teacher: Tensor
+    """(batch,), bool."""
+    valid: Tensor
+    """(batch,), bool: False where the clip could not be decoded."""
+    failures: tuple[FailedClip, ...] = ()
+    """Why, for each clip that is not valid."""
+
+    def __len__(self) -> int:
+        """Count the clips, valid or not."""
+        return len(self.rows)
+
+    def only_valid(self) -> "TrainingBatch":
+        """Leave out the clips that could not be decoded, so that they touch neither statistics nor partners."""
+        if self.valid.all():
+            return self
+        return replace(self, **{name: tensor[self.valid] for name, tensor in self._tensors().items()})
+
+    def to(self, device: torch.device) -> "TrainingBatch":
+        """Copy to a device; from pinned memory without waiting for the copy."""
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()})
+
+    def pin_memory(self) -> "TrainingBatch":
+        """Copy to page-locked memory; the loader calls this where a GPU is fed."""
+        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+
+    def _tensors(self) -> dict[str, Tensor]:
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+class JoinedDataset(Dataset[TrainingBatch]):
+    """A dataset's clips joined with their teacher logits; an item is a whole batch, asked for by its rows.
+
+    Args:
+        manifest: the dataset.
+        sample_rate_hz: the model's.
+        seconds: the model's input length; longer clips are cut, shorter ones padded with silence.
+        logits: the teachers' logits in the manifest's order; None where nobody needs them.
+        cache: keeps decoded waveforms; None decodes every time.
+    """
+
+    def __init__(
+        self,
+        manifest: Manifest,
+        *,
+        sample_rate_hz: int,
+        seconds: float,
+        logits: AlignedLogits | None = None,
+        cache: WaveformCache | None = None,
+    ) -> None:
+        self.manifest = manifest
+        self.sample_rate_hz = sample_rate_hz
+        self.seconds = seconds
+        self._logits = logits
+        self._cache = cache
+        self._reader = RangeReader(manifest.location)
+
+    @property
+    def samples(self) -> int:
+        """Length of a waveform."""
+        return round(self.seconds * self.sample_rate_hz)
+
+    def __getitem__(self, rows: np.ndarray) -> TrainingBatch:
+        """Read the clips at `rows`, (batch,) int64."""
+        waveforms = np.zeros((len(rows), self.samples), dtype=np.float32)
+        failures: list[FailedClip] = []
+        for place, row in enumerate(rows.tolist()):
+            try:
+                waveforms[place] = self._waveform(row)
+            except DecodeError as error:
+                failures.append(FailedClip(row, error.reason, error.detail))
+            except PipelineError as error:
+                failures.append(FailedClip(row, "shard unreadable", str(error)))
+        teacher_logits, has_teacher = self._teacher_logits(rows)
+        return TrainingBatch(
+            rows=torch.from_numpy(rows),
+            waveforms=torch.from_numpy(waveforms),
+            labels=torch.from_numpy(self.manifest.label_matrix(rows)),
+            teacher_logits=torch.from_numpy(teacher_logits),
+            has_teacher=torch.from_numpy(has_teacher),
+            valid=torch.from_numpy(~np.isin(rows, [failure.row for failure in failures])),
+            failures=tuple(failures),
+        )
+
+    def _waveform(self, row: int) -> np.ndarray:
+        if self._cache is not None and (kept := self._cache.read(row)) is not None:
+            return kept
+        encoded = read_clip_bytes(self._reader, self.manifest, row)
+        waveform = load_waveform(encoded, sample_rate_hz=self.sample_rate_hz, seconds=self.seconds)
+        if self._cache is not None:
+            self._cache.write(row, waveform)
+        return waveform
+
+    def _teacher_logits(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Give (batch, classes) float32 and (batch,) bool."""
+        if self._logits is None:
+            return np.zeros((len(rows), len(self.manifest.vocabulary)), np.float32), np.zeros(len(rows), bool)
+        return self._logits.logits[rows].astype(np.float32), self._logits.has_logits[rows]
+
+
+def batch_loader(
+    dataset: JoinedDataset, batches: Iterable[np.ndarray], *, workers: int, pin_memory: bool = False
+) -> DataLoader[TrainingBatch]:
+    """Load batches in the order of `batches`, ahead of time on `workers` processes; 0 loads when asked.
+
+    The processes live as long as the iteration, which may go on over any number of epochs.
+    """
+    return DataLoader(
+        dataset,
+        sampler=batches,  # pyright: ignore[reportArgumentType]
+        batch_size=None,  # an index is a whole batch already
+        collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
+        num_workers=workers,
+        worker_init_fn=_leave_signals_to_the_main_process,
+        pin_memory=pin_memory,
+    )
+
+
+def _as_it_is(batch: TrainingBatch) -> TrainingBatch:
+    return batch
+
+
+def _leave_signals_to_the_main_process(worker: int) -> None:
+    # Ctrl-C and a service manager's SIGTERM reach the workers too. If they died of it, the main process could no
+    # longer finish its step and save.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+class FailureTally:
+    """Counts the clips that could not be used, each once however often it is drawn, with reasons.
+
+    Args:
+        manifest: names the clips.
+        most: largest share, 0 to 1, of the clips drawn so far that may fail.
+    """
+
+    def __init__(self, manifest: Manifest, *, most: float) -> None:
+        self._manifest = manifest
+        self._most = most
+        self._drawn = np.zeros(len(manifest), dtype=bool)
+        self._failed: dict[int, tuple[str, str]] = {}
+
+    def add(self, batch: TrainingBatch) -> None:
+        """Count a batch's clips."""
+        self._drawn[batch.rows.numpy()] = True
+        for failure in batch.failures:
+            self._failed.setdefault(failure.row, (failure.reason, failure.detail))
+
+    @property
+    def failures(self) -> list[tuple[str, str, str]]:
+        """Clip id, reason and detail of every clip that failed, by row."""
+        return [(self.clip_id(row), *self._failed[row]) for row in sorted(self._failed)]
+
+    def clip_id(self, row: int) -> str:
+        """Name the clip at `row`."""
+        return self._manifest.clip_ids[row].as_py()
+
+    def summary(self) -> str:
+        """Say how many clips failed, and why: `3 of 640 clips can't be used (0.5 %): 2 undecodable, …`."""
+        drawn, failed = int(self._drawn.sum()), len(self._failed)
+        text = f"{failed} of {drawn} clips can't be used ({100 * failed / max(drawn, 1):.1f} %)"
+        reasons = Counter(reason for reason, _ in self._failed.values()).most_common()
+        return f"{text}: {', '.join(f'{count} {reason}' for reason, count in reasons)}" if reasons else text
+
+    def check(self) -> None:
+        """Stop the run where too many clips failed.
+
+        Raises:
+            TooManyFailuresError: more than `most` of the clips drawn so far.
+        """
+        if len(self._failed) > self._most * self._drawn.sum():
+            clip_id, reason, detail = self.failures[0]
+            raise TooManyFailuresError(
+                f"{self.summary()}; the limit is {100 * self._most:g} %. The first is {clip_id}: {reason} {detail}. "
+                "Mend the dataset, or allow more with --max-failed"
+            )
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give what a checkpoint keeps."""
+        return {"drawn": torch.from_numpy(np.packbits(self._drawn)), "failed": dict(self._failed)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what a checkpoint kept, of the same manifest."""
+        self._drawn = np.unpackbits(state["drawn"].numpy(), count=len(self._manifest)).astype(bool)
+        self._failed = dict(state["failed"])

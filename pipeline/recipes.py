@@ -1,0 +1,99 @@
+"""Settings ↔ TOML: what a run was made with, written so that the same file, given as `--config`, makes it again."""
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def to_toml(config: "DataclassInstance") -> str:
+    """Spell a settings object, defaults included: its fields as keys, nested settings as tables.
+
+    A field that is None is left out: TOML has no word for it, and None is the default of every field that may be so.
+    """
+    return "".join(_table_lines(_known(asdict(config)), ()))
+
+
+def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        key: _known(value) if isinstance(value, Mapping) else value
+        for key, value in settings.items()
+        if value is not None
+    }
+
+
+def _table_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
+    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
+    if path and plain:
+        yield f"\n[{'.'.join(_key(part) for part in path)}]\n"
+    for key, value in plain.items():
+        yield f"{_key(key)} = {_value(value)}\n"
+    for key, value in table.items():  # TOML wants a table's own keys before its sub-tables
+        if isinstance(value, Mapping):
+            yield from _table_lines(value, (*path, key))
+
+
+def _key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else _value(key)
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, str):
+        # JSON's strings are TOML's, but for the one control character that JSON leaves as it is.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return repr(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_value(item) for item in value)}]"
+    raise TypeError(f"{value!r} has no spelling in TOML")
+
+
+def differences(old: str, new: str, *, free: frozenset[str]) -> list[str]:
+    """Say in which settings two TOML texts differ, such as `batch_size: 32 → 64`.
+
+    Args:
+        old: the earlier settings.
+        new: the present ones.
+        free: top-level keys that may differ.
+    """
+    before, after = _flat(tomllib.loads(old)), _flat(tomllib.loads(new))
+    return [
+        f"{key}: {before.get(key, 'none')} → {after.get(key, 'none')}"
+        for key in sorted(before.keys() | after.keys())
+        if key not in free and before.get(key) != after.get(key)
+    ]
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in table.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def read_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Read keywords for a model as a command line hands them over: `{"width-mult": "0.3"}` → `{"width_mult": 0.3}`.
+
+    A text that is no TOML value stands for itself; values that are no texts pass unchanged.
+    """
+    return {key.replace("-", "_"): _read_option(value) for key, value in options.items()}
+
+
+def _read_option(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_read_option(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    try:
+        return tomllib.loads(f"value = {value.lower() if value in ('True', 'False') else value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value

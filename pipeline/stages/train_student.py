@@ -1,0 +1,134 @@
+"""`pipeline train-student`: stage 2. Shards joined with teacher logits → a small CNN."""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from cyclopts import Parameter
+from torch import Tensor, nn
+
+import student
+from pipeline.alignment import AlignedLogits
+from pipeline.errors import CheckpointError, UsageError
+from pipeline.join import TrainingBatch
+from pipeline.logit_store import open_store
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.recipes import read_options
+from pipeline.stages.judging import judge
+from pipeline.storage import local_path
+from pipeline.training import TrainingConfig
+from pipeline.training_run import RunResult, open_clips, run_training
+from pipeline.weights import local_file
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainStudentConfig(TrainingConfig):
+    """How a student is trained; the defaults are the recipe of EfficientAT (arXiv:2211.04772)."""
+
+    model: str = "mn10"
+    """Student to train: mn01 to mn40, dymn04, or a released name such as mn10_as."""
+    model_options: dict[str, Any] = field(default_factory=dict)
+    """Further keywords of the network, such as head_type or strides."""
+    store: str | None = None
+    """Logit store of the teachers, a folder or URL; without it the student learns from the labels alone."""
+    distill: student.DistillConfig = field(default_factory=student.DistillConfig)
+    """How labels and teacher share the loss."""
+    mixup: student.MixupConfig = field(default_factory=student.MixupConfig)
+    """Mixing of pairs of clips."""
+    schedule: student.ScheduleConfig = field(default_factory=student.ScheduleConfig)
+    """Learning rate over the epochs."""
+
+
+class StudentLearner:
+    """A student, and what it is to learn from a batch: its labels, and what the teachers said.
+
+    Args:
+        model: the student.
+        distill: how labels and teacher share the loss.
+        mixup: how clips are mixed.
+    """
+
+    def __init__(self, model: student.Tagger, distill: student.DistillConfig, mixup: student.MixupConfig) -> None:
+        self.model = model
+        self._distill = distill
+        self._mixup = mixup
+
+    def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
+        """Mix the clips' log-mel images, tag them, and compare with the equally mixed targets: a scalar, in nats."""
+        with torch.no_grad():
+            features = self.model.front_end(batch.waveforms, generator)  # (batch, 1, mels, frames)
+            mix = student.draw_mix(len(batch), self._mixup, generator)
+            features = mix.of(features)
+            teacher_probs = student.teacher_probabilities(batch.teacher_logits, self._distill)  # (batch, classes)
+        logits = network(features)  # (batch, classes)
+        return student.distillation_loss(logits, batch.labels, teacher_probs, batch.has_teacher, self._distill, mix=mix)
+
+    def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Give mAP, mean ROC AUC and d′."""
+        return judge(logits, labels)
+
+
+def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult:
+    """Train a small CNN on a dataset, to give its clips' labels and the logits that the teachers gave them.
+
+    A clip without logits learns from its labels alone. The run's folder receives the settings (config.toml, which can
+    be given as --config), metrics.jsonl and TensorBoard events, checkpoints, and the weights: last.safetensors and,
+    with --eval-data, best.safetensors. Ctrl-C and SIGTERM save before they stop; --resume goes on exactly there.
+
+    Raises:
+        PipelineError: the settings, the dataset, the store or the checkpoint don't fit, or the run can't go on.
+    """
+    manifest = read_manifest(config.data)
+    eval_manifest = None if config.eval_data is None else read_manifest(config.eval_data)
+    options = read_options(config.model_options)
+    model = _build_model(config, options, classes=len(manifest.vocabulary))
+    logits = _open_logits(config, manifest)
+    return run_training(
+        config,
+        StudentLearner(model, config.distill, config.mixup),
+        dataset=open_clips(config, manifest, model, logits),
+        eval_dataset=None if eval_manifest is None else open_clips(config, eval_manifest, model),
+        schedule=partial(student.learning_rate_multiplier, config=config.schedule),
+        metadata={
+            "stage": "student",
+            "model": config.model,
+            "kwargs": options,
+            "classes": len(manifest.vocabulary),
+            "vocabulary_sha256": manifest.vocabulary.sha256,
+        },
+    )
+
+
+def _build_model(config: TrainStudentConfig, options: Mapping[str, Any], *, classes: int) -> student.Tagger:
+    try:
+        student.model_card(config.model)
+    except ValueError as error:
+        raise UsageError(f"--model {config.model}: {error}") from error
+    torch.manual_seed(config.seed)  # fresh weights come from the seed
+    try:
+        if config.checkpoint is None:
+            return student.create_model(config.model, num_classes=classes, **options)
+        with local_file(config.checkpoint) as path:
+            return student.create_model(config.model, path, num_classes=classes, **options)
+    except (ValueError, TypeError) as error:
+        kind = UsageError if config.checkpoint is None else CheckpointError
+        raise kind(f"--model {config.model}: {error}") from error
+
+
+def _open_logits(config: TrainStudentConfig, manifest: Manifest) -> AlignedLogits | None:
+    if config.store is None:
+        _log.info("no --store: the student learns from the labels alone")
+        return None
+    logits = open_store(config.store).align(manifest, local_path(config.cache))
+    missing = int(np.count_nonzero(~logits.has_logits))
+    if missing:
+        _log.warning(
+            "%d of %d clips have no logits in %s: they learn from labels alone", missing, len(manifest), config.store
+        )
+    return logits

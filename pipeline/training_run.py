@@ -1,0 +1,410 @@
+"""A training run in its folder: starts or resumes it, keeps its logs, saves it, and evaluates as it goes.
+
+RUN/config.toml holds the settings, metrics.jsonl and tensorboard/ the figures, checkpoints/ what a resume needs,
+last.safetensors and best.safetensors the weights for everybody else, failed.csv the clips that could not be read.
+"""
+
+import csv
+import io
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from pipeline.alignment import AlignedLogits
+from pipeline.checkpoints import load_newest_checkpoint, save_checkpoint, save_weights
+from pipeline.errors import CheckpointError, TooManyFailuresError, TrainingDivergedError, UsageError
+from pipeline.join import FailureTally, JoinedDataset, TrainingBatch, batch_loader
+from pipeline.manifest import Manifest
+from pipeline.predictions import choose_device, predict
+from pipeline.progress import MetricLog, ProgressBar, progress_bar
+from pipeline.recipes import differences, to_toml
+from pipeline.sampling import EpochPlan, sampling_weights
+from pipeline.stopping import StopRequest, StopRequestedError, stop_on_signals
+from pipeline.storage import is_remote, local_path, publish_bytes, remove_staged
+from pipeline.training import Learner, StepReport, Trainer, TrainingConfig
+from pipeline.waveform_cache import WaveformCache
+
+CONFIG_NAME, LAST_NAME, BEST_NAME, FAILED_NAME = "config.toml", "last.safetensors", "best.safetensors", "failed.csv"
+
+_log = logging.getLogger(__name__)
+
+# What a resumed run may do otherwise: none of it reaches the weights, but for more epochs, which only come later.
+_FREE = frozenset(
+    ("data", "store", "eval_data", "run", "resume", "epochs", "device", "workers", "cache", "cache_audio")
+    + ("max_failed", "evaluate_every", "checkpoint_minutes", "keep_checkpoints", "log_every")
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """How a run ended."""
+
+    finished: bool
+    """False where somebody stopped it; `--resume` goes on."""
+    steps: int
+    best_map: float | None
+    """Best mAP on the evaluation clips, 0 to 1; None where nothing was evaluated."""
+
+
+def open_run(config: TrainingConfig) -> dict[str, Any] | None:
+    """Prepare the run folder and write its settings.
+
+    Returns:
+        The state to go on from; None for a fresh start.
+
+    Raises:
+        UsageError: the folder is remote, holds something and `resume` is off, or its run had other settings.
+        CheckpointError: it has checkpoints, but no sound one.
+    """
+    if is_remote(config.run):
+        raise UsageError(f"--run {config.run}: give a local folder; copy it to the object store afterwards")
+    run = local_path(config.run)
+    if run.is_dir() and any(run.iterdir()) and not config.resume:
+        raise UsageError(
+            f"--run {run}: is not empty. Add --resume to go on with what it holds, or choose another folder"
+        )
+    found = load_newest_checkpoint(run)
+    if found is not None:
+        path, state = found
+        if changed := differences(state["settings"], to_toml(config), free=_FREE):
+            raise UsageError(f"--resume: {run} was made with other settings ({'; '.join(changed)}); use those")
+        _log.info("resuming after step %d, from %s", state["step"], path)
+    elif config.resume:
+        _log.info("%s holds no checkpoint yet: starting from the beginning", run)
+    remove_staged(run / "checkpoints")
+    publish_bytes(run / CONFIG_NAME, to_toml(config).encode())
+    return None if found is None else found[1]
+
+
+class Listener(Protocol):
+    """What a model says about the sounds it takes."""
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Sample rate of its waveforms."""
+        ...
+
+    @property
+    def input_seconds(self) -> float:
+        """Length of its waveforms."""
+        ...
+
+
+def open_clips(
+    config: TrainingConfig, manifest: Manifest, model: Listener, logits: AlignedLogits | None = None
+) -> JoinedDataset:
+    """Join a dataset's clips with logits, in the form that `model` hears them in.
+
+    Raises:
+        UsageError: decoded audio is to be kept, but the disk has no room for it.
+    """
+    rate, seconds, cache = model.sample_rate_hz, model.input_seconds, None
+    if config.cache_audio:
+        samples = round(rate * seconds)
+        cache = WaveformCache(local_path(config.cache), manifest, sample_rate_hz=rate, samples=samples)
+    return JoinedDataset(manifest, sample_rate_hz=rate, seconds=seconds, logits=logits, cache=cache)
+
+
+def run_training(
+    config: TrainingConfig,
+    learner: Learner,
+    *,
+    dataset: JoinedDataset,
+    eval_dataset: JoinedDataset | None,
+    schedule: Callable[[int], float],
+    metadata: Mapping[str, Any],
+) -> RunResult:
+    """Start or resume the run that the settings describe, and train until it is done or stopped.
+
+    Args:
+        config: the settings.
+        learner: the model and its loss.
+        dataset: the clips to learn from.
+        eval_dataset: the clips to be judged on, if any.
+        schedule: epoch → what the learning rate is multiplied by.
+        metadata: goes into the headers of the weights' files.
+
+    Raises:
+        PipelineError: the settings don't fit the folder or the dataset, or the run can't go on.
+    """
+    manifest = dataset.manifest
+    if eval_dataset is not None and eval_dataset.manifest.vocabulary.sha256 != manifest.vocabulary.sha256:
+        raise UsageError(f"--eval-data {config.eval_data}: has other classes than --data {config.data}")
+    plan = EpochPlan(
+        weights=sampling_weights(manifest) if config.sampling == "balanced" else np.ones(len(manifest)),
+        batch_size=config.batch_size,
+        clips_per_epoch=config.clips_per_epoch,
+        seed=config.seed,
+    )
+    state = open_run(config)
+    device = choose_device(config.device)
+    trainer = Trainer(learner, config, plan, schedule, device)
+    _log.info(
+        "%d clips, %d without labels; %d epochs of %d steps of %d clips on %s",
+        len(manifest),
+        np.count_nonzero(np.diff(manifest.labels_csr[0]) == 0),
+        config.epochs,
+        plan.steps_per_epoch,
+        config.batch_size,
+        device,
+    )
+    run = TrainingRun(
+        config,
+        state,
+        trainer=trainer,
+        plan=plan,
+        learner=learner,
+        dataset=dataset,
+        eval_dataset=eval_dataset,
+        device=device,
+        metadata=metadata,
+    )
+    return run.go()
+
+
+@dataclass(kw_only=True, slots=True)
+class _EpochFigures:
+    """Sums over the steps of an epoch, and how this process's time went."""
+
+    loss: float = 0.0
+    clips: int = 0
+    started: float = field(default_factory=time.monotonic)
+    clips_here: int = 0
+    waited: float = 0.0
+
+    def add(self, report: StepReport) -> None:
+        self.loss += report.loss * report.clips
+        self.clips += report.clips
+        self.clips_here += report.clips
+
+    def values(self) -> dict[str, float]:
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        return {
+            "epoch/loss": self.loss / max(self.clips, 1),
+            "epoch/clips_per_second": self.clips_here / seconds,
+            "epoch/data_wait_share": self.waited / seconds,
+        }
+
+    def state_dict(self) -> dict[str, float]:
+        return {"loss": self.loss, "clips": self.clips}
+
+
+class TrainingRun:
+    """One run: a trainer, the folder that it is kept in, and what was measured so far.
+
+    Args:
+        config: the settings.
+        state: from `open_run`.
+        trainer: the model in training.
+        plan: which clips each step sees.
+        learner: judges predictions.
+        dataset: the clips to learn from.
+        eval_dataset: the clips to be judged on, if any.
+        metadata: goes into the headers of the weights' files.
+
+    Raises:
+        CheckpointError: the state belongs to another model or dataset.
+    """
+
+    _metrics: MetricLog
+    _bar: ProgressBar
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        state: Mapping[str, Any] | None,
+        *,
+        trainer: Trainer,
+        plan: EpochPlan,
+        learner: Learner,
+        dataset: JoinedDataset,
+        eval_dataset: JoinedDataset | None,
+        device: torch.device,
+        metadata: Mapping[str, Any],
+    ) -> None:
+        self._config, self._trainer, self._plan, self._learner = config, trainer, plan, learner
+        self._dataset, self._eval_dataset, self._device, self._metadata = dataset, eval_dataset, device, metadata
+        self._folder = local_path(config.run)
+        self._tally = FailureTally(dataset.manifest, most=config.max_failed)
+        self._epochs_closed = 0
+        self._epoch = _EpochFigures()
+        self._best_map: float | None = None
+        self._metric_lines = 0
+        self._batch: TrainingBatch | None = None
+        self._saved_at = time.monotonic()
+        self._saved_path: Path | None = None
+        if state is not None:
+            self._restore(state)
+
+    def go(self) -> RunResult:
+        """Train to the end, or until Ctrl-C or SIGTERM; either way all is saved.
+
+        Raises:
+            TrainingDivergedError: a loss or a gradient is not finite.
+            TooManyFailuresError: too many clips can't be read; what was learned is saved.
+        """
+        total = self._config.epochs * self._plan.steps_per_epoch
+        if self._trainer.step >= total and self._epochs_closed >= self._config.epochs:
+            _log.info("%s is finished: %d epochs are done. Raise --epochs to go on", self._folder, self._epochs_closed)
+            return self._result(finished=True)
+        batch = self._config.batch_size
+        with (
+            stop_on_signals() as stop,
+            MetricLog(self._folder, kept_lines=self._metric_lines, after_step=self._trainer.step) as log,
+            progress_bar("training", total * batch, done=self._trainer.step * batch) as bar,
+        ):
+            self._metrics, self._bar = log, bar
+            try:
+                self._train(total, stop)
+            except StopRequestedError:
+                self._save()
+                _log.warning("stopped after step %d of %d; --resume goes on", self._trainer.step, total)
+                return self._result(finished=False)
+            self._save()
+        return self._result(finished=True)
+
+    def _train(self, total: int, stop: StopRequest) -> None:
+        if self._trainer.step == (self._epochs_closed + 1) * self._plan.steps_per_epoch:
+            self._close_epoch(stop)  # it was stopped while its last epoch was evaluated
+        rows = self._plan.batches(self._trainer.step, total)
+        pin_memory = self._device.type == "cuda"
+        loader = batch_loader(self._dataset, rows, workers=self._config.workers, pin_memory=pin_memory)
+        try:
+            for report in self._trainer.steps(stop.guard(self._accounted(loader))):
+                self._record(report)
+                if report.ends_epoch:
+                    self._close_epoch(stop)
+                if time.monotonic() - self._saved_at >= 60 * self._config.checkpoint_minutes:
+                    self._save()
+        except FloatingPointError as error:
+            raise self._diverged(error) from error
+
+    def _accounted(self, loader: Iterable[TrainingBatch]) -> Iterator[TrainingBatch]:
+        """Pass batches on; count failed clips and the time spent waiting."""
+        asked = time.monotonic()
+        for batch in loader:
+            self._epoch.waited += time.monotonic() - asked
+            self._tally.add(batch)
+            self._batch = batch
+            yield batch
+            asked = time.monotonic()
+
+    def _record(self, report: StepReport) -> None:
+        self._epoch.add(report)
+        note = f"epoch {report.epoch + 1}/{self._config.epochs} loss {report.loss:.4f}"
+        self._bar.advance(self._config.batch_size, note=note)
+        if report.step % self._config.log_every == 0:
+            values = {
+                "train/loss": report.loss,
+                "train/gradient_norm": report.gradient_norm,
+                "train/learning_rate": report.learning_rate,
+            }
+            self._metrics.write(report.step, values, epoch=report.epoch)
+
+    def _close_epoch(self, stop: StopRequest) -> None:
+        """Evaluate, write the epoch's figures and start the next one. Only then does a checkpoint count it as done."""
+        epoch, epochs = self._epochs_closed, self._config.epochs
+        values = self._epoch.values()
+        is_last = epoch + 1 == epochs
+        if self._eval_dataset is not None and (is_last or (epoch + 1) % self._config.evaluate_every == 0):
+            values |= {f"eval/{name}": value for name, value in self._evaluate(self._eval_dataset, stop).items()}
+        self._metrics.write(self._trainer.step, values, epoch=epoch)
+        _log.info(
+            "epoch %d/%d: %s", epoch + 1, epochs, ", ".join(f"{key} {value:.4g}" for key, value in values.items())
+        )
+        self._epochs_closed += 1
+        self._epoch = _EpochFigures()
+        if (new_map := values.get("eval/mAP", math.nan)) > (self._best_map or -1.0):
+            self._best_map = new_map
+            self._save_weights(BEST_NAME)
+        self._report_failures()
+
+    def _evaluate(self, dataset: JoinedDataset, stop: StopRequest) -> dict[str, float]:
+        config, clips = self._config, len(dataset.manifest)
+        self._bar.advance(0, note=f"evaluating on {clips} clips")
+        rows = np.array_split(np.arange(clips), max(1, math.ceil(clips / config.batch_size)))
+        loader = batch_loader(dataset, rows, workers=min(config.workers, len(rows)))
+        tally = FailureTally(dataset.manifest, most=config.max_failed)
+
+        def counted() -> Iterator[TrainingBatch]:
+            for batch in stop.guard(loader):
+                tally.add(batch)
+                yield batch
+
+        model = self._trainer.trained_model
+        found = predict([model], counted(), device=self._device, precision=config.precision)
+        tally.check()
+        labels = dataset.manifest.label_matrix(found.rows)  # (clips, classes)
+        return {**self._learner.score(found.logits[0], labels), "clips": float(len(found.rows))}
+
+    def _report_failures(self) -> None:
+        failures = self._tally.failures
+        if not failures:
+            return
+        text = io.StringIO()
+        csv.writer(text).writerows([("clip_id", "reason", "detail"), *failures])
+        publish_bytes(self._folder / FAILED_NAME, text.getvalue().encode())
+        _log.warning("%s; listed in %s", self._tally.summary(), self._folder / FAILED_NAME)
+        try:
+            self._tally.check()
+        except TooManyFailuresError:
+            self._save()
+            raise
+
+    def _diverged(self, error: FloatingPointError) -> TrainingDivergedError:
+        assert self._batch is not None
+        clip_ids = ", ".join(self._tally.clip_id(int(row)) for row in self._batch.rows)
+        good = self._saved_path or "there is none yet"
+        return TrainingDivergedError(
+            f"step {self._trainer.step + 1}: {error}. The clips of the batch: {clip_ids}. The last good checkpoint: "
+            f"{good}. Try a lower --learning-rate, --optimizer.most-gradient-norm 1 or --precision float32"
+        )
+
+    def _save(self) -> None:
+        state = {
+            **self._trainer.state_dict(),
+            "epochs_closed": self._epochs_closed,
+            "epoch": self._epoch.state_dict(),
+            "best_map": self._best_map,
+            "failures": self._tally.state_dict(),
+            "metric_lines": self._metrics.lines,
+            "dataset": self._dataset.manifest.identity,
+            "settings": to_toml(self._config),
+            "torch_version": torch.__version__,
+        }
+        keep = self._config.keep_checkpoints
+        self._saved_path = save_checkpoint(self._folder, self._trainer.step, state, keep=keep)
+        self._save_weights(LAST_NAME)
+        self._saved_at = time.monotonic()
+
+    def _save_weights(self, name: str) -> None:
+        known = {"step": self._trainer.step, "epoch": self._epochs_closed, "mAP": self._best_map}
+        save_weights(self._folder / name, self._trainer.trained_model.state_dict(), {**self._metadata, **known})
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        if state["dataset"] != self._dataset.manifest.identity:
+            raise CheckpointError(
+                f"{self._folder}: was trained on other clips or labels than {self._dataset.manifest.location} has now. "
+                "Give the dataset it was started with, or start anew in another folder"
+            )
+        try:
+            self._trainer.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{self._folder}: its checkpoint does not fit the model: {error}") from error
+        if state["torch_version"] != torch.__version__:
+            versions = state["torch_version"], torch.__version__
+            _log.warning("the run was made with torch %s, this is %s: it may go on with other rounding", *versions)
+        self._epochs_closed, self._best_map = state["epochs_closed"], state["best_map"]
+        self._epoch = _EpochFigures(**state["epoch"])
+        self._tally.load_state_dict(state["failures"])
+        self._metric_lines = state["metric_lines"]
+
+    def _result(self, *, finished: bool) -> RunResult:
+        return RunResult(finished=finished, steps=self._trainer.step, best_map=self._best_map)
