@@ -1,6 +1,7 @@
 """What an evaluation found, as a table for the terminal and as files for scripts."""
 
 import csv
+import hashlib
 import io
 import json
 from collections import Counter
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from rich.table import Table
 from rich.text import Text
 
@@ -74,6 +76,15 @@ class EvaluationReport:
             KeyError: no system has that name.
         """
         return {system.name: system for system in self.systems}[name]
+
+
+def hash_of_ids(clip_ids: pa.Array) -> str:
+    """Give the SHA-256 of a set of clip ids, whatever their order: the ids sorted by their bytes, one a line.
+
+    `LC_ALL=C sort ids.txt | sha256sum` gives the same.
+    """
+    lines = "".join(f"{clip_id}\n" for clip_id in clip_ids.sort().to_pylist())
+    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def score_table(report: EvaluationReport) -> Table:

@@ -1,0 +1,182 @@
+"""`pipeline inspect`: what a dataset, a store or a run holds, and how much of a dataset a store covers."""
+
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass
+from typing import Annotated
+
+import numpy as np
+from cyclopts import Parameter
+from rich.table import Table
+from rich.text import Text
+
+from pipeline import storage
+from pipeline.errors import PipelineError, UsageError
+from pipeline.inspection import (
+    Coverage,
+    DatasetSummary,
+    RunSummary,
+    cover,
+    failures_by_reason,
+    summarise_dataset,
+    summarise_run,
+)
+from pipeline.logit_store import STORE_NAME, LogitStore, open_store
+from pipeline.manifest import MANIFEST_NAME, Manifest, read_manifest
+from pipeline.progress import METRICS_NAME, console
+from pipeline.training_run import CONFIG_NAME
+from pipeline.vocabulary import Vocabulary
+
+_MOST_SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class InspectConfig:
+    """What to look at."""
+
+    path: str
+    """A dataset, a logit store or a run: a folder, or the URL of one."""
+    _: KW_ONLY
+    data: str | None = None
+    """With a store: the dataset that it should cover."""
+
+
+def run(config: Annotated[InspectConfig, Parameter(name="*")]) -> None:
+    """Show what a dataset, a logit store or a run holds, without decoding a sound.
+
+    Raises:
+        PipelineError: PATH is none of these, or is damaged.
+    """
+    kind = _kind_of(config.path)
+    if config.data is not None and kind != "store":
+        raise UsageError(f"--data asks how much of a dataset a store covers, but {config.path} is a {kind}")
+    if kind == "dataset":
+        manifest = read_manifest(config.path)
+        _show_dataset(manifest, summarise_dataset(manifest))
+    elif kind == "store":
+        store = open_store(config.path)
+        _show_store(store)
+        if config.data is not None:
+            _show_coverage(config.data, cover(store, read_manifest(config.data)))
+    else:
+        _show_run(config.path, summarise_run(storage.local_path(config.path)))
+
+
+def _kind_of(path: str) -> str:
+    """Tell a dataset, a store and a run apart by the file that each has to have.
+
+    Raises:
+        PipelineError: it is none of them.
+    """
+    marks = {MANIFEST_NAME: "dataset", STORE_NAME: "store", CONFIG_NAME: "run", METRICS_NAME: "run"}
+    for name, kind in marks.items():
+        if storage.exists(storage.join_path(path, name)):
+            return kind
+    if not storage.exists(path):
+        raise PipelineError(f"{path}: there is nothing here. Give the folder of a dataset, a logit store or a run.")
+    if storage.list_files(path, ".tar"):
+        raise PipelineError(
+            f"{path}: holds tars but no {MANIFEST_NAME}. Run `pipeline index {path}` to make it a dataset."
+        )
+    raise PipelineError(
+        f"{path}: is neither a dataset ({MANIFEST_NAME}), a logit store ({STORE_NAME}) nor a run ({CONFIG_NAME})."
+    )
+
+
+def _show_dataset(manifest: Manifest, summary: DatasetSummary) -> None:
+    counts = summary.label_counts
+    present = int((counts > 0).sum())
+    rows = {
+        "clips": f"{summary.clips:,}",
+        "shards": f"{summary.shards:,}, {_megabytes(summary.shard_bytes)}",
+        "missing shards": _few(summary.missing_shards),
+        "audio": f"{_megabytes(summary.audio_bytes)} encoded: {_tally(summary.formats)}",
+        "sample rates": _tally({f"{rate:,} Hz": clips for rate, clips in summary.sample_rates_hz.items()}),
+        "length": _length(summary),
+        "classes": f"{present} of {len(counts)} present, {counts.sum() / max(summary.clips, 1):.2f} labels a clip",
+        "without labels": f"{summary.clips_without_labels:,} clips" if summary.clips_without_labels else "",
+        "most frequent": _classes(manifest.vocabulary, counts, rarest=False),
+        "least frequent": _classes(manifest.vocabulary, counts, rarest=True),
+        "vocabulary sha256": summary.vocabulary_sha256,
+        "rejected files": _tally(summary.rejected),
+    }
+    _show(f"dataset {manifest.location}", rows)
+
+
+def _length(summary: DatasetSummary) -> str:
+    if not summary.clips_of_known_length:
+        return ""
+    hours = f"{summary.seconds / 3600:.2f} hours, {summary.seconds / summary.clips_of_known_length:.1f} s a clip"
+    unknown = summary.clips - summary.clips_of_known_length
+    return f"{hours}; not known of {unknown:,} clips" if unknown else hours
+
+
+def _classes(vocabulary: Vocabulary, counts: np.ndarray, *, rarest: bool) -> str:
+    present = np.flatnonzero(counts)
+    order = present[np.argsort(counts[present] if rarest else -counts[present], kind="stable")]
+    return ", ".join(f"{vocabulary.names[index]} {counts[index]:,}" for index in order[:_MOST_SHOWN])
+
+
+def _show_store(store: LogitStore) -> None:
+    stamp = store.stamp
+    failures = failures_by_reason(store)
+    rows = {
+        "clips": f"{store.clip_count:,} in {len(store.parts):,} parts, {_megabytes(store.size)}",
+        "values": f"{stamp.values} of {stamp.classes} classes, computed in {stamp.precision}",
+        "without logits": f"{sum(failures.values()):,} clips: {_tally(failures)}" if failures else "",
+        "vocabulary sha256": stamp.vocabulary_sha256,
+    }
+    for number, teacher in enumerate(stamp.teachers, start=1):
+        weights = f"weights sha256 {teacher.sha256}"
+        rows[f"teacher {number}"] = f"{teacher.name}, weight {teacher.weight:g}\n{weights}\n{teacher.front_end}"
+    _show(f"logit store {store.location}", rows)
+
+
+def _show_coverage(data: str, coverage: Coverage) -> None:
+    covered, clips = coverage.clips_with_logits, coverage.clips
+    shards = [f"{shard} ({count:,} clips)" for shard, count in coverage.uncovered_shards.items()]
+    rows = {
+        "clips with logits": f"{covered:,} of {clips:,} ({100 * covered / max(clips, 1):.1f} %)",
+        "not covered": _few(shards),
+        "changed since": _few(coverage.changed_shards),
+    }
+    _show(f"coverage of {data}", rows)
+
+
+def _show_run(path: str, summary: RunSummary) -> None:
+    metrics = summary.last_metrics
+    told = {key: value for key, value in summary.settings.items() if not isinstance(value, dict)}
+    best = "" if summary.best_map is None else f"{summary.best_map:.4f} in epoch {summary.best_epoch}"
+    rows = {
+        "progress": f"step {metrics['step']:,}, epoch {metrics['epoch']}" if metrics else "nothing logged yet",
+        "best mAP": best,
+        "last figures": ", ".join(f"{key} {value:.4g}" for key, value in metrics.items() if "/" in key),
+        "settings": ", ".join(f"{key} {value}" for key, value in told.items()),
+        "files": "\n".join(f"{name}, {_megabytes(size)}" for name, size in summary.files.items()),
+    }
+    _show(f"run {path}", rows)
+
+
+def _show(title: str, rows: Mapping[str, str]) -> None:
+    """Print a title and the rows that say something."""
+    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in rows.items():
+        if value:
+            table.add_row(name, Text(value))
+    console().print(table)
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:,.1f} MB"
+
+
+def _tally(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {what}" for what, count in counts.items())
+
+
+def _few(names: list[str] | tuple[str, ...]) -> str:
+    if not names:
+        return ""
+    more = f" and {len(names) - _MOST_SHOWN:,} more" if len(names) > _MOST_SHOWN else ""
+    return f"{len(names):,}: {', '.join(names[:_MOST_SHOWN])}{more}"
