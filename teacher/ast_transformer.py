@@ -1,0 +1,40 @@
+"""AST: a DeiT over spectrogram patches with one learnt encoding for each place in the grid.
+
+Gong, Chung, Glass 2021, "AST: Audio Spectrogram Transformer", arXiv:2104.01778.
+"""
+
+import torch
+from torch import Generator, Tensor, nn
+
+from teacher.audio_transformer import AudioTransformer, TransformerConfig
+
+
+class AST(AudioTransformer):
+    """Takes (batch, frames, mels), the layout of Kaldi features, with exactly the frames of its encodings."""
+
+    def __init__(self, config: TransformerConfig, num_classes: int) -> None:
+        super().__init__(config, num_classes)
+        dim = config.embed_dim
+        self.grid_size = (
+            (config.mels - config.patch) // config.stride + 1,
+            (config.frames - config.patch) // config.stride + 1,
+        )
+        self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.dist_token = nn.Parameter(torch.empty(1, 1, dim))
+        self.pos_embed = nn.Parameter(torch.empty(1, 2 + self.grid_size[0] * self.grid_size[1], dim))
+        self.initialise()
+
+    def forward_features(self, features: Tensor, generator: Generator | None = None) -> Tensor:
+        if features.shape[1:] != (self.config.frames, self.config.mels):
+            raise ValueError(
+                f"features have shape {tuple(features.shape)}, but {self.model_name or 'this AST'} takes "
+                f"(batch, {self.config.frames} frames, {self.config.mels} mels), as its front end gives them"
+            )
+        of_tokens, of_patches = self.pos_embed.split([2, self.pos_embed.shape[1] - 2], dim=1)
+        grid = self.patch_embed(features.transpose(1, 2))  # (batch, embed_dim, frequency patches, time patches)
+        grid = grid + of_patches.transpose(1, 2).unflatten(2, self.grid_size)
+        tokens = torch.cat([self.cls_token, self.dist_token], dim=1) + of_tokens  # (1, 2, embed_dim)
+        return self.encode(grid, tokens, generator)
+
+    def pool(self, sequence: Tensor) -> Tensor:
+        return sequence[:, :2].mean(dim=1)  # the class and the distillation token

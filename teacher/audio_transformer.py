@@ -1,0 +1,192 @@
+"""What PaSST, AST and CED share: patches of a spectrogram go through a ViT, are pooled and classified."""
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Self, cast
+
+import torch
+from timm.layers import trunc_normal_
+from timm.models.vision_transformer import Block
+from torch import Generator, Tensor, nn
+
+from teacher.front_ends import FrontEnd
+from teacher.patches import PatchEmbed, drop_patches
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformerConfig:
+    """The shape of an audio transformer, and what its training leaves out."""
+
+    embed_dim: int = 768
+    """Width of the sequence."""
+
+    depth: int = 12
+    """Number of transformer blocks."""
+
+    num_heads: int = 12
+    """Attention heads; they divide `embed_dim`."""
+
+    mels: int = 128
+    """Mel bands of the features."""
+
+    frames: int
+    """Frames that the position encodings are made for."""
+
+    patch: int = 16
+    """Side of a patch, in mel bands and frames."""
+
+    stride: int = 10
+    """Distance between patches, in mel bands and frames; below `patch`, patches overlap."""
+
+    norm_eps: float = 1e-6
+    """Epsilon of the layer norms in and after the blocks."""
+
+    head_norm_eps: float = 1e-5
+    """Epsilon of the layer norm in the classifier."""
+
+    s_patchout_t: int = 0
+    """Time columns of the patch grid that a training step leaves out."""
+
+    s_patchout_f: int = 0
+    """Frequency rows of the patch grid that a training step leaves out."""
+
+    u_patchout: int = 0
+    """Single patches that a training step leaves out after the rows and columns."""
+
+    def __post_init__(self) -> None:
+        for field in ("embed_dim", "depth", "num_heads", "mels", "frames", "patch", "stride"):
+            if getattr(self, field) < 1:
+                raise ValueError(f"{field} is {getattr(self, field)}; choose 1 or more")
+        for field in ("s_patchout_t", "s_patchout_f", "u_patchout"):
+            if getattr(self, field) < 0:
+                raise ValueError(f"{field} is {getattr(self, field)}; choose 0 or more")
+        if self.embed_dim % self.num_heads:
+            raise ValueError(f"{self.num_heads} heads do not divide embed_dim {self.embed_dim}")
+
+
+class AudioTransformer(nn.Module):
+    """Base of the three families; each adds its position encodings, its extra tokens and its pooling.
+
+    Attributes:
+        front_end: (batch, samples) float32 waveforms at `sample_rate_hz` → the features that `forward` takes.
+        model_name: the registered name.
+        sample_rate_hz: of the waveforms.
+        input_seconds: the longest clip that the model looks at as a whole.
+        num_classes: classes of the logits.
+    """
+
+    front_end: FrontEnd
+    model_name: str = ""
+    input_seconds: float = 10.0
+
+    def __init__(self, config: TransformerConfig, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes is {num_classes}; choose 1 or more")
+        self.config = config
+        self.num_classes = num_classes
+        self.num_features = self.embed_dim = config.embed_dim
+        self.patch_embed = PatchEmbed(config.patch, config.stride, config.embed_dim)
+        norm_layer = partial(nn.LayerNorm, eps=config.norm_eps)
+        self.blocks = nn.Sequential(
+            *(
+                Block(config.embed_dim, config.num_heads, qkv_bias=True, norm_layer=norm_layer)  # pyright: ignore[reportArgumentType]
+                for _ in range(config.depth)
+            )
+        )
+        self.norm = norm_layer(config.embed_dim)
+        self.head = nn.Sequential(
+            nn.LayerNorm(config.embed_dim, eps=config.head_norm_eps), nn.Linear(config.embed_dim, num_classes)
+        )
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Sample rate of the waveforms that the front end takes."""
+        return self.front_end.config.sample_rate_hz
+
+    def forward(self, features: Tensor, generator: Generator | None = None) -> Tensor:
+        """Tag clips.
+
+        Args:
+            features: what `front_end` gives.
+            generator: where patchout draws from in training mode; None is torch's global generator.
+
+        Returns:
+            (batch, classes), before the sigmoid, float32 also under autocast.
+        """
+        return self.forward_head(self.forward_features(features, generator))
+
+    def forward_features(self, features: Tensor, generator: Generator | None = None) -> Tensor:
+        """Features → (batch, tokens, embed_dim), normalised output of the last block."""
+        raise NotImplementedError
+
+    def pool(self, sequence: Tensor) -> Tensor:
+        """(batch, tokens, embed_dim) → (batch, embed_dim)."""
+        raise NotImplementedError
+
+    def forward_head(self, sequence: Tensor, pre_logits: bool = False) -> Tensor:
+        """Pool the sequence and classify it.
+
+        Args:
+            sequence: (batch, tokens, embed_dim).
+            pre_logits: stop at the pooled vector, the clip's embedding.
+
+        Returns:
+            (batch, classes), or (batch, embed_dim) with `pre_logits`.
+        """
+        # The last layer costs nothing, and bfloat16 would round a logit of 5 to steps of 0.03.
+        with torch.autocast(sequence.device.type, enabled=False):
+            pooled = self.pool(sequence.to(self.get_classifier().weight.dtype))  # (batch, embed_dim)
+            return pooled if pre_logits else self.head(pooled)
+
+    def encode(self, grid: Tensor, tokens: Tensor | None, generator: Generator | None) -> Tensor:
+        """Run the blocks over the extra tokens and the patches.
+
+        Args:
+            grid: (batch, embed_dim, frequency patches, time patches), position encodings added.
+            tokens: (1, extra tokens, embed_dim), position encodings added; they go first.
+            generator: see `forward`.
+
+        Returns:
+            (batch, tokens, embed_dim).
+        """
+        drop = self.training
+        sequence = drop_patches(
+            grid,
+            time=self.config.s_patchout_t if drop else 0,
+            frequency=self.config.s_patchout_f if drop else 0,
+            unstructured=self.config.u_patchout if drop else 0,
+            generator=generator,
+        )  # (batch, patches, embed_dim)
+        if tokens is not None:
+            sequence = torch.cat([tokens.expand(len(sequence), -1, -1), sequence], dim=1)
+        return self.norm(self.blocks(sequence))
+
+    def initialise(self) -> Self:
+        """Draw fresh weights as DeiT does: truncated normal, deviation 0.02, biases 0; the patches keep torch's own."""
+        for parameter in self.parameters(recurse=False):  # tokens and position encodings
+            trunc_normal_(parameter, std=0.02)
+        self.apply(_initialise_linear)
+        return self
+
+    def get_classifier(self) -> nn.Linear:
+        """Return the last linear layer, as timm's users expect."""
+        return cast(nn.Linear, self.head[-1])
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """Give the model a fresh last layer for another number of classes."""
+        old = self.get_classifier().weight
+        fresh = nn.Linear(self.embed_dim, num_classes, device=old.device, dtype=old.dtype)
+        _initialise_linear(fresh)
+        self.head[-1] = fresh
+        self.num_classes = num_classes
+
+    def no_weight_decay(self) -> set[str]:
+        """Name the parameters that weight decay leaves alone: tokens and position encodings."""
+        return {name for name, _ in self.named_parameters(recurse=False)}
+
+
+def _initialise_linear(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear):
+        trunc_normal_(module.weight, std=0.02)
+        nn.init.zeros_(module.bias)

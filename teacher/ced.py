@@ -1,0 +1,51 @@
+"""CED: a plain ViT over 64 mel bands without overlap, trained by consistent ensemble distillation.
+
+Dinkel, Wang, Yan, Zhang, Wang 2023, arXiv:2308.11957. The released models give probabilities; ours gives logits.
+"""
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from teacher.audio_transformer import AudioTransformer, TransformerConfig
+
+
+class CED(AudioTransformer):
+    """Takes (batch, mels, frames) of any length in decibels.
+
+    Short clips use the first time encodings. A clip longer than the encodings is cut into pieces, the last padded with
+    zeros after normalisation, and its logit is that of the mean probability over the pieces.
+    """
+
+    def __init__(self, config: TransformerConfig, num_classes: int) -> None:
+        super().__init__(config, num_classes)
+        dim = config.embed_dim
+        self.init_bn = nn.BatchNorm1d(config.mels, momentum=0.01)
+        self.freq_pos_embed = nn.Parameter(torch.empty(1, dim, config.mels // config.stride, 1))
+        self.time_pos_embed = nn.Parameter(torch.empty(1, dim, 1, config.frames // config.stride))
+        self.initialise()
+
+    def forward(self, features: Tensor, generator: Generator | None = None) -> Tensor:
+        if features.shape[-1] <= self.config.frames:
+            return super().forward(features, generator)
+        normalised = self.init_bn(features)  # (batch, mels, frames)
+        frames = self.config.frames
+        pieces = F.pad(normalised, (0, -normalised.shape[-1] % frames)).unflatten(-1, (-1, frames)).movedim(2, 0)
+        logits = self.forward_head(self._encode(pieces.flatten(0, 1), generator))  # (pieces * batch, classes)
+        return logit_of_mean_probability(logits.unflatten(0, pieces.shape[:2]))
+
+    def forward_features(self, features: Tensor, generator: Generator | None = None) -> Tensor:
+        return self._encode(self.init_bn(features), generator)
+
+    def _encode(self, normalised: Tensor, generator: Generator | None) -> Tensor:
+        grid = self.patch_embed(normalised)  # (batch, embed_dim, frequency patches, time patches)
+        grid = grid + self.time_pos_embed[..., : grid.shape[-1]] + self.freq_pos_embed
+        return self.encode(grid, None, generator)
+
+    def pool(self, sequence: Tensor) -> Tensor:
+        return sequence.mean(dim=1)
+
+
+def logit_of_mean_probability(logits: Tensor) -> Tensor:
+    """(pieces, batch, classes) → (batch, classes): average the probabilities, stay exact where they are near 0 or 1."""
+    return F.logsigmoid(logits).logsumexp(dim=0) - F.logsigmoid(-logits).logsumexp(dim=0)

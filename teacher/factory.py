@@ -1,0 +1,128 @@
+"""A registered name, and perhaps a checkpoint → a model ready to run, here and in `timm.create_model`."""
+
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+
+import torch
+from timm.models import register_model
+from torch import Tensor
+
+from teacher.audio_transformer import AudioTransformer, TransformerConfig
+from teacher.front_ends import build_front_end
+from teacher.registry import ALIASES, CARDS, ModelCard, model_card
+from teacher.state_dicts import Checkpoint, check_fit, read_checkpoint, shapes_of
+
+logger = logging.getLogger(__name__)
+
+AUDIOSET_CLASSES = 527
+
+
+def create_model(
+    name: str,
+    checkpoint: str | Path | Mapping[str, Tensor] | None = None,
+    *,
+    num_classes: int | None = None,
+    **kwargs: int | float,
+) -> AudioTransformer:
+    """Build a teacher.
+
+    Args:
+        name: a registered name or alias; see `model_names`.
+        checkpoint: a file, a folder of Hugging Face's, or a mapping of names to tensors, in any spelling that
+            `teacher.state_dicts` lists; None draws fresh weights.
+        num_classes: classes of the logits. None takes the checkpoint's, or AudioSet's 527 without one. Another number
+            than the checkpoint's gives a fresh last layer, and logs that.
+        kwargs: fields of `TransformerConfig` to set differently, such as `s_patchout_t`.
+
+    Returns:
+        A model in training mode with `forward(features) -> (batch, classes)` logits, `front_end`, `sample_rate_hz`,
+        `input_seconds` and `model_name`.
+
+    Raises:
+        ValueError: the name or a keyword is unknown, or the checkpoint doesn't fit the model.
+        FileNotFoundError: the checkpoint does not exist.
+    """
+    card = model_card(name)
+    if checkpoint is None:
+        network = _build_network(card, AUDIOSET_CLASSES if num_classes is None else num_classes, kwargs)
+    else:
+        network = _load_network(card, read_checkpoint(checkpoint), num_classes, kwargs)
+    network.front_end = build_front_end(card.front_end)
+    network.model_name = card.name
+    network.input_seconds = card.input_seconds
+    return network
+
+
+def _build_network(card: ModelCard, num_classes: int, kwargs: Mapping[str, int | float]) -> AudioTransformer:
+    known = {field.name for field in fields(TransformerConfig)}
+    if unknown := kwargs.keys() - known:
+        raise ValueError(f"{card.name} has no setting {', '.join(sorted(unknown))}; it has {', '.join(sorted(known))}")
+    return card.network(replace(card.config, **kwargs), num_classes)
+
+
+def _load_network(
+    card: ModelCard, checkpoint: Checkpoint, num_classes: int | None, kwargs: Mapping[str, int | float]
+) -> AudioTransformer:
+    kwargs = {**_recorded_settings(card, checkpoint), **kwargs}
+    found_classes = checkpoint.num_classes or num_classes or AUDIOSET_CLASSES
+    with torch.device("meta"):  # shapes alone: weights drawn here would only be thrown away
+        network = _build_network(card, found_classes, kwargs)
+    check_fit(checkpoint, shapes_of(network.state_dict()), card.name, _names_that_fit(checkpoint, found_classes))
+    network.load_state_dict(checkpoint.tensors, assign=True)
+    if num_classes is not None and num_classes != found_classes:
+        logger.warning(
+            "%s has %d classes, %d were asked for: the last layer of %s starts afresh and has to be trained",
+            checkpoint.source,
+            found_classes,
+            num_classes,
+            card.name,
+        )
+        network.reset_classifier(num_classes)
+    return network
+
+
+def _recorded_settings(card: ModelCard, checkpoint: Checkpoint) -> dict[str, int | float]:
+    """Read the settings that one of our own checkpoints was made with.
+
+    Raises:
+        ValueError: it was made for a model that computes something else.
+    """
+    recorded = checkpoint.metadata.get("model")
+    if recorded is None:
+        return {}
+    theirs = model_card(recorded)
+    if (theirs.network, theirs.config, theirs.front_end) != (card.network, card.config, card.front_end):
+        raise ValueError(f"{checkpoint.source}: was written for {recorded}, not for {card.name}; name it {recorded}")
+    return json.loads(checkpoint.metadata.get("kwargs", "{}"))
+
+
+def _names_that_fit(checkpoint: Checkpoint, num_classes: int) -> Iterator[str]:
+    """Registered names whose keys and shapes the checkpoint has."""
+    found = shapes_of(checkpoint.tensors)
+    for card in CARDS.values():
+        with torch.device("meta"):
+            network = card.network(card.config, num_classes)
+        if shapes_of(network.state_dict()) == found:
+            yield card.name
+
+
+def _timm_entry_point(name: str) -> Callable[..., AudioTransformer]:
+    def entry_point(pretrained: bool = False, **kwargs) -> AudioTransformer:
+        if pretrained:
+            url = model_card(name).weights_url
+            raise ValueError(
+                f"{name}: fetch the weights from {url} and pass checkpoint=FILE instead of pretrained=True"
+            )
+        for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm always passes them
+            kwargs.pop(unused, None)
+        return create_model(name, **kwargs)
+
+    entry_point.__name__ = name
+    return entry_point
+
+
+for _name in (*CARDS, *ALIASES):
+    register_model(_timm_entry_point(_name))

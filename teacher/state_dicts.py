@@ -1,0 +1,215 @@
+"""Checkpoints of every spelling → the key names of our models, and a clear word when one doesn't fit.
+
+| written by | looks like | here |
+|---|---|---|
+| PaSST | `blocks.0.…`, `head.0.…`, `head_dist.…` | as it is, without the unused `head_dist` |
+| its Lightning runs, hear21passt | `net.…`, `model.net.…`, averaged weights `net_swa.…` | averaged weights first |
+| AST | `module.v.blocks.0.…`, `module.mlp_head.0.…` | without the unused ImageNet heads |
+| Hugging Face AST | `….encoder.layer.0.attention.attention.query.…`, 5.x `….layers.0.attention.q_proj.…` | one `qkv` |
+| CED and its Hugging Face form | `init_bn.1.…`, `outputlayer.0.…`, `encoder.…` | without the front end's constants |
+| this project | our own names, settings in the safetensors metadata, often float16 | float32 |
+
+Nothing that executes is read: safetensors, or torch files with `weights_only=True`.
+"""
+
+import logging
+import pickle
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+CLASSIFIER = ("head.1.weight", "head.1.bias")
+"""Our names for the last layer, whose size is the number of classes."""
+
+_FILES_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
+_NESTED = ("state_dict", "model")
+
+# What stands before this key is the network's own prefix in the file.
+_ANCHOR = re.compile(r"(?P<prefix>.*?)(?:patch_embed\.proj|embeddings\.patch_embeddings\.projection)\.weight")
+# Inside the prefix, these belong to the network and not to what wraps it: AST's `v.`, Hugging Face's two.
+_BODY = re.compile(r"(?:^|(?<=\.))(?:v|encoder|audio_spectrogram_transformer)\.$")
+
+_RENAMED = tuple(
+    (re.compile(pattern), name)
+    for pattern, name in (
+        (r"^(?:mlp_head|outputlayer)\.", "head."),
+        (r"^classifier\.layernorm\.", "head.0."),
+        (r"^classifier\.dense\.", "head.1."),
+        (r"^init_bn\.1\.", "init_bn."),
+        (r"^embeddings\.distillation_token$", "dist_token"),
+        (r"^embeddings\.position_embeddings$", "pos_embed"),
+        (r"^embeddings\.patch_embeddings\.projection\.", "patch_embed.proj."),
+        (r"^embeddings\.", ""),
+        (r"^(?:encoder\.layer|layers)\.", "blocks."),
+        (r"\.layernorm_before\.", ".norm1."),
+        (r"\.layernorm_after\.", ".norm2."),
+        (r"^layernorm\.", "norm."),
+        (r"\.attention\.(?:attention\.query|q_proj)\.", ".attn.q."),
+        (r"\.attention\.(?:attention\.key|k_proj)\.", ".attn.k."),
+        (r"\.attention\.(?:attention\.value|v_proj)\.", ".attn.v."),
+        (r"\.attention\.(?:output\.dense|o_proj)\.", ".attn.proj."),
+        (r"\.intermediate\.dense\.", ".mlp.fc1."),
+        (r"\.output\.dense\.", ".mlp.fc2."),
+    )
+)
+# Classifiers that no forward pass uses (inside the body, AST's two for ImageNet), and front ends' constants.
+_UNUSED = ("head_dist.", "front_end.")
+_UNUSED_IN_BODY = ("head.", *_UNUSED)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checkpoint:
+    """A checkpoint's tensors under our names, in float32, and what its writer said about it."""
+
+    source: str
+    """Where it came from, for messages."""
+
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str] = field(default_factory=dict)
+    """Text that a safetensors file carries; empty for every other kind."""
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes of its last layer; None where it has no such layer."""
+        weight = self.tensors.get(CLASSIFIER[0])
+        return None if weight is None else len(weight)
+
+
+def read_checkpoint(source: str | Path | Mapping[str, Tensor]) -> Checkpoint:
+    """Read a file (safetensors, torch), a folder of Hugging Face's, or a mapping, in any known spelling.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, needs code to be loaded, or holds no audio transformer.
+    """
+    if isinstance(source, Mapping):
+        where, tensors, metadata = "the given mapping", dict(source), {}
+    else:
+        path = _file_in(Path(source))
+        where = str(path)
+        tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
+    return Checkpoint(source=where, tensors=to_our_names(tensors, where), metadata=metadata)
+
+
+def to_our_names(tensors: Mapping[str, object], where: str) -> dict[str, Tensor]:
+    """Translate the keys of any known spelling; floating-point values become float32 copies.
+
+    Raises:
+        ValueError: no key is a patch embedding's, so this is no audio transformer.
+    """
+    for name in _NESTED:
+        if isinstance(inner := tensors.get(name), Mapping):
+            return to_our_names(inner, where)
+    wrapper, body = _prefixes(tensors, where)
+    ours: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        if not key.startswith(wrapper) or not isinstance(value, Tensor):
+            continue  # the other copy of averaged weights, or the state of what wraps the network
+        key = key.removeprefix(wrapper)
+        inside = bool(body) and key.startswith(body)
+        key = key.removeprefix(body)
+        if key.startswith(_UNUSED_IN_BODY if inside else _UNUSED):
+            continue
+        for pattern, name in _RENAMED:
+            key = pattern.sub(name, key)
+        ours[key] = value.detach().to(torch.float32, copy=True) if value.is_floating_point() else value
+    return _fuse_qkv(ours)
+
+
+def check_fit(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]], name: str, fits: Iterable[str]) -> None:
+    """Refuse a checkpoint whose keys or shapes differ from the model's.
+
+    Args:
+        checkpoint: what was read.
+        expected: the model's keys and shapes.
+        name: the model's registered name.
+        fits: registered names whose keys and shapes the checkpoint does have; read only when it doesn't fit.
+
+    Raises:
+        ValueError: it says which keys and shapes differ, and which model the checkpoint is for.
+    """
+    found = shapes_of(checkpoint.tensors)
+    differences = [
+        f"{key} has shape {found[key]}, {name} needs {shape}"
+        for key, shape in expected.items()
+        if key in found and found[key] != shape
+    ]
+    differences += [f"{key} is missing" for key in expected if key not in found]
+    differences += [f"{key} is unknown to {name}" for key in found if key not in expected]
+    if not differences:
+        return
+    shown = "; ".join(differences[:4]) + ("; …" if len(differences) > 4 else "")
+    names = ", ".join(fits)
+    advice = f"It looks like {names}." if names else "It fits no registered model."
+    raise ValueError(f"{checkpoint.source}: does not fit {name}: {len(differences)} keys differ: {shown}. {advice}")
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    """Key → shape."""
+    return {key: tuple(value.shape) for key, value in tensors.items()}
+
+
+def _file_in(path: Path) -> Path:
+    if path.is_dir():
+        for name in _FILES_IN_A_FOLDER:
+            if (path / name).is_file():
+                return path / name
+        raise FileNotFoundError(f"{path}: holds none of {', '.join(_FILES_IN_A_FOLDER)}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint")
+    return path
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, object], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path}: is no whole safetensors file ({error}); fetch or write it again") from error
+
+
+def _read_torch(path: Path) -> dict[str, object]:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            f"{path}: is damaged, or holds more than tensors and would run code when loaded. If you trust its source, "
+            f"save its state dict alone: torch.save(model.state_dict(), …)"
+        ) from error
+    except (RuntimeError, EOFError) as error:
+        raise ValueError(f"{path}: is no whole torch file ({error}); fetch or write it again") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path}: holds a {type(content).__name__}; expected a mapping of names to tensors")
+    return dict(content)
+
+
+def _prefixes(tensors: Mapping[str, object], where: str) -> tuple[str, str]:
+    """Find what wraps the network in the file (`module.`, `net_swa.`) and what it calls its body (`v.`, `encoder.`)."""
+    prefixes = [match["prefix"] for key in tensors if (match := _ANCHOR.fullmatch(key))]
+    if not prefixes:
+        begins = ", ".join(list(tensors)[:3]) or "nothing"
+        raise ValueError(
+            f"{where}: no key ends in patch_embed.proj.weight, so it is no PaSST, AST or CED; it has {begins}"
+        )
+    prefix = max(prefixes, key=lambda prefix: "swa" in prefix)
+    body = match[0] if (match := _BODY.search(prefix)) else ""
+    wrapper = prefix.removesuffix(body)
+    if len(prefixes) > 1:
+        logger.info("%s: took the weights under %r, left those under %r", where, prefix, sorted({*prefixes} - {prefix}))
+    return wrapper, body
+
+
+def _fuse_qkv(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Lay separate query, key and value projections on top of each other, as timm's attention holds them."""
+    for query in [key for key in tensors if ".attn.q." in key]:
+        parts = [query.replace(".attn.q.", f".attn.{letter}.") for letter in "qkv"]
+        if all(part in tensors for part in parts):
+            tensors[query.replace(".attn.q.", ".attn.qkv.")] = torch.cat([tensors.pop(part) for part in parts])
+    return tensors
