@@ -144,7 +144,7 @@ class _Extended:
         # `K` is the target of a link and `g` holds for the whole archive: neither names or sizes a file.
 
     def _read_pax(self, data: bytes) -> None:
-        """Read records `<length> <key>=<value>\\n`, where the length counts the whole record."""
+        """Read records of the form `<length> <key>=<value>` and a line feed; the length counts the whole record."""
         start = 0
         while start < len(data) and data[start] != 0:
             digits = data[start : start + 8].partition(b" ")[0]
