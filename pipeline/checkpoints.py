@@ -104,6 +104,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[st
     texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in metadata.items()}
     with publish(path) as staged:
         save_file(tensors, staged, metadata=texts)
+        staged.chmod(0o644)  # safetensors makes files that only their owner can read
 
 
 def _step_of(path: Path) -> int:

@@ -37,8 +37,10 @@ _log = logging.getLogger(__name__)
 
 # What a resumed run may do otherwise: none of it reaches the weights, but for more epochs, which only come later.
 _FREE = frozenset(
-    ("data", "store", "eval_data", "run", "resume", "epochs", "device", "workers", "cache", "cache_audio")
-    + ("max_failed", "evaluate_every", "checkpoint_minutes", "keep_checkpoints", "log_every")
+    (
+        *("data", "store", "eval_data", "run", "resume", "epochs", "device", "workers", "cache", "cache_audio"),
+        *("max_failed", "evaluate_every", "checkpoint_minutes", "keep_checkpoints", "log_every"),
+    )
 )
 
 
@@ -120,6 +122,7 @@ def run_training(
     eval_dataset: JoinedDataset | None,
     schedule: Callable[[int], float],
     metadata: Mapping[str, Any],
+    export_dtype: torch.dtype = torch.float32,
 ) -> RunResult:
     """Start or resume the run that the settings describe, and train until it is done or stopped.
 
@@ -130,6 +133,7 @@ def run_training(
         eval_dataset: the clips to be judged on, if any.
         schedule: epoch → what the learning rate is multiplied by.
         metadata: goes into the headers of the weights' files.
+        export_dtype: of the numbers in those files.
 
     Raises:
         PipelineError: the settings don't fit the folder or the dataset, or the run can't go on.
@@ -165,6 +169,7 @@ def run_training(
         eval_dataset=eval_dataset,
         device=device,
         metadata=metadata,
+        export_dtype=export_dtype,
     )
     return run.go()
 
@@ -207,7 +212,9 @@ class TrainingRun:
         learner: judges predictions.
         dataset: the clips to learn from.
         eval_dataset: the clips to be judged on, if any.
+        device: where the model is.
         metadata: goes into the headers of the weights' files.
+        export_dtype: of the numbers in those files.
 
     Raises:
         CheckpointError: the state belongs to another model or dataset.
@@ -228,9 +235,11 @@ class TrainingRun:
         eval_dataset: JoinedDataset | None,
         device: torch.device,
         metadata: Mapping[str, Any],
+        export_dtype: torch.dtype,
     ) -> None:
         self._config, self._trainer, self._plan, self._learner = config, trainer, plan, learner
         self._dataset, self._eval_dataset, self._device, self._metadata = dataset, eval_dataset, device, metadata
+        self._export_dtype = export_dtype
         self._folder = local_path(config.run)
         self._tally = FailureTally(dataset.manifest, most=config.max_failed)
         self._epochs_closed = 0
@@ -386,7 +395,11 @@ class TrainingRun:
 
     def _save_weights(self, name: str) -> None:
         known = {"step": self._trainer.step, "epoch": self._epochs_closed, "mAP": self._best_map}
-        save_weights(self._folder / name, self._trainer.trained_model.state_dict(), {**self._metadata, **known})
+        weights = {
+            key: tensor.to(self._export_dtype) if tensor.is_floating_point() else tensor
+            for key, tensor in self._trainer.trained_model.state_dict().items()
+        }
+        save_weights(self._folder / name, weights, {**self._metadata, **known})
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         if state["dataset"] != self._dataset.manifest.identity:

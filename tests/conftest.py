@@ -55,3 +55,53 @@ def torture_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with tarfile.open(_shared("data/torture.tar.gz")) as archive:
         archive.extractall(folder, filter="tar")
     return folder / "torture"
+
+
+DatasetMaker = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def make_dataset() -> DatasetMaker:
+    """Write a dataset of tiny clips: `make_dataset(folder, clips=24, classes=4, broken=())` → the folder.
+
+    Clip number n is a tone of half a second whose pitch tells its class, n modulo the classes; those in `broken` hold
+    no sound. Clips go to shards of 10.
+    """
+    import io
+
+    import numpy as np
+    import pyarrow as pa
+    import soundfile
+
+    from pipeline.clips import Clip
+    from pipeline.manifest import SCHEMA, write_manifest
+    from pipeline.shards import open_shard
+    from pipeline.vocabulary import LabelClass, Vocabulary
+
+    def encoded(number: int, classes: int) -> bytes:
+        rng = np.random.default_rng(number)
+        time = np.arange(8000) / 16000
+        tone = 0.3 * np.sin(2 * np.pi * 400 * 2 ** (number % classes) * time) + 0.01 * rng.standard_normal(8000)
+        stream = io.BytesIO()
+        soundfile.write(stream, tone, 16000, format="FLAC")
+        return stream.getvalue()
+
+    def make(folder: Path, clips: int = 24, classes: int = 4, broken: tuple[int, ...] = ()) -> Path:
+        rows = []
+        for first in range(0, clips, 10):
+            shard, numbers = f"train-{first // 10:06d}.tar", range(first, min(first + 10, clips))
+            with open_shard(str(folder), shard) as writer:
+                for number in numbers:
+                    audio = b"no sound at all" if number in broken else encoded(number, classes)
+                    labels = (number % classes,)
+                    writer.write(Clip(clip_id=f"clip{number}", audio=audio, format="flac", labels=labels), {})
+            rows += [
+                {"clip_id": f"clip{number}", "shard": shard, "offset": offset, "size": size, "format": "flac"}
+                | {"labels": [number % classes]}
+                for number, (offset, size) in zip(numbers, writer.ranges, strict=True)
+            ]
+        vocabulary = Vocabulary(tuple(LabelClass(index, f"/t/{index}", f"tone {index}") for index in range(classes)))
+        write_manifest(folder, pa.Table.from_pylist(rows, schema=SCHEMA), vocabulary)
+        return folder
+
+    return make

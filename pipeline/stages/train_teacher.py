@@ -1,0 +1,158 @@
+"""`pipeline train-teacher`: fine-tunes a transformer on a dataset's own classes."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from cyclopts import Parameter
+from torch import Tensor, nn
+
+import student
+import teacher
+from pipeline.errors import CheckpointError, UsageError
+from pipeline.join import TrainingBatch
+from pipeline.manifest import read_manifest
+from pipeline.stages.judging import judge
+from pipeline.training import AverageConfig, OptimizerConfig, TrainingConfig
+from pipeline.training_run import RunResult, open_clips, run_training
+from pipeline.weights import local_file
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PatchoutConfig:
+    """Patches of the spectrogram that a training step leaves out: faster, and harder to learn by heart."""
+
+    time: int = 40
+    """Columns of the patch grid (moments) to leave out; 0 or more."""
+    frequency: int = 4
+    """Rows of the patch grid (bands) to leave out; 0 or more."""
+    single: int = 0
+    """Patches to leave out of what then remains; 0 or more."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainTeacherConfig(TrainingConfig):
+    """How a transformer is trained; the defaults are the recipe of PaSST (arXiv:2110.05069)."""
+
+    model: str = "passt_s"
+    """Teacher to train: a registered name, such as passt_s, ast_base, passt_tiny."""
+    epochs: int = 130
+    """Length of the run, in epochs."""
+    batch_size: int = 12
+    """Clips a step."""
+    learning_rate: float = 2e-5
+    """Peak learning rate for a batch of `optimizer.reference_batch` clips."""
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(kind="adamw", weight_decay=1e-4, reference_batch=12)
+    )
+    """The optimizer."""
+    average: AverageConfig = field(default_factory=lambda: AverageConfig(kind="swa"))
+    """Weight averaging."""
+    patchout: PatchoutConfig = field(default_factory=PatchoutConfig)
+    """Patches left out in training."""
+    mixup: student.MixupConfig = field(default_factory=student.MixupConfig)
+    """Mixing of pairs of clips."""
+    schedule: student.ScheduleConfig = field(
+        default_factory=lambda: student.ScheduleConfig(
+            warmup_epochs=5, ramp_down_start_epoch=50, ramp_down_epochs=50, last_multiplier=0.01
+        )
+    )
+    """Learning rate over the epochs."""
+    export_dtype: Literal["float32", "float16"] = "float32"
+    """Type of the numbers in last.safetensors and best.safetensors; float16 halves the files."""
+
+
+class TeacherLearner:
+    """A transformer, and how it learns from labels.
+
+    Args:
+        model: the transformer, built with its patchout.
+        mixup: how clips are mixed.
+    """
+
+    def __init__(self, model: teacher.AudioTransformer, mixup: student.MixupConfig) -> None:
+        self.model = model
+        self._mixup = mixup
+
+    def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
+        """Mix the clips' spectrograms, tag them, and compare with the equally mixed labels: a scalar, in nats."""
+        with torch.no_grad():
+            features = self.model.front_end(batch.waveforms, generator)  # (batch, mels, frames)
+            mix = student.draw_mix(len(batch), self._mixup, generator)
+        logits = network(mix.of(features), generator)  # (batch, classes)
+        return student.clip_bce(logits, mix.of(batch.labels)).mean()
+
+    def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        """Give mAP, mean ROC AUC and d′."""
+        return judge(logits, labels)
+
+
+def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult:
+    """Fine-tune a transformer on a dataset's own classes, with patchout and mixup as PaSST does.
+
+    Start from a released checkpoint with --checkpoint: its last layer starts afresh where the classes are others. The
+    run's folder receives the same as a student's; best.safetensors or last.safetensors can then teach:
+    `pipeline teacher-logits --teacher NAME=RUN/best.safetensors`.
+
+    Raises:
+        PipelineError: the settings, the dataset or the checkpoint don't fit, or the run can't go on.
+    """
+    manifest = read_manifest(config.data)
+    eval_manifest = None if config.eval_data is None else read_manifest(config.eval_data)
+    model = _build_model(config, classes=len(manifest.vocabulary))
+    return run_training(
+        config,
+        TeacherLearner(model, config.mixup),
+        dataset=open_clips(config, manifest, model),
+        eval_dataset=None if eval_manifest is None else open_clips(config, eval_manifest, model),
+        schedule=partial(student.learning_rate_multiplier, config=config.schedule),
+        # Patchout is no part of what was learned, so the files don't hand it on.
+        metadata={
+            "stage": "teacher",
+            "model": model.model_name,
+            "kwargs": {},
+            "classes": len(manifest.vocabulary),
+            "vocabulary_sha256": manifest.vocabulary.sha256,
+        },
+        export_dtype=getattr(torch, config.export_dtype),
+    )
+
+
+def _build_model(config: TrainTeacherConfig, *, classes: int) -> teacher.AudioTransformer:
+    try:
+        teacher.model_card(config.model)
+    except ValueError as error:
+        raise UsageError(f"--model {config.model}: {error}") from error
+    patchout = config.patchout
+    create = partial(
+        teacher.create_model,
+        config.model,
+        num_classes=classes,
+        s_patchout_t=patchout.time,
+        s_patchout_f=patchout.frequency,
+        u_patchout=patchout.single,
+    )
+    torch.manual_seed(config.seed)  # fresh weights come from the seed
+    try:
+        if config.checkpoint is None:
+            model = create()
+        else:
+            with local_file(config.checkpoint) as path:
+                model = create(path)
+    except ValueError as error:
+        kind = UsageError if config.checkpoint is None else CheckpointError
+        raise kind(f"--model {config.model}: {error}") from error
+    _check_patchout(model)
+    return model
+
+
+def _check_patchout(model: teacher.AudioTransformer) -> None:
+    """Refuse a patchout that leaves no patches, before the run begins rather than in its first step."""
+    silence = torch.zeros(1, round(model.sample_rate_hz * model.input_seconds))  # (batch, samples)
+    try:
+        with torch.no_grad():
+            model.train()(model.front_end(silence))
+    except ValueError as error:
+        raise UsageError(f"--patchout: too much for {model.model_name}: {error}") from error
