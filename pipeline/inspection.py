@@ -16,12 +16,12 @@ from pipeline import storage
 from pipeline.alignment import target_rows
 from pipeline.checkpoints import list_checkpoints
 from pipeline.errors import ManifestError, PipelineError
+from pipeline.ingest.rejections import REJECTED_NAME
 from pipeline.logit_store import LogitStore, part_stem
 from pipeline.manifest import Manifest
 from pipeline.progress import METRICS_NAME, read_metrics
 from pipeline.training_run import CONFIG_NAME
 
-REJECTED_NAME = "rejected.parquet"
 MAP_NAME = "eval/mAP"
 
 

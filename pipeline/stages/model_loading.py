@@ -11,7 +11,7 @@ import student
 import teacher
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.manifest import Manifest
-from pipeline.vocabulary import audioset_vocabulary
+from pipeline.vocabulary import Vocabulary, audioset_vocabulary
 from pipeline.weights import CheckpointMetadata, load_checkpoint_metadata, local_file, sha256_of_file
 from student.state_dicts import read_checkpoint
 
@@ -36,16 +36,18 @@ class LoadedModel:
     """Of the waveforms that its front end takes."""
     input_seconds: float
     """How long they are."""
+    vocabulary: Vocabulary
+    """What its logits are about."""
 
 
 def load_model(
-    location: str, manifest: Manifest, *, model: str | None = None, device: torch.device | str = "cpu"
+    location: str, manifest: Manifest | None = None, *, model: str | None = None, device: torch.device | str = "cpu"
 ) -> LoadedModel:
     """Build the model that a checkpoint holds.
 
     Args:
         location: a file, or a URL of one.
-        manifest: of the dataset whose classes the logits have to be for.
+        manifest: of the dataset whose classes the logits have to be for; without one, they are AudioSet's.
         model: the registered name of a student or teacher, for a file that doesn't say what it is.
         device: where the model goes.
 
@@ -53,14 +55,16 @@ def load_model(
         CheckpointError: the file is missing, damaged, doesn't fit its model, or was made for other classes.
         UsageError: neither the file nor `model` says what it is, or nothing is registered under that name.
     """
+    vocabulary = audioset_vocabulary() if manifest is None else manifest.vocabulary
+    owner = "AudioSet" if manifest is None else manifest.location
     with local_file(location) as path:
         metadata = load_checkpoint_metadata(path)
         if metadata is not None:
-            _check_classes(metadata, location, manifest)
+            _check_classes(metadata, location, vocabulary, owner)
         elif model is None:
             raise UsageError(f"{location}: does not say which model it holds. Name it with --model, such as mn10_as.")
         try:
-            network = _build_foreign(path, str(model), manifest) if metadata is None else _build_own(path, metadata)
+            network = _build_foreign(path, str(model), vocabulary) if metadata is None else _build_own(path, metadata)
         except (ValueError, TypeError) as error:  # TypeError: a keyword that the model doesn't take
             raise CheckpointError(f"{location}: {error}") from error
         digest = sha256_of_file(path)
@@ -71,15 +75,16 @@ def load_model(
         sha256=digest,
         sample_rate_hz=network.sample_rate_hz,
         input_seconds=network.input_seconds,
+        vocabulary=vocabulary,
     )
 
 
-def _check_classes(metadata: CheckpointMetadata, location: str, manifest: Manifest) -> None:
-    found, expected = metadata.vocabulary_sha256, manifest.vocabulary.sha256
+def _check_classes(metadata: CheckpointMetadata, location: str, vocabulary: Vocabulary, owner: str) -> None:
+    found, expected = metadata.vocabulary_sha256, vocabulary.sha256
     if found != expected:
         raise CheckpointError(
-            f"{location}: was trained for {metadata.classes} classes with hash {found[:12]}, but {manifest.location} "
-            f"has {len(manifest.vocabulary)} with hash {expected[:12]}. Choose a dataset with the checkpoint's classes."
+            f"{location}: was trained for {metadata.classes} classes with hash {found[:12]}, but {owner} has "
+            f"{len(vocabulary)} with hash {expected[:12]}. Choose a dataset with the checkpoint's classes."
         )
 
 
@@ -88,13 +93,13 @@ def _build_own(path: Path, metadata: CheckpointMetadata) -> Tagger:
     return package.create_model(metadata.model, path, **{**metadata.kwargs, "num_classes": metadata.classes})
 
 
-def _build_foreign(path: Path, name: str, manifest: Manifest) -> Tagger:
+def _build_foreign(path: Path, name: str, vocabulary: Vocabulary) -> Tagger:
     """Build a released model; its classes can only be counted, because its file does not name them.
 
     Raises:
         ValueError: the file does not fit the model, or has another number of classes.
     """
-    classes = len(manifest.vocabulary)
+    classes = len(vocabulary)
     if _is_registered(student, name):
         tensors = read_checkpoint(path)
         network = student.create_model(name, tensors, num_classes=classes)
@@ -106,9 +111,9 @@ def _build_foreign(path: Path, name: str, manifest: Manifest) -> Tagger:
     else:
         raise UsageError(f"--model {name}: no student or teacher is called that; choose mn01 to mn40, mn10_as, …")
     if not fits:
-        raise ValueError(f"is not for {classes} classes, which {manifest.location} has; choose another dataset")
-    if manifest.vocabulary.sha256 != audioset_vocabulary().sha256:
-        _log.warning("%s does not say which classes it is for; taken to be those of %s", path.name, manifest.location)
+        raise ValueError(f"is not for {classes} classes; choose a dataset with the checkpoint's classes")
+    if vocabulary.sha256 != audioset_vocabulary().sha256:
+        _log.warning("%s does not say which classes it is for; they are taken to be the dataset's", path.name)
     return network
 
 
