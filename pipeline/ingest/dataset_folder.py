@@ -107,7 +107,8 @@ def finish_folder(
     rows = pa.concat_tables([ROW_SCHEMA.empty_table(), *(ledger.rows for ledger in ledgers)])
     if not rows.num_rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in count_by_reason(everything).items())
-        raise ManifestError(f"{dataset}: not one clip could be used ({reasons}); {REJECTED_NAME} there lists them")
+        first = next((f"; the first: {item.detail}" for item in everything if item.detail), "")
+        raise ManifestError(f"{dataset}: holds no clip that can be used ({reasons or 'none at all'}{first})")
     manifest = write_manifest(dataset, rows, vocabulary)
     storage.remove(storage.join_path(dataset, UNFINISHED))
     return manifest

@@ -33,6 +33,15 @@ class Rejection:
     detail: str = ""
 
 
+class UnusableClipError(Exception):
+    """A clip or one of its members is to be left out, for a reason that can be counted."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
 def write_rejections(dataset: str, rejections: Iterable[Rejection]) -> None:
     """Write `rejected.parquet`, whole; it is there also when nothing was rejected."""
     rows = [(item.clip_id, item.path, item.reason, item.detail) for item in rejections]
@@ -47,11 +56,10 @@ def count_by_reason(rejections: Sequence[Rejection]) -> dict[str, int]:
     return dict(Counter(item.reason for item in rejections).most_common())
 
 
-def rejection_table(counts: dict[str, int], accepted: int) -> Table:
+def rejection_table(counts: dict[str, int]) -> Table:
     """Lay out the counts by reason for the terminal."""
-    clips = accepted + sum(counts.values())
-    table = Table("left out because", "count", "share", title=f"{sum(counts.values())} of {clips} left out")
-    table.columns[1].justify = table.columns[2].justify = "right"
+    table = Table("left out because", "count", caption=f"listed in {REJECTED_NAME}")
+    table.columns[1].justify = "right"
     for reason, count in counts.items():
-        table.add_row(reason, f"{count:,}", f"{count / clips:.1%}")
+        table.add_row(reason, f"{count:,}")
     return table

@@ -54,13 +54,15 @@ class IngestAudiosetConfig:
             raise UsageError(f"--workers is {self.workers}; choose 1 or more")
         if storage.is_remote(self.audio):
             raise UsageError(f"--audio {self.audio}: has to be a local folder; mount the bucket, or copy the files")
-        if not re.fullmatch(r"[\w.+-]+", self.shard_name):
+        if not re.fullmatch(r"\w[\w.+-]*", self.shard_name):
             raise UsageError(f"--name {self.shard_name!r}: use letters, digits and any of `_ . + -`")
 
     @property
     def shard_name(self) -> str:
         """What the shards are called before their number."""
-        return self.name or str(self.out).rstrip("/").rpartition("/")[2]
+        return (
+            self.name or Path(self.out if storage.is_remote(self.out) else storage.local_path(self.out).absolute()).name
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -135,7 +137,7 @@ def _pack(config: IngestAudiosetConfig, shards: Sequence[PlannedShard], folder: 
 
 def _show(result: IngestResult, dataset: str) -> None:
     if result.rejected:
-        console().print(rejection_table(result.rejected, result.clips))
+        console().print(rejection_table(result.rejected))
     console().print(
         f"{result.clips:,} clips, {result.audio_bytes / 1e6:,.1f} MB, in {result.shards:,} shards: {dataset}"
         + (f" ({result.unlisted_files:,} files in no list)" if result.unlisted_files else ""),

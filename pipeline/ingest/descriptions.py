@@ -1,0 +1,117 @@
+"""What the json beside a clip's audio says: its id and its labels, in the spellings that are in use."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pipeline.clip_ids import clip_id_of_stem, has_control_characters, is_youtube_id
+from pipeline.clips import from_shard_key
+from pipeline.ingest.rejections import UnusableClipError
+from pipeline.vocabulary import Vocabulary
+
+ID_FIELDS = ("clip_id", "id", "ytid", "video_id")
+LABEL_FIELDS = ("labels", "mids", "label", "human_labels", "label_id", "label_ids")
+"""Each holds one class or a list of them; a class is its mid, its display name, or its index."""
+
+MOST_BYTES = 1 << 20
+_MOST_ID_CHARACTERS = 1024
+
+Description = Mapping[str, Any]
+
+
+def parse_description(content: bytes) -> Description:
+    """Read the json of one clip.
+
+    Raises:
+        UnusableClipError: it is no json object.
+    """
+    try:
+        description = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise UnusableClipError("unreadable json", str(error)) from error
+    if not isinstance(description, dict):
+        raise UnusableClipError("unreadable json", f"holds a {type(description).__name__}, not an object")
+    return description
+
+
+def clip_id_of(description: Description, key: str) -> str:
+    """Give a clip's id: what its json says, else what its name in the tar says.
+
+    Args:
+        description: the clip's json.
+        key: its members' common name in the tar, with folders, without the extension.
+
+    Raises:
+        UnusableClipError: the json's id is nothing that can be one.
+    """
+    for field in ID_FIELDS:
+        value = description.get(field)
+        if isinstance(value, str | int) and not isinstance(value, bool) and str(value):
+            break
+    else:
+        key = from_shard_key(key)
+        # Where the file's name is no YouTube id, only the folders may tell it from others: dog/1.wav, cat/1.wav.
+        in_folder = clip_id_of_stem(key.rpartition("/")[2])
+        value = in_folder if is_youtube_id(in_folder) else key
+    if len(str(value)) > _MOST_ID_CHARACTERS or has_control_characters(str(value)):
+        raise UnusableClipError("unusable clip id", ascii(value)[:100])
+    return str(value)
+
+
+def labels_of(description: Description, vocabulary: Vocabulary, *, may_lack: bool = False) -> tuple[int, ...]:
+    """Give a clip's class indices, ascending.
+
+    Args:
+        description: the clip's json.
+        vocabulary: the classes.
+        may_lack: whether a json without any field of labels means a clip without labels.
+
+    Raises:
+        UnusableClipError: the json has no labels, unknown ones, or two fields of labels that contradict each other.
+    """
+    found: dict[str, tuple[int, ...]] = {}
+    faults: list[UnusableClipError] = []
+    for field in LABEL_FIELDS:
+        if description.get(field) is not None:
+            try:
+                found[field] = _resolve(description[field], vocabulary)
+            except UnusableClipError as error:
+                faults.append(error)
+    if len(set(found.values())) > 1:
+        raise UnusableClipError("label fields disagree", ", ".join(found))
+    if not found:
+        if may_lack and not faults:
+            return ()
+        raise faults[0] if faults else UnusableClipError("no labels", f"none of {', '.join(LABEL_FIELDS)}")
+    return next(iter(found.values()))
+
+
+def facts_of(description: Description) -> dict[str, int | float]:
+    """Give what a json written by `pipeline ingest` says of the sound itself; anyone else's may mean other things."""
+    if "clip_id" not in description:
+        return {}
+    wanted = {"sample_rate": int, "frames": int, "start_seconds": float, "end_seconds": float}
+    values = {field: _number(description.get(field), kind) for field, kind in wanted.items()}
+    return {field: value for field, value in values.items() if value is not None}
+
+
+def _number(value: Any, kind: type) -> int | float | None:
+    if isinstance(value, bool) or not isinstance(value, int | kind):
+        return None
+    return value if 0 <= value < 2**31 else None
+
+
+def _resolve(value: object, vocabulary: Vocabulary) -> tuple[int, ...]:
+    labels = value if isinstance(value, list) else [value]
+    return tuple(sorted({_index_of(label, vocabulary) for label in labels}))
+
+
+def _index_of(label: object, vocabulary: Vocabulary) -> int:
+    index = None
+    if isinstance(label, str):
+        index = vocabulary.index_by_mid.get(label, vocabulary.index_by_name.get(label))
+    elif isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(vocabulary):
+        index = label
+    if index is None:
+        raise UnusableClipError("unknown label", ascii(label)[:100])
+    return index

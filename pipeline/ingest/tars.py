@@ -1,0 +1,136 @@
+"""WebDataset tars made by anyone → the rows of a manifest; no audio is decoded."""
+
+import zlib
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import pyarrow as pa
+
+from pipeline import storage
+from pipeline.errors import ShardError
+from pipeline.ingest.dataset_folder import ROW_SCHEMA, Ledger
+from pipeline.ingest.descriptions import MOST_BYTES, Description, clip_id_of, facts_of, labels_of, parse_description
+from pipeline.ingest.rejections import Rejection, UnusableClipError
+from pipeline.manifest import MOST_CLIP_BYTES
+from pipeline.shards import AUDIO_FORMATS, UNREADABLE_FORMATS
+from pipeline.tar_index import TarMember, iter_members
+from pipeline.vocabulary import Vocabulary
+
+_CHUNK_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TarRules:
+    """How the members of a tar become clips."""
+
+    vocabulary: Vocabulary
+    checksums: bool = True
+    """Read the audio to note its CRC-32; without, only headers and jsons are read."""
+    keep_unlabelled: bool = False
+    """Take clips whose json is missing or names no labels, without labels."""
+
+
+@dataclass(slots=True)
+class _Sample:
+    """The members of one tar that share a name up to the last dot."""
+
+    audio: TarMember | None = None
+    crc32: int | None = None
+    description: Description | None = None
+
+
+def index_tar(dataset: str, shard: str, rules: TarRules, taken_ids: set[str]) -> Ledger:
+    """Find the clips of one tar.
+
+    A clip is the audio member and the json member that share a name up to the **last** dot, wherever in the tar they
+    are; WebDataset itself ends the name at the first dot, where dotted names clash. Of two members with the same part
+    in a clip, and of two clips with the same id, the first is taken and the other rejected.
+
+    Args:
+        dataset: the folder, a path or a URL.
+        shard: the tar's name in it.
+        rules: how members become clips.
+        taken_ids: the ids of earlier shards; this shard's are added.
+    """
+    rejections: list[Rejection] = []
+    samples: dict[str, _Sample] = {}
+    with storage.open_input(storage.join_path(dataset, shard)) as stream:
+        try:
+            for member in iter_members(stream, shard):
+                try:
+                    _collect(stream, member, samples, rules)
+                except UnusableClipError as error:
+                    rejections.append(Rejection(None, f"{shard}/{member.name}", error.reason, error.detail))
+        except ShardError as error:
+            rejections.append(Rejection(None, shard, "damaged shard", str(error)))
+    rows: list[dict[str, Any]] = []
+    for key, sample in samples.items():
+        try:
+            rows.append({"shard": shard, **_row(key, sample, rules, taken_ids)})
+        except UnusableClipError as error:
+            rejections.append(Rejection(None, f"{shard}/{key}", error.reason, error.detail))
+    return Ledger(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), rejections)
+
+
+def _collect(stream: BinaryIO, member: TarMember, samples: dict[str, _Sample], rules: TarRules) -> None:
+    """Put a member where it belongs; members that are neither audio nor json are none of a clip's business."""
+    if member.refusal:
+        raise UnusableClipError(member.refusal)
+    key, _, extension = member.name.removeprefix("./").rpartition(".")
+    extension = extension.lower()
+    if not key or extension not in {"json"} | AUDIO_FORMATS | UNREADABLE_FORMATS:
+        return
+    sample = samples.setdefault(key, _Sample())
+    if extension == "json":
+        if sample.description is not None:
+            raise UnusableClipError("repeated member")
+        if member.size > MOST_BYTES:
+            raise UnusableClipError("unreadable json", f"{member.size} bytes")
+        stream.seek(member.offset)
+        sample.description = parse_description(stream.read(member.size))
+        return
+    if sample.audio is not None:
+        raise UnusableClipError("repeated member")
+    sample.audio = member
+    if rules.checksums:
+        sample.crc32 = _checksum(stream, member)
+
+
+def _row(key: str, sample: _Sample, rules: TarRules, taken_ids: set[str]) -> dict[str, Any]:
+    """Give the manifest's columns of one clip, but for its shard."""
+    if sample.audio is None:
+        raise UnusableClipError("json without audio")
+    format = sample.audio.name.rpartition(".")[2].lower()
+    if format in UNREADABLE_FORMATS:
+        raise UnusableClipError("unsupported format", format)
+    if not 0 < sample.audio.size <= MOST_CLIP_BYTES:
+        raise UnusableClipError("empty file" if not sample.audio.size else "too long", f"{sample.audio.size} bytes")
+    if sample.description is None and not rules.keep_unlabelled:
+        raise UnusableClipError("audio without json")
+    description = sample.description or {}
+    clip_id = clip_id_of(description, key)
+    labels = labels_of(description, rules.vocabulary, may_lack=rules.keep_unlabelled)
+    if clip_id in taken_ids:
+        raise UnusableClipError("repeated clip id", clip_id)
+    taken_ids.add(clip_id)
+    return {
+        "clip_id": clip_id,
+        "offset": sample.audio.offset,
+        "size": sample.audio.size,
+        "format": format,
+        "labels": labels,
+        "crc32": sample.crc32,
+        **facts_of(description),
+    }
+
+
+def _checksum(stream: BinaryIO, member: TarMember) -> int:
+    checksum, left = 0, member.size
+    stream.seek(member.offset)
+    while left:
+        chunk = stream.read(min(left, _CHUNK_BYTES))
+        if not chunk:
+            raise UnusableClipError("damaged shard", "the file became shorter while it was read")
+        checksum = zlib.crc32(chunk, checksum)
+        left -= len(chunk)
+    return checksum
