@@ -6,7 +6,7 @@ read block by block until the stream ends or enough are there.
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -139,9 +139,20 @@ def load_waveform(data: bytes, *, sample_rate_hz: int, seconds: float) -> np.nda
     Raises:
         DecodeError: as `decode`.
     """
+    return load_waveforms(data, sample_rates_hz=(sample_rate_hz,), seconds=seconds)[sample_rate_hz]
+
+
+def load_waveforms(data: bytes, *, sample_rates_hz: Iterable[int], seconds: float) -> dict[int, np.ndarray]:
+    """Do what `load_waveform` does for several rates, with one decode: rate in Hz → waveform.
+
+    Raises:
+        DecodeError: as `decode`.
+    """
     sound = decode(data, most_seconds=seconds + _LOOK_AHEAD_SECONDS)
-    samples = resample(sound.samples, sound.sample_rate_hz, sample_rate_hz)
-    return fit_length(samples, round(seconds * sample_rate_hz))
+    return {
+        rate: fit_length(resample(sound.samples, sound.sample_rate_hz, rate), round(seconds * rate))
+        for rate in sample_rates_hz
+    }
 
 
 class _Memory(io.BytesIO):

@@ -134,17 +134,24 @@ def list_parts(store: str) -> list[LogitPart]:
 
 def finished_parts(store: str, stamp: StoreStamp) -> dict[str, LogitPart]:
     """Find the parts that `stamp` made, by shard stem; damaged parts are told and count as missing."""
+    return {part.stem: part for part in _readable_parts(store) if part.stamp == stamp}
 
+
+def other_parts(store: str, stamp: StoreStamp) -> list[LogitPart]:
+    """Find the parts that another stamp than this one made."""
+    return [part for part in _readable_parts(store) if part.stamp != stamp]
+
+
+def _readable_parts(store: str) -> list[LogitPart]:
     def read(file: storage.StoredFile) -> LogitPart | None:
         try:
-            part = _read_footer(store, file)
+            return _read_footer(store, file)
         except LogitStoreError as error:
-            _log.warning("%s It will be made again.", error)
+            _log.warning("%s", error)
             return None
-        return part if part.stamp == stamp else None
 
     with ThreadPoolExecutor(_FOOTER_READERS) as readers:
-        return {part.stem: part for part in readers.map(read, _part_files(store)) if part}
+        return [part for part in readers.map(read, _part_files(store)) if part]
 
 
 def _part_files(store: str) -> list[storage.StoredFile]:

@@ -1,0 +1,233 @@
+"""`pipeline teacher-logits`, stage 1: dataset → Ray actors with the teachers → logit store."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from pipeline import storage
+from pipeline.errors import PipelineError, TooManyFailuresError, UsageError
+from pipeline.logit_store import (
+    FAILED_NAME,
+    LogitPart,
+    finished_parts,
+    other_parts,
+    part_stem,
+    read_stamp,
+    write_failures,
+    write_stamp,
+)
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.predictions import Precision
+from pipeline.progress import progress_bar
+from pipeline.stages.shard_labeller import LabellerConfig
+from pipeline.stages.teacher_spec import TeacherSpec, stamp_teachers
+from pipeline.store_stamp import StoreStamp
+
+if TYPE_CHECKING:
+    from pipeline.stages.ray_pool import ShardOutcome
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherLogitsConfig:
+    """Which teachers, over which dataset, with which machines."""
+
+    data: str
+    """Dataset: a folder or URL with shards and a manifest."""
+    teacher: tuple[str, ...]
+    """NAME=CHECKPOINT or NAME=CHECKPOINT@WEIGHT, such as passt_s=passt-s.pt@2; several are an ensemble, whose logits
+    are the mean with these weights (1 where none is given)."""
+    store: str
+    """Logit store to write or to go on with: a folder or URL."""
+    batch_size: int = 16
+    """Clips a forward pass, 1 or more. Batches don't cross shards."""
+    precision: Precision = "float32"
+    """What the networks compute in; front ends always compute in float32. Logits are stored as float16."""
+    decode_threads: int = 0
+    """Threads an actor decodes with, ahead of the teachers; 0 is one for each of its cores."""
+    address: str | None = None
+    """Of a running Ray cluster, such as auto or ray://head:10001; without it Ray runs on this machine for this run."""
+    actors: int | None = None
+    """Processes that label shards, each with all teachers; by default one for each GPU, or one for each machine."""
+    gpus_per_actor: float | None = None
+    """GPUs an actor claims; below 1, actors share one. By default 1 where there are any, else 0."""
+    cpus_per_actor: int | None = None
+    """Cores an actor claims and computes with; by default an even share of all."""
+    max_failed: float = 0.01
+    """Largest share, 0 to 1, of the dataset's clips that may end without logits."""
+    redo_failed: bool = False
+    """Also do the shards again in which clips failed, for when their files were mended."""
+    overwrite: bool = False
+    """Replace a store that other teachers, weights, classes or another precision made."""
+
+    def __post_init__(self) -> None:
+        if not self.teacher:
+            raise UsageError("no teacher: give --teacher NAME=CHECKPOINT at least once")
+        for text in self.teacher:
+            TeacherSpec.parse(text)
+        if self.data.rstrip("/") == self.store.rstrip("/"):
+            raise UsageError(f"data and store are both {self.data}; give the store a folder of its own")
+        for name in ("batch_size", "actors", "cpus_per_actor"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; choose 1 or more")
+        for name in ("decode_threads", "gpus_per_actor"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise UsageError(f"{name} is {value}; choose 0 or more")
+        if not 0 <= self.max_failed <= 1:
+            raise UsageError(f"max_failed is {self.max_failed}; choose a share from 0 to 1")
+
+
+def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
+    """Stage 1: run transformers over a dataset, on Ray, and store the mean of their logits.
+
+    Each shard becomes one Parquet part of the store, whole or not at all. The same command again does only the shards
+    whose part is missing, or was made from another version of the shard. Clips that can't be read or decoded, or get
+    logits that are not finite, are listed in STORE/failed.parquet with the reason.
+
+    Raises:
+        PipelineError: the dataset, a teacher or the store is unusable, or some shards could not be done; what could
+            be done was done.
+        TooManyFailuresError: more clips failed than `max_failed` allows; what could be done was done.
+    """
+    data, store = _absolute(config.data), _absolute(config.store)
+    specs = tuple(_with_absolute_path(TeacherSpec.parse(text)) for text in config.teacher)
+    manifest = read_manifest(data)
+    _check_part_names(manifest)
+    stamp = stamp_teachers(specs, manifest, config.precision)
+    _claim_store(store, stamp, overwrite=config.overwrite)
+
+    finished = _finished(store, stamp, manifest)
+    redo = {shard for shard, part in finished.items() if part.failures and config.redo_failed}
+    shards = [shard for shard in manifest.shards if shard not in finished or shard in redo]
+    labeller = LabellerConfig(
+        data=data,
+        store=store,
+        teachers=specs,
+        stamp=stamp,
+        batch_size=config.batch_size,
+        decode_threads=config.decode_threads,
+    )
+    errors = _label(config, labeller, manifest, shards) if shards else {}
+
+    write_failures(store, list(finished_parts(store, stamp).values()))
+    _conclude(manifest, store, list(_finished(store, stamp, manifest).values()), errors, config.max_failed)
+
+
+def _absolute(location: str) -> str:
+    # An actor's working folder is Ray's affair.
+    return location if storage.is_remote(location) else str(storage.local_path(location).resolve())
+
+
+def _check_part_names(manifest: Manifest) -> None:
+    """Refuse shards whose parts would overwrite each other or the list of failures."""
+    stems = Counter(map(part_stem, manifest.shards)) + Counter([FAILED_NAME.removesuffix(".parquet")])
+    if repeated := [shard for shard in manifest.shards if stems[part_stem(shard)] > 1]:
+        raise UsageError(
+            f"{manifest.location}: {', '.join(repeated[:3])} would share the name of a part in the store. "
+            f"Rename them so that their names without folder differ, then run `pipeline index {manifest.location}`."
+        )
+
+
+def _claim_store(store: str, stamp: StoreStamp, *, overwrite: bool) -> None:
+    """Make the store ours: new, made alike, or emptied of what was made otherwise."""
+    found = read_stamp(store)
+    if found != stamp:
+        others = other_parts(store, stamp)
+        made_by = found or (others[0].stamp if others else None)
+        if made_by is not None and not overwrite:
+            raise UsageError(
+                f"{store}: was made otherwise ({made_by.differences_from(stamp)}). Give another --store, the settings "
+                "that it was made with, or --overwrite to replace it."
+            )
+        for part in others:
+            storage.remove(storage.join_path(store, part.file.name))
+        write_stamp(store, stamp)
+    storage.remove_staged(store)
+
+
+def _finished(store: str, stamp: StoreStamp, manifest: Manifest) -> dict[str, LogitPart]:
+    """Find the shards whose part `stamp` made from the bytes that the manifest knows."""
+    parts = finished_parts(store, stamp)
+    by_shard = {shard: part for shard in manifest.shards if (part := parts.get(part_stem(shard)))}
+    return {shard: part for shard, part in by_shard.items() if part.shard_identity == manifest.shard_identity(shard)}
+
+
+def _label(
+    config: TeacherLogitsConfig, labeller: LabellerConfig, manifest: Manifest, shards: Sequence[str]
+) -> dict[str, str]:
+    """Label the shards; give what stopped those that could not be done."""
+    # Ray takes seconds to import; `--help` and a run that has nothing left to do should not wait for it.
+    from pipeline.stages.ray_pool import label_shards, running_ray
+
+    left = sum(len(manifest.rows_of_shard(shard)) for shard in shards)
+    done: list[ShardOutcome] = []
+    started = perf_counter()
+    with (
+        running_ray(config.address),
+        progress_bar("teacher logits", len(manifest), done=len(manifest) - left) as bar,
+    ):
+        outcomes = label_shards(
+            labeller,
+            shards,
+            actors=config.actors,
+            cpus_per_actor=config.cpus_per_actor,
+            gpus_per_actor=config.gpus_per_actor,
+            on_clips=bar.advance,
+        )
+        for outcome in outcomes:
+            if outcome.could_not_start:
+                raise PipelineError(outcome.error)
+            done.append(outcome)
+    _log_speed(done, perf_counter() - started)
+    return {outcome.shard: outcome.error for outcome in done if outcome.error}
+
+
+def _log_speed(outcomes: Sequence["ShardOutcome"], seconds: float) -> None:
+    clips = sum(outcome.clips for outcome in outcomes)
+    busy = sum(outcome.seconds for outcome in outcomes)
+    if busy:
+        _log.info(
+            "%d clips in %.0f s, starting Ray included: %.1f clips/s an actor; its teachers waited for decoded clips "
+            "%.1f %% of the time",
+            clips,
+            seconds,
+            clips / busy,
+            100 * sum(outcome.waiting_seconds for outcome in outcomes) / busy,
+        )
+
+
+def _conclude(
+    manifest: Manifest, store: str, parts: Sequence[LogitPart], errors: Mapping[str, str], limit: float
+) -> None:
+    """Say how complete the store is, and fail where it is not complete enough."""
+    failures = Counter(failure.reason for part in parts for failure in part.failures)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in failures.most_common())
+    clips, failed = len(manifest), failures.total()
+    labelled = sum(part.clips for part in parts)
+    _log.info(
+        "%s: logits of %d of %d clips; %d failed%s", store, labelled, clips, failed, f" ({reasons})" if failed else ""
+    )
+    if errors:
+        shard, error = next(iter(errors.items()))
+        raise PipelineError(
+            f"{len(errors)} of {len(manifest.shards)} shards could not be done. {shard}: {error} "
+            "The others are in the store; the same command does what is missing."
+        )
+    if failed > limit * clips:
+        raise TooManyFailuresError(
+            f"{failed} of {clips} clips of {manifest.location} have no logits ({100 * failed / clips:.1f} %, limit "
+            f"{100 * limit:g} %): {reasons}. {storage.join_path(store, FAILED_NAME)} names them. Mend them and run "
+            "again with --redo-failed, or allow more with --max-failed."
+        )
+
+
+def _with_absolute_path(spec: TeacherSpec) -> TeacherSpec:
+    return replace(spec, checkpoint=_absolute(spec.checkpoint))
