@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
@@ -87,16 +88,15 @@ def hash_of_ids(clip_ids: pa.Array) -> str:
     return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def score_table(report: EvaluationReport) -> Table:
-    """Lay the systems out side by side, with what they were scored on below."""
-    classes = len(report.positives)
+def score_table(report: EvaluationReport) -> Group:
+    """Lay the systems out side by side, and say below what they were scored on."""
+    scored, classes = report.classes_scored, len(report.positives)
     lines = [
         f"{report.clips:,} clips of {report.data}, ids sha256 {report.clip_ids_sha256[:12]}",
-        f"{report.classes_scored} of {classes} classes; {classes - report.classes_scored} without positives left out",
+        f"{scored} of {classes} classes; the {classes - scored} without positives left out",
     ]
     lines += [f"{count:,} clips not scored: {reason}" for reason, count in report.failures_by_reason.items()]
-    table = Table(caption=Text("\n".join(lines)), caption_justify="left")
-    table.add_column("system")
+    table = Table("system")
     for heading in ("mAP", "ROC AUC", "d′"):
         table.add_column(heading, justify="right")
     for system in report.systems:
@@ -106,19 +106,18 @@ def score_table(report: EvaluationReport) -> Table:
             f"{system.mean_roc_auc:.4f}",
             f"{system.d_prime:.3f}",
         )
-    return table
+    return Group(table, Text("\n".join(lines), style="dim"))
 
 
 def report_json(report: EvaluationReport) -> bytes:
     """Spell a report as JSON; the per-class scores are in `per_class_csv`."""
-    without_positives = np.flatnonzero(report.positives == 0)
     content: dict[str, Any] = {
         "data": report.data,
         "clips": report.clips,
         "clip_ids_sha256": report.clip_ids_sha256,
         "classes": len(report.positives),
         "classes_scored": report.classes_scored,
-        "classes_without_positives": [report.class_mids[index] for index in without_positives],
+        "classes_without_positives": len(report.positives) - report.classes_scored,
         "systems": [
             {
                 "name": system.name,

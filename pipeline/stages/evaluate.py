@@ -82,5 +82,5 @@ def run(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> EvaluationRep
     console().print(score_table(report))
     if config.out is not None:
         for location in write_report(config.out, report):
-            console().print(f"wrote {location}", highlight=False, markup=False)
+            console().print(f"wrote {location}", highlight=False, markup=False, soft_wrap=True)
     return report

@@ -113,7 +113,7 @@ def _length(summary: DatasetSummary) -> str:
 def _classes(vocabulary: Vocabulary, counts: np.ndarray, *, rarest: bool) -> str:
     present = np.flatnonzero(counts)
     order = present[np.argsort(counts[present] if rarest else -counts[present], kind="stable")]
-    return ", ".join(f"{vocabulary.names[index]} {counts[index]:,}" for index in order[:_MOST_SHOWN])
+    return " · ".join(f"{vocabulary.names[index]} {counts[index]:,}" for index in order[:_MOST_SHOWN])
 
 
 def _show_store(store: LogitStore) -> None:
@@ -172,7 +172,7 @@ def _megabytes(size: int) -> str:
 
 
 def _tally(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count:,} {what}" for what, count in counts.items())
+    return " · ".join(f"{what} {count:,}" for what, count in counts.items())
 
 
 def _few(names: list[str] | tuple[str, ...]) -> str:
