@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from pipeline.errors import ManifestError, PipelineError
+from pipeline.segments import Segment, read_segment_files, read_segments
+from pipeline.vocabulary import audioset_vocabulary
+
+HEAD = """# Segments csv created Sun Mar  5 10:54:31 2017
+# num_ytids=2, num_segs=2, num_unique_labels=2, num_positive_labels=3
+# YTID, start_seconds, end_seconds, positive_labels
+"""
+GOOD = '--PJHxphWEs, 30.000, 40.000, "/m/09x0r,/t/dd00088"\n_0abcdefghi, 0.000, 2.361, "/m/09x0r"\n'
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_the_official_format_is_read_exactly(tmp_path: Path) -> None:
+    vocabulary = audioset_vocabulary()
+    segments = read_segments(write(tmp_path / "eval.csv", HEAD + GOOD), vocabulary)
+    labels = tuple(sorted((vocabulary.index_of("/m/09x0r"), vocabulary.index_of("/t/dd00088"))))
+    assert segments == [Segment("--PJHxphWEs", 30.0, 40.0, labels), Segment("_0abcdefghi", 0.0, 2.361, (0,))]
+
+
+def test_real_lists_are_read_whole(sounds_dir: Path) -> None:
+    vocabulary = audioset_vocabulary()
+    train = read_segments(sounds_dir / "balanced_train_segments.csv", vocabulary)
+    assert len(train) == 896
+    assert sum(len(segment.labels) for segment in train) == 2073
+    assert any(segment.clip_id.startswith("-") for segment in train)
+    both = [sounds_dir / "balanced_train_segments.csv", sounds_dir / "eval_segments.csv"]
+    assert len(read_segment_files(both, vocabulary)) == 896 + 245
+
+
+def test_windows_line_ends_and_a_byte_order_mark_are_no_matter(tmp_path: Path) -> None:
+    path = tmp_path / "eval.csv"
+    path.write_bytes(b"\xef\xbb\xbf" + (HEAD + GOOD).replace("\n", "\r\n").encode())
+    assert len(read_segments(path, audioset_vocabulary())) == 2
+
+
+def test_an_empty_last_field_is_a_clip_without_labels(tmp_path: Path) -> None:
+    path = write(tmp_path / "own.csv", 'clip, 0, 10, ""\n')
+    assert read_segments(path, audioset_vocabulary())[0].labels == ()
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('a, 0.0, 10.0, "/m/none"', "the class '/m/none' is not among the 527"),
+        ('a, 10.0, 10.0, "/m/09x0r"', "the times 10.0, 10.0 are impossible"),
+        ('a, -1.0, 10.0, "/m/09x0r"', "the times -1.0, 10.0 are impossible"),
+        ('a, nan, 10.0, "/m/09x0r"', "'nan' is no time"),
+        ('a, 0, inf, "/m/09x0r"', "'inf' is no time"),
+        ('a, zero, 10.0, "/m/09x0r"', "'zero' is no time"),
+        ("a, 0.0, 10.0, /m/09x0r,/m/04rlf", "has 5 fields"),
+        ("a, 0.0", "has 2 fields"),
+        (', 0.0, 10.0, "/m/09x0r"', "'' is no clip id"),
+        ('a, 0.0, 10.0, "/m/09x0r', "not CSV"),
+        ('_0abcdefghi, 0.0, 10.0, "/m/09x0r"', r"'_0abcdefghi' is at .*eval.csv:5 already"),
+    ],
+)
+def test_a_bad_line_is_named_by_file_and_number(tmp_path: Path, line: str, complaint: str) -> None:
+    path = write(tmp_path / "eval.csv", HEAD + GOOD + line + "\n")
+    with pytest.raises(ManifestError, match=rf"eval\.csv:6: .*{complaint}"):
+        read_segments(path, audioset_vocabulary())
+
+
+def test_the_first_few_of_many_bad_lines_are_listed(tmp_path: Path) -> None:
+    path = write(tmp_path / "eval.csv", "".join(f"{number}, 1, 0, /m/09x0r\n" for number in range(8)))
+    with pytest.raises(ManifestError, match=r"(?s):1: .*:5: .*and 3 more") as raised:
+        read_segments(path, audioset_vocabulary())
+    assert ":6:" not in str(raised.value)
+
+
+def test_a_clip_in_two_lists_is_named_with_both(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "one.csv", GOOD), write(tmp_path / "two.csv", HEAD + GOOD)
+    with pytest.raises(ManifestError, match=r"two\.csv:4: .*one\.csv:1 already"):
+        read_segment_files([first, second], audioset_vocabulary())
+
+
+def test_a_missing_list_is_an_error_with_its_name(tmp_path: Path) -> None:
+    with pytest.raises(PipelineError, match=r"absent\.csv: no such file"):
+        read_segments(tmp_path / "absent.csv", audioset_vocabulary())
+
+
+@given(st.binary() | st.text().map(str.encode) | st.text('",\n\r# \0aé09./m', max_size=60).map(str.encode))
+@example(b'"' * 200_000)
+@example(b"a,0,1,\0\n")
+def test_nothing_but_a_manifest_error_comes_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "junk_segments.csv"
+    path.write_bytes(junk)
+    try:
+        read_segments(path, audioset_vocabulary())
+    except ManifestError:
+        pass
