@@ -1,34 +1,48 @@
 """The students: small CNNs that tag sounds, and how they learn. Tensors in, tensors out."""
 
+from student.augment import AugmentConfig, augment_features, augment_waveforms
+from student.complexity import Complexity, count_complexity
+from student.dymn import DyMN, kernel_temperature
 from student.front_end import FrontEndConfig, LogMelFrontEnd
 from student.losses import DistillConfig, blend_targets, clip_bce, distillation_loss, teacher_probabilities
 from student.metrics import TaggingScores, average_precision, d_prime, roc_auc, tagging_scores
 from student.mixup import Mix, MixupConfig, draw_mix
+from student.mobilenetv3 import MobileNetV3
 from student.registry import ModelCard, create_model, load_weights, model_card, model_names
 from student.schedule import ScheduleConfig, learning_rate_multiplier
+from student.state_dicts import read_checkpoint
 from student.tagger import Tagger
 
 __all__ = [
+    "AugmentConfig",
+    "Complexity",
     "DistillConfig",
+    "DyMN",
     "FrontEndConfig",
     "LogMelFrontEnd",
     "Mix",
     "MixupConfig",
+    "MobileNetV3",
     "ModelCard",
     "ScheduleConfig",
     "Tagger",
     "TaggingScores",
+    "augment_features",
+    "augment_waveforms",
     "average_precision",
     "blend_targets",
     "clip_bce",
+    "count_complexity",
     "create_model",
     "d_prime",
     "distillation_loss",
     "draw_mix",
+    "kernel_temperature",
     "learning_rate_multiplier",
     "load_weights",
     "model_card",
     "model_names",
+    "read_checkpoint",
     "roc_auc",
     "tagging_scores",
     "teacher_probabilities",

@@ -113,7 +113,7 @@ class InvertedResidual(nn.Module):
 
     def __init__(self, plan: BlockPlan, squeeze_excitation: nn.Module | None = None) -> None:
         super().__init__()
-        self.is_residual = plan.is_residual
+        self.plan, self.squeezes = plan, squeeze_excitation is not None
         expanded, activation = plan.expanded_channels, plan.activation
         layers: list[nn.Module] = []
         if expanded != plan.in_channels:
@@ -137,11 +137,13 @@ class InvertedResidual(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Run the block on (batch, in_channels, mels, frames)."""
         out = self.block(maps)
-        return out + maps if self.is_residual else out
+        return out + maps if self.plan.is_residual else out
 
 
 class MobileNetV3(Tagger):
     """The student network "MN", with EfficientAT's variants under EfficientAT's keywords."""
+
+    last_convolution = "features.16.0.weight"
 
     def __init__(
         self,

@@ -9,7 +9,8 @@ import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor
 
-from student.mobilenetv3 import MobileNetV3
+from student.dymn import DyMN
+from student.mobilenetv3 import MobileNetV3, scaled_channels
 from student.state_dicts import describe_difference, fit_to_model, read_checkpoint, shapes_of
 from student.tagger import Tagger
 
@@ -38,7 +39,7 @@ class ModelCard:
     licence: str = "MIT"
     """Licence of the released weights."""
 
-    paper: str = "arXiv:2211.04772"
+    paper: str = "https://arxiv.org/abs/2211.04772"
     """Where the model is described."""
 
 
@@ -50,6 +51,18 @@ def _mn(name: str, file: str | None = None, map_percent: float | None = None, **
         settings={"width_mult": int(name[2:4]) / 10, **settings},
         weights_url=RELEASES + file if file else None,
         published_map=map_percent / 100 if map_percent else None,
+    )
+
+
+def _dymn(name: str, file: str | None = None, map_percent: float | None = None, **settings: Any) -> ModelCard:
+    """Describe a DyMN; its width is in its name."""
+    return ModelCard(
+        name=name,
+        network=DyMN,
+        settings={"width_mult": int(name[4:6]) / 10, **settings},
+        weights_url=RELEASES + file if file else None,
+        published_map=map_percent / 100 if map_percent else None,
+        paper="https://arxiv.org/abs/2310.15648",
     )
 
 
@@ -96,6 +109,15 @@ _CARDS: tuple[ModelCard, ...] = (
         head_type="fully_convolutional",
         strides=(2, 2, 1, 1),
     ),
+    *(_dymn(f"dymn{width:02}") for width in (4, 10, 20)),
+    *(_dymn(f"dymn{width:02}_im", f"dymn{width:02}_im.pt") for width in (4, 10, 20)),
+    # Released AudioSet models were trained down to a kernel temperature of 1.
+    _dymn("dymn04_as", "dymn04_as.pt", 45.0, T_max=1.0),
+    _dymn("dymn10_as", "dymn10_as.pt", 47.7, T_max=1.0),
+    _dymn("dymn20_as", "dymn20_as_mAP_493.pt", 49.3, T_max=1.0),
+    _dymn("dymn20_as(1)", "dymn20_as.pt", T_max=1.0),
+    _dymn("dymn20_as(2)", "dymn20_as_mAP_489.pt", 48.9, T_max=1.0),
+    _dymn("dymn20_as(3)", "dymn20_as_mAP_490.pt", 49.0, T_max=1.0),
 )
 _CARD_BY_NAME: Mapping[str, ModelCard] = {card.name: card for card in _CARDS}
 
@@ -162,7 +184,15 @@ def load_weights(model: Tagger, checkpoint: str | Path | Mapping[str, Tensor]) -
 
 def looks_like(state_dict: Mapping[str, Tensor]) -> str | None:
     """Name the first registered model whose keys and shapes a checkpoint has, whatever its number of classes."""
+    tried = set()
     for card in _CARDS:
+        last = state_dict.get(card.network.last_convolution)
+        if last is None or last.shape[1:2] != (scaled_channels(160, card.settings["width_mult"]),):
+            continue  # another family or width: not worth building
+        kind = card.settings.get("head_type")  # strides and front ends leave no trace in a checkpoint
+        if kind in tried:
+            continue
+        tried.add(kind)
         with torch.device("meta"):  # shapes without memory or arithmetic
             twin = card.network(**card.settings)
         prefixes = tuple(f"{layer}." for layer in _final_layers(twin))
@@ -209,7 +239,7 @@ default_cfgs = generate_default_cfgs(
             "input_size": (1, card.settings.get("n_mels", 128), 1000),
             "classifier": "classifier",
             "license": card.licence.lower(),
-            "paper_ids": card.paper,
+            "paper_ids": card.paper.replace("https://arxiv.org/abs/", "arXiv:"),
             "origin_url": "https://github.com/fschmid56/EfficientAT",
         }
         for card in _CARDS

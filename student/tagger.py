@@ -1,5 +1,7 @@
 """What every student is, whatever its network: a front end, feature maps, a head, and timm's habits."""
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from student.front_end import FrontEndConfig, LogMelFrontEnd
@@ -17,6 +19,12 @@ class Tagger(nn.Module):
 
     model_name = ""
     """The registered name that the model was created by."""
+
+    last_convolution: ClassVar[str]
+    """Key of the last convolution's weights; its shape tells the width of a checkpoint."""
+
+    feature_info: list[dict[str, int | str]]
+    """The five stages in timm's words: channels, reduction, module."""
 
     front_end: LogMelFrontEnd
     classifier: Head
