@@ -65,8 +65,7 @@ def iter_members(stream: BinaryIO, where: str) -> Iterator[TarMember]:
             extended.read(header.kind, stream.read(min(size, _MOST_NAME_BYTES)), size)
             continue
         name = extended.name or header.name
-        is_folder = header.kind == _FOLDER or (header.kind == b"\0" and name.endswith(b"/"))
-        if not is_folder:
+        if header.kind != _FOLDER and not name.endswith(b"/"):
             text = name.decode("utf-8", "backslashreplace")
             yield TarMember(text, data, size, _refusal(name, header.kind, extended))
         extended = _Extended()
@@ -151,7 +150,7 @@ class _Extended:
             end = start + (int(digits) if digits.isdigit() else 0)
             record = data[start + len(digits) + 1 : end]
             key, equals, value = record[:-1].partition(b"=")
-            if not equals or not record.endswith(b"\n"):
+            if end > len(data) or not equals or not record.endswith(b"\n"):
                 self.fault = "malformed extended header"
                 return
             self._take(key, value)

@@ -1,3 +1,4 @@
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -56,10 +57,8 @@ def test_a_malformed_list_is_refused_by_line(tmp_path: Path, content: str, compl
 def test_nothing_but_a_manifest_error_comes_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "junk.csv"
     path.write_bytes(HEADER.encode() + junk)
-    try:
+    with suppress(ManifestError):
         assert len(read_vocabulary(path)) > 0
-    except ManifestError:
-        pass
 
 
 def test_a_name_that_two_classes_share_names_neither() -> None:
