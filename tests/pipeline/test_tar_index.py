@@ -1,7 +1,6 @@
 import io
 import tarfile
 from contextlib import suppress
-from pathlib import Path
 
 import pytest
 from hypothesis import example, given
@@ -154,12 +153,3 @@ def test_whatever_is_changed_in_a_tar_ends_in_members_within_it_or_a_shard_error
         for member in iter_members(io.BytesIO(bytes(tar)), "x.tar"):
             assert 0 <= member.offset <= member.offset + member.size <= len(tar)
             member.name.encode()
-
-
-def test_a_bench_of_bad_tars_is_survived(torture_dir: Path) -> None:
-    for path in sorted((torture_dir / "tars").iterdir()):
-        with path.open("rb") as stream:
-            try:
-                list(iter_members(stream, path.name))
-            except ShardError as error:
-                assert path.name in {"truncated.tar", "zero_bytes.tar", "gzip.tar.gz", "random.tar"}, error
