@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.errors import LogitStoreError, TooManyFailuresError
+from pipeline.errors import ManifestError, TooManyFailuresError
 from pipeline.join import JoinedDataset, TrainingBatch, batch_loader
 from pipeline.logit_store import LogitStore
 from pipeline.manifest import Manifest
@@ -80,9 +80,10 @@ def _watch(batches: Iterable[TrainingBatch], failures: dict[int, str], bar: Prog
 def _as_system(
     model: LoadedModel, manifest: Manifest, rows: np.ndarray, logits: np.ndarray, failures: Mapping[int, str]
 ) -> System:
-    everywhere = np.zeros((len(manifest), len(manifest.vocabulary)), np.float32)
-    everywhere[rows] = logits.reshape(len(rows), -1)
-    broken = rows[~np.isfinite(logits).reshape(len(rows), -1).all(axis=1)].tolist()
+    classes = len(manifest.vocabulary)
+    everywhere = np.zeros((len(manifest), classes), np.float32)
+    everywhere[rows] = logits.reshape(len(rows), classes)  # where no clip could be decoded, `logits` is (0, 0)
+    broken = rows[~np.isfinite(everywhere[rows]).all(axis=1)].tolist()
     return System(
         name=model.name,
         source=model.source,
@@ -163,7 +164,7 @@ def _check_share(failures: Mapping[int, str], manifest: Manifest, max_failed: fl
     if clips and len(failures) < clips and len(failures) <= max_failed * clips:
         return
     if not failures:
-        raise LogitStoreError(f"{manifest.location}: holds no clips, so there is nothing to score")
+        raise ManifestError(f"{manifest.location}: holds no clips, so there is nothing to score")
     reasons = Counter(failures.values()).most_common()
     row = min(failures)
     raise TooManyFailuresError(

@@ -202,6 +202,9 @@ def test_undecodable_clips_are_counted_and_listed(
     report = evaluate(data, path, max_failed=0.1)
     assert report.clips == 11
     assert [clip_id for clip_id, _ in report.failures] == ["broken"]
+    sound = [clip for clip in clips if clip[0] != "broken"]
+    expected = average_precision_by_hand(logits_by_hand(path, sound)[:, 0], labels_of(sound)[:, 0])
+    assert report.systems[0].average_precision[0] == pytest.approx(expected)
     with pytest.raises(TooManyFailuresError, match="1 of 12 clips"):
         evaluate(data, path)
 
@@ -308,3 +311,17 @@ def test_out_receives_the_report_and_the_table_is_shown(
     shown = capsys.readouterr().out
     assert f"{report.systems[0].mean_average_precision:.4f}" in shown
     assert "report.json" in shown
+
+
+def test_a_dataset_without_a_decodable_clip_can_not_be_scored(
+    build_dataset: Callable[..., Manifest], tmp_path: Path
+) -> None:
+    data = build_dataset("broken", [(f"clip {number}", (0,), b"no sound") for number in range(3)])
+    with pytest.raises(TooManyFailuresError, match="3 of 3 clips"):
+        evaluate(data, write_student(tmp_path / "a.safetensors", data.vocabulary), max_failed=1)
+
+
+def test_an_empty_dataset_can_not_be_scored(build_dataset: Callable[..., Manifest], tmp_path: Path) -> None:
+    empty = build_dataset("empty", [])
+    with pytest.raises(ManifestError, match="holds no clips"):
+        evaluate(empty, write_student(tmp_path / "a.safetensors", empty.vocabulary))
