@@ -16,8 +16,8 @@ class AST(AudioTransformer):
         super().__init__(config, num_classes)
         dim = config.embed_dim
         self.grid_size = (
-            (config.mels - config.patch) // config.stride + 1,
-            (config.frames - config.patch) // config.stride + 1,
+            (config.mels - config.patch_shape[0]) // config.stride + 1,
+            (config.frames - config.patch_shape[1]) // config.stride + 1,
         )
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.dist_token = nn.Parameter(torch.empty(1, 1, dim))

@@ -38,6 +38,10 @@ class TransformerConfig:
     stride: int = 10
     """Distance between patches, in mel bands and frames; below `patch`, patches overlap."""
 
+    whole_band: bool = False
+    """Patches span all mel bands and `patch` frames, as SSAST's frame patches do (arXiv:2110.09784). From few clips a
+    model learns far more with them than with square ones."""
+
     norm_eps: float = 1e-6
     """Epsilon of the layer norms in and after the blocks."""
 
@@ -63,6 +67,16 @@ class TransformerConfig:
         if self.embed_dim % self.num_heads:
             raise ValueError(f"{self.num_heads} heads do not divide embed_dim {self.embed_dim}")
 
+    @property
+    def patch_shape(self) -> tuple[int, int]:
+        """Mel bands and frames of a patch."""
+        return (self.mels if self.whole_band else self.patch), self.patch
+
+    @property
+    def frequency_rows(self) -> int:
+        """Frequency encodings of the families that have them; their authors' count, from the stride alone."""
+        return 1 if self.whole_band else self.mels // self.stride
+
 
 class AudioTransformer(nn.Module):
     """Base of the three families; each adds its position encodings, its extra tokens and its pooling.
@@ -86,7 +100,7 @@ class AudioTransformer(nn.Module):
         self.config = config
         self.num_classes = num_classes
         self.num_features = self.embed_dim = config.embed_dim
-        self.patch_embed = PatchEmbed(config.patch, config.stride, config.embed_dim)
+        self.patch_embed = PatchEmbed(config.patch_shape, config.stride, config.embed_dim)
         norm_layer = partial(nn.LayerNorm, eps=config.norm_eps)
         self.blocks = nn.Sequential(
             *(

@@ -21,7 +21,7 @@ class CED(AudioTransformer):
         super().__init__(config, num_classes)
         dim = config.embed_dim
         self.init_bn = nn.BatchNorm1d(config.mels, momentum=0.01)
-        self.freq_pos_embed = nn.Parameter(torch.empty(1, dim, config.mels // config.stride, 1))
+        self.freq_pos_embed = nn.Parameter(torch.empty(1, dim, config.frequency_rows, 1))
         self.time_pos_embed = nn.Parameter(torch.empty(1, dim, 1, config.frames // config.stride))
         self.initialise()
 

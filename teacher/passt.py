@@ -22,7 +22,7 @@ class PaSST(AudioTransformer):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.dist_token = nn.Parameter(torch.empty(1, 1, dim))
         self.new_pos_embed = nn.Parameter(torch.empty(1, 2, dim))
-        self.freq_new_pos_embed = nn.Parameter(torch.empty(1, dim, config.mels // config.stride, 1))
+        self.freq_new_pos_embed = nn.Parameter(torch.empty(1, dim, config.frequency_rows, 1))
         self.time_new_pos_embed = nn.Parameter(torch.empty(1, dim, 1, config.frames // config.stride))
         self.initialise()
 

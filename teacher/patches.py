@@ -5,9 +5,9 @@ from torch import Generator, Tensor, nn
 
 
 class PatchEmbed(nn.Module):
-    """Overlapping square patches of a one-channel spectrogram, each turned into a vector by one linear map."""
+    """Perhaps overlapping patches of a one-channel spectrogram, each turned into a vector by one linear map."""
 
-    def __init__(self, patch: int, stride: int, embed_dim: int) -> None:
+    def __init__(self, patch: tuple[int, int], stride: int, embed_dim: int) -> None:
         super().__init__()
         self.proj = nn.Conv2d(1, embed_dim, kernel_size=patch, stride=stride)
 

@@ -50,7 +50,7 @@ def _passt(
     return ModelCard(
         name=name,
         network=PaSST,
-        config=TransformerConfig(**{"frames": 998, **shape}),
+        config=replace(TransformerConfig(frames=998), **shape),
         front_end=PasstMelConfig(hop_samples=hop),
         input_seconds=seconds,
         weights_url=f"https://github.com/kkoutini/PaSST/releases/download/{file}",
@@ -87,8 +87,8 @@ def _ced(size: str, embed_dim: int, num_heads: int, published_map: float) -> Mod
 
 
 # The small teachers for machines without a GPU. Their sizes are set here and nowhere else.
-_PASST_TINY = TransformerConfig(embed_dim=128, depth=6, num_heads=4, stride=16, frames=1000)
-_AST_TINY = TransformerConfig(embed_dim=128, depth=6, num_heads=4, stride=16, frames=1024)
+_PASST_TINY = TransformerConfig(embed_dim=128, depth=4, num_heads=4, frames=1000, patch=8, stride=8, whole_band=True)
+_AST_TINY = replace(_PASST_TINY, frames=1024)
 
 _AST_BEST = _ast("ast_base_p16_s10_ap4593", "10-10-0.4593", 0.4593)
 
