@@ -4,6 +4,7 @@ The logits were brought into the manifest's order once, when the store was opene
 memory-mapped array. What a batch holds depends on its rows alone, never on the number of workers.
 """
 
+import os
 import signal
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -149,16 +150,16 @@ class JoinedDataset(Dataset[TrainingBatch]):
 def batch_loader(
     dataset: JoinedDataset, batches: Iterable[np.ndarray], *, workers: int, pin_memory: bool = False
 ) -> DataLoader[TrainingBatch]:
-    """Load batches in the order of `batches`, ahead of time on `workers` processes; 0 loads when asked.
+    """Load batches in the order of `batches`, ahead of time on up to `workers` processes; 0 loads when asked.
 
-    The processes live as long as the iteration, which may go on over any number of epochs.
+    The processes, at most one a core, live as long as the iteration, which may go on over any number of epochs.
     """
     return DataLoader(
         dataset,
         sampler=batches,  # pyright: ignore[reportArgumentType]
         batch_size=None,  # an index is a whole batch already
         collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
-        num_workers=workers,
+        num_workers=min(workers, len(os.sched_getaffinity(0))),
         worker_init_fn=_leave_signals_to_the_main_process,
         pin_memory=pin_memory,
     )

@@ -102,7 +102,7 @@ class TrainingConfig:
     device: str = "auto"
     """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
     workers: int = 4
-    """Processes that read and decode; 0 decodes between the steps. The result does not depend on it."""
+    """Processes that read and decode, at most one a core; 0 decodes between the steps. The result is the same."""
     cache: str = "~/.cache/audioset-distill"
     """Local folder for what can be made again: aligned logits (2 bytes a clip and class) and decoded audio."""
     cache_audio: bool = False

@@ -386,7 +386,7 @@ class TrainingRun:
             "metric_lines": self._metrics.lines,
             "dataset": self._dataset.manifest.identity,
             "settings": to_toml(self._config),
-            "torch_version": torch.__version__,
+            "torch_version": str(torch.__version__),
         }
         keep = self._config.keep_checkpoints
         self._saved_path = save_checkpoint(self._folder, self._trainer.step, state, keep=keep)
@@ -411,7 +411,7 @@ class TrainingRun:
             self._trainer.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{self._folder}: its checkpoint does not fit the model: {error}") from error
-        if state["torch_version"] != torch.__version__:
+        if state["torch_version"] != str(torch.__version__):
             versions = state["torch_version"], torch.__version__
             _log.warning("the run was made with torch %s, this is %s: it may go on with other rounding", *versions)
         self._epochs_closed, self._best_map = state["epochs_closed"], state["best_map"]

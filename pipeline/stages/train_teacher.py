@@ -32,6 +32,40 @@ class PatchoutConfig:
     """Patches to leave out of what then remains; 0 or more."""
 
 
+# Classes of their own, not other arguments for the shared ones: a command line that sets one field of a table takes the
+# others from the table's class.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherOptimizerConfig(OptimizerConfig):
+    """How gradients become steps."""
+
+    kind: Literal["adam", "adamw"] = "adamw"
+    """adamw takes the weight decay out of the gradient's scaling."""
+    weight_decay: float = 1e-4
+    """Share of a weight that decays each step, times the learning rate; 0 or more."""
+    reference_batch: int = 12
+    """Batch size, in clips, that the learning rate is meant for; other batch sizes scale it in proportion."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherAverageConfig(AverageConfig):
+    """Averages of the weights along the run, which are then evaluated and saved instead of the last weights."""
+
+    kind: Literal["none", "ema", "swa"] = "swa"
+    """ema: a running mean that forgets, updated every step. swa: the plain mean over some epochs' ends."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherScheduleConfig(student.ScheduleConfig):
+    """The learning rate's curve, made for 130 epochs."""
+
+    warmup_epochs: float = 5.0
+    """Length of the soft start, in epochs; 0 is none."""
+    ramp_down_start_epoch: float = 50.0
+    """Where the way down begins, in epochs."""
+    ramp_down_epochs: float = 50.0
+    """Length of the way down, in epochs."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainTeacherConfig(TrainingConfig):
     """How a transformer is trained; the defaults are the recipe of PaSST (arXiv:2110.05069)."""
@@ -44,21 +78,15 @@ class TrainTeacherConfig(TrainingConfig):
     """Clips a step."""
     learning_rate: float = 2e-5
     """Peak learning rate for a batch of `optimizer.reference_batch` clips."""
-    optimizer: OptimizerConfig = field(
-        default_factory=lambda: OptimizerConfig(kind="adamw", weight_decay=1e-4, reference_batch=12)
-    )
+    optimizer: TeacherOptimizerConfig = field(default_factory=TeacherOptimizerConfig)
     """The optimizer."""
-    average: AverageConfig = field(default_factory=lambda: AverageConfig(kind="swa"))
+    average: TeacherAverageConfig = field(default_factory=TeacherAverageConfig)
     """Weight averaging."""
     patchout: PatchoutConfig = field(default_factory=PatchoutConfig)
     """Patches left out in training."""
     mixup: student.MixupConfig = field(default_factory=student.MixupConfig)
     """Mixing of pairs of clips."""
-    schedule: student.ScheduleConfig = field(
-        default_factory=lambda: student.ScheduleConfig(
-            warmup_epochs=5, ramp_down_start_epoch=50, ramp_down_epochs=50, last_multiplier=0.01
-        )
-    )
+    schedule: TeacherScheduleConfig = field(default_factory=TeacherScheduleConfig)
     """Learning rate over the epochs."""
     export_dtype: Literal["float32", "float16"] = "float32"
     """Type of the numbers in last.safetensors and best.safetensors; float16 halves the files."""

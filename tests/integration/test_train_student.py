@@ -1,0 +1,183 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+import student
+from pipeline.checkpoints import list_checkpoints
+from pipeline.errors import CheckpointError, LogitStoreError, UsageError
+from pipeline.logit_store import open_store, publish_part, write_stamp
+from pipeline.manifest import read_manifest
+from pipeline.recipes import to_toml
+from pipeline.stages.train_student import StudentLearner, TrainStudentConfig, run
+from pipeline.store_stamp import StoreStamp, TeacherStamp
+from pipeline.training_run import open_clips
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    # Sums depend on how many threads share them, so runs that are compared bit for bit have equally many.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..., Path]) -> Path:
+    return make_dataset(tmp_path_factory.mktemp("data"), clips=8)
+
+
+@pytest.fixture(scope="module")
+def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Logits for the clips 0 to 5, each sure of the class after the labelled one."""
+    return make_store(data, tmp_path_factory.mktemp("store"))
+
+
+def make_store(data: Path, folder: Path, vocabulary_sha256: str = "") -> Path:
+    manifest = read_manifest(data)
+    teacher = TeacherStamp(name="by hand", weight=1.0, sha256="0" * 64, front_end="none")
+    stamp = StoreStamp(
+        teachers=(teacher,),
+        vocabulary_sha256=vocabulary_sha256 or manifest.vocabulary.sha256,
+        classes=4,
+        precision="float32",
+    )
+    logits = 16 * np.roll(manifest.label_matrix(np.arange(6)), 1, axis=1) - 8
+    write_stamp(str(folder), stamp)
+    publish_part(str(folder), "train-000000", manifest.clip_ids[:6].to_pylist(), logits, stamp, "")
+    return folder
+
+
+def settings(data: Path, store: Path, folder: Path) -> TrainStudentConfig:
+    return TrainStudentConfig(
+        data=str(data),
+        store=str(store),
+        eval_data=str(data),
+        run=str(folder / "run"),
+        cache=str(folder / "cache"),
+        model="mn01",
+        epochs=3,
+        batch_size=4,
+        workers=1,
+        device="cpu",
+        evaluate_every=3,
+        checkpoint_minutes=0,
+        keep_checkpoints=10,
+    )
+
+
+@pytest.fixture
+def config(data: Path, store: Path, tmp_path: Path) -> TrainStudentConfig:
+    return settings(data, store, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def straight(data: Path, store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of 6 steps in 3 epochs, and what it said."""
+    folder = tmp_path_factory.mktemp("straight")
+    result = run(settings(data, store, folder))
+    assert (result.finished, result.steps, result.best_map is None) == (True, 6, False)
+    return folder / "run"
+
+
+def test_a_student_learns_from_shards_and_logits_to_weights_that_others_load(straight: Path) -> None:
+    names = {path.name for path in straight.iterdir()}
+    files = {"config.toml", "metrics.jsonl", "tensorboard", "checkpoints", "last.safetensors", "best.safetensors"}
+    assert names == files
+    for name in ("last", "best"):
+        assert student.create_model("mn01", straight / f"{name}.safetensors", num_classes=4).num_classes == 4
+
+
+def test_clips_without_logits_are_told(config: TrainStudentConfig, caplog: pytest.LogCaptureFixture) -> None:
+    run(replace(config, epochs=1, eval_data=None))
+    assert "2 of 8 clips have no logits" in caplog.text
+
+
+class Says(nn.Module):
+    """A network that has its mind made up."""
+
+    def __init__(self, logits: torch.Tensor) -> None:
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        return self.logits
+
+
+def test_pure_distillation_follows_the_teacher_and_the_labels_where_there_is_none(config: TrainStudentConfig) -> None:
+    # The teacher of this store contradicts every label, and never saw the last two clips.
+    manifest, model = read_manifest(config.data), student.create_model("mn01", num_classes=4)
+    logits = open_store(str(config.store)).align(manifest, config.cache)
+    batch = open_clips(config, manifest, model, logits)[np.arange(8)]
+    as_labelled = 16 * batch.labels - 8
+    as_taught = torch.where(batch.has_teacher[:, None], batch.teacher_logits, as_labelled)
+
+    def loss(opinion: torch.Tensor, teacher_weight: float) -> float:
+        distill = student.DistillConfig(teacher_weight=teacher_weight)
+        learner = StudentLearner(model, distill, student.MixupConfig(alpha=0))
+        return float(learner.loss(Says(opinion), batch, torch.Generator()))
+
+    assert loss(as_taught, 1.0) < 0.01 < 1 < loss(as_labelled, 1.0)
+    assert loss(as_labelled, 0.0) < 0.01 < 1 < loss(as_taught, 0.0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+def test_a_process_ended_by_a_signal_resumes_to_the_same_bits(
+    config: TrainStudentConfig, straight: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    ended = replace(config, run=str(tmp_path / "ended"))
+    (tmp_path / "recipe.toml").write_text(to_toml(ended))
+    command = [sys.executable, "-m", "pipeline", "train-student", "--config", str(tmp_path / "recipe.toml")]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    while len(list_checkpoints(tmp_path / "ended")) < 2:
+        assert process.poll() is None, process.communicate()[1]
+        time.sleep(0.02)
+    process.send_signal(number)
+    said = process.communicate(timeout=60)[1]
+    if number == signal.SIGTERM:
+        assert process.returncode == 0
+        assert "--resume goes on" in said
+    left = int(list_checkpoints(tmp_path / "ended")[-1].stem.removeprefix("step-"))
+    assert left < 6
+    assert run(replace(ended, resume=True)).steps == 6
+    ours, theirs = (load_file(folder / "last.safetensors") for folder in (tmp_path / "ended", straight))
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
+def test_a_warm_start_takes_the_weights_and_renews_the_last_layer(
+    config: TrainStudentConfig, straight: Path, tmp_path: Path, make_dataset: Callable[..., Path]
+) -> None:
+    other = make_dataset(tmp_path / "other", clips=8, classes=2)
+    start = str(straight / "last.safetensors")
+    still = replace(config, data=str(other), eval_data=None, store=None, epochs=1, learning_rate=1e-12)
+    run(replace(still, run=str(tmp_path / "warm"), checkpoint=start))
+    before, after = load_file(start), load_file(tmp_path / "warm" / "last.safetensors")
+    torch.testing.assert_close(after["features.0.0.weight"], before["features.0.0.weight"])
+    assert after["classifier.5.weight"].shape[0] == 2
+
+
+def test_wrong_names_files_and_stores_are_told_before_anything_is_written(
+    config: TrainStudentConfig, data: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match="--model mn99x"):
+        run(replace(config, model="mn99x"))
+    with pytest.raises(UsageError, match="no_such_option"):
+        run(replace(config, model_options={"no_such_option": 1}))
+    with pytest.raises(CheckpointError, match="no such file"):
+        run(replace(config, checkpoint=str(tmp_path / "absent.pt")))
+    with pytest.raises(LogitStoreError, match="hash"):
+        run(replace(config, store=str(make_store(data, tmp_path / "foreign", vocabulary_sha256="f" * 64))))
+    with pytest.raises(UsageError, match="batch_size is 64"):
+        run(replace(config, batch_size=64))
+    assert not (tmp_path / "run").exists()

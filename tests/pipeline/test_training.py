@@ -1,0 +1,126 @@
+import math
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tiny_learner import TinyLearner
+
+from pipeline.errors import UsageError
+from pipeline.join import JoinedDataset
+from pipeline.manifest import read_manifest
+from pipeline.sampling import EpochPlan
+from pipeline.training import AverageConfig, OptimizerConfig, StepReport, Trainer, TrainingConfig
+
+SETTINGS = TrainingConfig(data="unused", run="unused", batch_size=4, learning_rate=0.3)
+
+
+@pytest.fixture(scope="module")
+def clips(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..., Path]) -> JoinedDataset:
+    folder = make_dataset(tmp_path_factory.mktemp("data"), clips=12, broken=(3,))
+    return JoinedDataset(read_manifest(folder), sample_rate_hz=8000, seconds=0.5)
+
+
+class Bench:
+    """A trainer and its batches."""
+
+    def __init__(self, clips: JoinedDataset, settings: TrainingConfig = SETTINGS, nan_at: int = -1) -> None:
+        self.plan = EpochPlan(weights=np.ones(12), batch_size=4)
+        self.trainer = Trainer(TinyLearner(nan_at), settings, self.plan, self.schedule, torch.device("cpu"))
+        self._clips = clips
+
+    @staticmethod
+    def schedule(epoch: int) -> float:
+        return 1.0 if epoch == 0 else 0.5
+
+    def run(self, steps: int) -> list[StepReport]:
+        batches = (self._clips[rows] for rows in self.plan.batches(self.trainer.step))
+        return list(islice(self.trainer.steps(batches), steps))
+
+    @property
+    def weights(self) -> dict[str, torch.Tensor]:
+        return {key: value.clone() for key, value in self.trainer.trained_model.state_dict().items()}
+
+
+def assert_identical(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
+    assert ours.keys() == theirs.keys()
+    for key, value in ours.items():
+        assert torch.equal(value, theirs[key]), key
+
+
+@pytest.mark.parametrize("average", ["none", "ema", "swa"])
+@pytest.mark.parametrize("stop", [1, 3, 5])
+def test_a_restored_trainer_goes_on_bit_for_bit(clips: JoinedDataset, stop: int, average: str) -> None:
+    kind = AverageConfig(kind=average, decay=0.5, start_epoch=0, every_epochs=1)  # pyright: ignore[reportArgumentType]
+    settings = replace(SETTINGS, average=kind)
+    straight = Bench(clips, settings)
+    reports = straight.run(7)
+    first = Bench(clips, settings)
+    first.run(stop)
+    torch.manual_seed(99)  # whatever happened to the global generator meanwhile
+    second = Bench(clips, settings)
+    second.trainer.load_state_dict(first.trainer.state_dict())
+    assert second.run(7 - stop) == reports[stop:]
+    assert_identical(second.weights, straight.weights)
+
+
+def test_clips_that_could_not_be_decoded_take_no_part(clips: JoinedDataset) -> None:
+    assert [report.clips for report in Bench(clips).run(3)].count(3) == 1
+
+
+def test_learning_rate_grows_with_the_batch_and_follows_the_schedule(clips: JoinedDataset) -> None:
+    reports = Bench(clips, replace(SETTINGS, optimizer=OptimizerConfig(reference_batch=8))).run(4)
+    assert [report.learning_rate for report in reports] == pytest.approx([0.15, 0.15, 0.15, 0.075])
+    assert [report.ends_epoch for report in reports] == [False, False, True, False]
+
+
+def test_a_loss_that_is_not_finite_stops_before_it_touches_the_weights(clips: JoinedDataset) -> None:
+    bench = Bench(clips, nan_at=3)
+    bench.run(2)
+    before = {key: value for key, value in bench.weights.items() if "network.1" not in key}
+    with pytest.raises(FloatingPointError, match="loss is nan"):
+        bench.run(1)
+    assert bench.trainer.step == 2
+    assert_identical({key: bench.weights[key] for key in before}, before)
+
+
+def test_long_gradients_are_shortened(clips: JoinedDataset) -> None:
+    free, bound = Bench(clips), Bench(clips, replace(SETTINGS, optimizer=OptimizerConfig(most_gradient_norm=1e-9)))
+    free.run(1)
+    bound.run(1)
+    start = TinyLearner().model.state_dict()["network.0.weight"]
+    # Adam divides by the gradient's size, except where its epsilon of 1e-8 dwarfs it.
+    assert (free.weights["network.0.weight"] - start).abs().max() > 0.01
+    assert (bound.weights["network.0.weight"] - start).abs().max() < 0.002
+
+
+def test_running_mean_keeps_its_share_and_plain_mean_is_plain(clips: JoinedDataset) -> None:
+    def average_after_each_step(kind: AverageConfig) -> list[torch.Tensor]:
+        bench = Bench(clips, replace(SETTINGS, average=kind))
+        return [bench.weights["network.0.weight"] for _ in range(6) if bench.run(1)]
+
+    last = average_after_each_step(AverageConfig())
+    ema = average_after_each_step(AverageConfig(kind="ema", decay=0.75))
+    torch.testing.assert_close(ema[1], 0.75 * last[0] + 0.25 * last[1])
+    swa = average_after_each_step(AverageConfig(kind="swa", start_epoch=0, every_epochs=1))
+    assert torch.equal(swa[1], last[1])  # no epoch has ended yet
+    torch.testing.assert_close(swa[5], (last[2] + last[5]) / 2)
+
+
+def test_bfloat16_and_channels_last_learn_the_same_within_their_rounding(clips: JoinedDataset) -> None:
+    exact = Bench(clips).run(3)
+    rounded = Bench(clips, replace(SETTINGS, precision="bfloat16", channels_last=True)).run(3)
+    for ours, theirs in zip(rounded, exact, strict=True):
+        assert math.isclose(ours.loss, theirs.loss, rel_tol=0.05)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": 0}, {"learning_rate": 0.0}, {"max_failed": 1.5}, {"seed": -1}, {"keep_checkpoints": 0}],
+)
+def test_settings_out_of_range_are_refused_by_name(wrong: dict) -> None:
+    with pytest.raises(UsageError, match=next(iter(wrong))):
+        TrainingConfig(data="d", run="r", **wrong)
