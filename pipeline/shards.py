@@ -4,15 +4,16 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
-
-from webdataset.writer import TarWriter
+from typing import TYPE_CHECKING, Any
 
 from pipeline import storage
 from pipeline.clips import Clip, to_shard_key
 from pipeline.errors import PipelineError, ShardError
 from pipeline.manifest import Manifest
 from pipeline.tar_index import iter_members
+
+if TYPE_CHECKING:
+    from webdataset.writer import TarWriter
 
 AUDIO_FORMATS = frozenset({"wav", "flac", "mp3", "ogg", "oga", "opus", "aiff", "aif", "w64", "rf64", "au", "caf"})
 """Extensions of the members that hold a clip's sound."""
@@ -24,7 +25,7 @@ UNREADABLE_FORMATS = frozenset({"m4a", "mp4", "aac", "wma", "webm", "mka", "mkv"
 class ShardWriter:
     """Writes the clips of one shard; made by `open_shard`."""
 
-    def __init__(self, tar: TarWriter) -> None:
+    def __init__(self, tar: "TarWriter") -> None:
         self._tar = tar
         self.audio_names: list[str] = []
         """The audio members' names in the order of writing."""
@@ -49,6 +50,8 @@ def open_shard(dataset: str, shard: str) -> Iterator[ShardWriter]:
         dataset: the folder, a path or a URL.
         shard: the tar's name in it.
     """
+    from webdataset.writer import TarWriter  # imports torch, which readers of shards should not wait for
+
     with storage.publish(storage.join_path(dataset, shard)) as staged:
         with (
             staged.open("wb") as stream,

@@ -74,10 +74,11 @@ def match_files(segments: Sequence[Segment], files: Iterable[AudioFile]) -> Matc
 
 
 def find_audio_files(folder: Path) -> Iterator[AudioFile]:
-    """Give the audio files below `folder`, by their extensions, in no particular order; links are followed."""
+    """Give the audio files below `folder`, by their extensions; links are followed, but no folder is walked twice."""
     visited: set[tuple[int, int]] = set()
+    _is_new(str(folder), visited)
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if _is_new(os.path.join(parent, name), visited)]
+        folders[:] = [name for name in sorted(folders) if _is_new(os.path.join(parent, name), visited)]
         for name in names:
             stem, _, extension = name.rpartition(".")
             if stem and extension.lower() in AUDIO_FORMATS | UNREADABLE_FORMATS:
