@@ -28,6 +28,7 @@ COMMANDS = {
     "train-teacher": ("train_teacher", "Fine-tune a transformer on a dataset's own classes."),
     "evaluate": ("evaluate", "mAP, ROC AUC, d' and a per-class table of checkpoints and stores."),
     "compare": ("compare", "Several runs and their teachers side by side: one table, one picture."),
+    "tag": ("tag", "What is to be heard in sound files."),
     "inspect": ("inspect_path", "What a dataset, a store or a run holds; coverage of one by the other."),
 }
 """Command → module of `pipeline.stages` and a line of help."""

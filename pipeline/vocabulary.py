@@ -86,7 +86,9 @@ def _quote_if_needed(text: str) -> str:
 @cache
 def audioset_vocabulary() -> Vocabulary:
     """Give AudioSet's 527 classes, from the list in `manifests`."""
-    return _parse(files("manifests").joinpath("audioset_classes.csv").read_bytes(), "manifests/audioset_classes.csv")
+    return parse_vocabulary(
+        files("manifests").joinpath("audioset_classes.csv").read_bytes(), "manifests/audioset_classes.csv"
+    )
 
 
 def read_vocabulary(location: str | Path) -> Vocabulary:
@@ -96,10 +98,15 @@ def read_vocabulary(location: str | Path) -> Vocabulary:
         ManifestError: the file is malformed; the message names the line.
         PipelineError: the file is not there.
     """
-    return _parse(storage.read_bytes(location), str(location))
+    return parse_vocabulary(storage.read_bytes(location), str(location))
 
 
-def _parse(content: bytes, location: str) -> Vocabulary:
+def parse_vocabulary(content: bytes, location: str) -> Vocabulary:
+    """Read a class list's bytes; `location` is what errors call it.
+
+    Raises:
+        ManifestError: they are malformed; the message names the line.
+    """
     classes: list[LabelClass] = []
     mids: set[str] = set()
     for line, row in _rows(content, location):

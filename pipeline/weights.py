@@ -32,6 +32,8 @@ class CheckpointMetadata(BaseModel):
     """How many logits a clip gets."""
     vocabulary_sha256: str
     """Hash of the class list that the logits follow."""
+    vocabulary: str | None = None
+    """That class list as CSV text, so that the file can name its classes anywhere."""
 
 
 @contextmanager

@@ -11,7 +11,7 @@ import student
 import teacher
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.manifest import Manifest
-from pipeline.vocabulary import Vocabulary, audioset_vocabulary
+from pipeline.vocabulary import Vocabulary, audioset_vocabulary, parse_vocabulary
 from pipeline.weights import CheckpointMetadata, load_checkpoint_metadata, local_file, sha256_of_file
 from student.state_dicts import read_checkpoint
 
@@ -47,7 +47,7 @@ def load_model(
 
     Args:
         location: a file, or a URL of one.
-        manifest: of the dataset whose classes the logits have to be for; without one, they are AudioSet's.
+        manifest: of the dataset whose classes the logits have to be for; without one, any classes will do.
         model: the registered name of a student or teacher, for a file that doesn't say what it is.
         device: where the model goes.
 
@@ -55,14 +55,18 @@ def load_model(
         CheckpointError: the file is missing, damaged, doesn't fit its model, or was made for other classes.
         UsageError: neither the file nor `model` says what it is, or nothing is registered under that name.
     """
-    vocabulary = audioset_vocabulary() if manifest is None else manifest.vocabulary
-    owner = "AudioSet" if manifest is None else manifest.location
     with local_file(location) as path:
         metadata = load_checkpoint_metadata(path)
-        if metadata is not None:
-            _check_classes(metadata, location, vocabulary, owner)
-        elif model is None:
+        if metadata is None and model is None:
             raise UsageError(f"{location}: does not say which model it holds. Name it with --model, such as mn10_as.")
+        vocabulary = _own_vocabulary(metadata, location) if manifest is None else manifest.vocabulary
+        if metadata is not None and metadata.vocabulary_sha256 != vocabulary.sha256:
+            owner = "AudioSet" if manifest is None else manifest.location
+            raise CheckpointError(
+                f"{location}: was trained for {metadata.classes} classes with hash {metadata.vocabulary_sha256[:12]}, "
+                f"but {owner} has {len(vocabulary)} with hash {vocabulary.sha256[:12]}. Choose a dataset with the "
+                "checkpoint's classes."
+            )
         try:
             network = _build_foreign(path, str(model), vocabulary) if metadata is None else _build_own(path, metadata)
         except (ValueError, TypeError) as error:  # TypeError: a keyword that the model doesn't take
@@ -79,13 +83,11 @@ def load_model(
     )
 
 
-def _check_classes(metadata: CheckpointMetadata, location: str, vocabulary: Vocabulary, owner: str) -> None:
-    found, expected = metadata.vocabulary_sha256, vocabulary.sha256
-    if found != expected:
-        raise CheckpointError(
-            f"{location}: was trained for {metadata.classes} classes with hash {found[:12]}, but {owner} has "
-            f"{len(vocabulary)} with hash {expected[:12]}. Choose a dataset with the checkpoint's classes."
-        )
+def _own_vocabulary(metadata: CheckpointMetadata | None, location: str) -> Vocabulary:
+    """Give the classes that a file names, or AudioSet's where it names none."""
+    if metadata is None or metadata.vocabulary is None:
+        return audioset_vocabulary()
+    return parse_vocabulary(metadata.vocabulary.encode(), f"{location} (its class list)")
 
 
 def _build_own(path: Path, metadata: CheckpointMetadata) -> Tagger:

@@ -101,6 +101,7 @@ def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult
             "kwargs": options,
             "classes": len(manifest.vocabulary),
             "vocabulary_sha256": manifest.vocabulary.sha256,
+            "vocabulary": manifest.vocabulary.to_csv_bytes().decode(),
         },
     )
 

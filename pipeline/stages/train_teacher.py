@@ -143,6 +143,7 @@ def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult
             "kwargs": {},
             "classes": len(manifest.vocabulary),
             "vocabulary_sha256": manifest.vocabulary.sha256,
+            "vocabulary": manifest.vocabulary.to_csv_bytes().decode(),
         },
         export_dtype=getattr(torch, config.export_dtype),
     )
