@@ -22,7 +22,7 @@ def kernel_temperature(
 ) -> float:
     """Say how soft the choice among a dynamic convolution's kernels is at an epoch.
 
-    It falls by `fall` an epoch from `start`; near 1 a slower line, falling by `late_fall`, takes over, down to `end`.
+    It falls by `fall` an epoch from `start` to 1, and from there by `late_fall` an epoch, never below `end`.
     High temperatures train all kernels alike at first (arXiv:2310.15648, Equation 5 and Section V).
     """
     first_line = start - fall * epoch

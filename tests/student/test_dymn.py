@@ -69,7 +69,7 @@ def test_temperature_falls_as_upstreams_does() -> None:
     expected = [max(30.0 - epoch, 1 + 0.02 * 29 - 0.02 * epoch, 1.0) for epoch in range(60)]
     assert temperatures == pytest.approx(expected)
     assert temperatures[28:31] == pytest.approx([2.0, 1.0, 1.0])
-    assert kernel_temperature(10, start=30, late_fall=0.5) == 20.0
+    assert kernel_temperature(39, end=0.1) == pytest.approx(0.8)
 
 
 def test_released_names_start_at_their_temperature() -> None:

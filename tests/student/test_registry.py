@@ -104,6 +104,15 @@ def test_a_checkpoint_file_loads_whole(tmp_path, suffix) -> None:
         assert torch.equal(loaded.state_dict()[key], value)
 
 
+@pytest.mark.parametrize("name", ["mn01_as", "mn10_as_fc"])
+def test_timm_fits_released_weights_to_another_number_of_classes(tmp_path, name) -> None:
+    released = create_model(name)
+    torch.save(released.state_dict(), path := tmp_path / "released.pt")
+    model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, num_classes=3)
+    assert model.num_classes == 3
+    assert torch.equal(model.state_dict()["features.0.0.weight"], released.state_dict()["features.0.0.weight"])
+
+
 @pytest.mark.parametrize("head", ["mlp", "fully_convolutional", "multihead_attention_pooling"])
 def test_another_number_of_classes_starts_the_last_layer_anew_and_says_so(caplog, head) -> None:
     source = create_model("mn01", num_classes=5, head_type=head).state_dict()
