@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -103,10 +104,14 @@ def _names_that_fit(checkpoint: Checkpoint, num_classes: int) -> Iterator[str]:
     """Registered names whose keys and shapes the checkpoint has."""
     found = shapes_of(checkpoint.tensors)
     for card in CARDS.values():
-        with torch.device("meta"):
-            network = card.network(card.config, num_classes)
-        if shapes_of(network.state_dict()) == found:
+        if _shapes(card.network, card.config, num_classes) == found:
             yield card.name
+
+
+@cache
+def _shapes(network: type[AudioTransformer], config: TransformerConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
+    with torch.device("meta"):
+        return shapes_of(network(config, num_classes).state_dict())
 
 
 def _timm_entry_point(name: str) -> Callable[..., AudioTransformer]:

@@ -45,12 +45,20 @@ CED_PAPER = "https://arxiv.org/abs/2308.11957"
 
 
 def _passt(
-    name: str, file: str, published_map: float, *, hop: int = 320, seconds: float = 10.0, **shape: int
+    name: str,
+    file: str,
+    published_map: float,
+    *,
+    stride: int = 10,
+    depth: int = 12,
+    frames: int = 998,
+    hop: int = 320,
+    seconds: float = 10.0,
 ) -> ModelCard:
     return ModelCard(
         name=name,
         network=PaSST,
-        config=replace(TransformerConfig(frames=998), **shape),
+        config=TransformerConfig(frames=frames, stride=stride, depth=depth),
         front_end=PasstMelConfig(hop_samples=hop),
         input_seconds=seconds,
         weights_url=f"https://github.com/kkoutini/PaSST/releases/download/{file}",
