@@ -89,7 +89,6 @@ def distillation_loss(
     config: DistillConfig,
     *,
     mix: Mix | None = None,
-    valid: Tensor | None = None,
 ) -> Tensor:
     """Average the label loss and the teacher loss over a batch.
 
@@ -101,10 +100,9 @@ def distillation_loss(
             of a mixed clip.
         config: how labels and teacher share.
         mix: how the clips were mixed, if they were.
-        valid: (batch,), bool; rows that are False count nothing. None counts all.
 
     Returns:
-        A scalar, in nats; 0 if no row counts.
+        A scalar, in nats.
 
     Raises:
         ValueError: the shapes disagree.
@@ -115,8 +113,4 @@ def distillation_loss(
     targets = blend_targets(labels, teacher_probs, has_teacher, config)
     if mix is not None:
         targets = mix.of(targets)
-    per_clip = clip_bce(student_logits, targets)  # (batch,)
-    if valid is None:
-        return per_clip.mean()
-    # Not a product with the mask: a row that doesn't count may hold anything, and 0 x NaN is NaN.
-    return per_clip.masked_fill(~valid.bool(), 0.0).sum() / valid.sum().clamp(min=1)
+    return clip_bce(student_logits, targets).mean()

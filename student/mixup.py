@@ -36,14 +36,13 @@ class Mix:
         return share * rows + (1 - share) * rows[self.partner.to(rows.device)]
 
 
-def draw_mix(batch: int, config: MixupConfig, generator: torch.Generator, valid: Tensor | None = None) -> Mix:
+def draw_mix(batch: int, config: MixupConfig, generator: torch.Generator) -> Mix:
     """Draw partners and shares for a batch, as EfficientAT does: a larger and a smaller share for each pair.
 
     Args:
         batch: number of clips.
         config: the distribution.
-        generator: all randomness comes from it; one state gives one mix, whatever `valid` says.
-        valid: (batch,), bool. A row that is False isn't mixed into any other; None trusts all.
+        generator: all randomness comes from it; one state gives one mix.
 
     Returns:
         The mix, on the CPU.
@@ -54,7 +53,4 @@ def draw_mix(batch: int, config: MixupConfig, generator: torch.Generator, valid:
     if config.alpha == 0:
         return Mix(partner, torch.ones(batch))
     drawn = torch.from_numpy(np.random.default_rng(seed).beta(config.alpha, config.alpha, batch)).float()
-    share = torch.maximum(drawn, 1 - drawn)
-    if valid is not None:
-        share = share.masked_fill(~valid.cpu().bool()[partner], 1.0)
-    return Mix(partner, share)
+    return Mix(partner, torch.maximum(drawn, 1 - drawn))

@@ -110,25 +110,6 @@ def test_what_stands_in_a_missing_teachers_row_does_not_matter() -> None:
         torch.testing.assert_close(loss, expected)
 
 
-def test_rows_that_are_not_valid_count_nothing() -> None:
-    logits, labels, probs = batch(4)
-    has_teacher = torch.ones(4, dtype=torch.bool)
-    valid = torch.tensor([True, False, True, False])
-    logits[1] = math.nan
-    logits.requires_grad_()
-    loss = distillation_loss(logits, labels, probs, has_teacher, DistillConfig(), valid=valid)
-    kept = distillation_loss(logits[valid], labels[valid], probs[valid], has_teacher[valid], DistillConfig())
-    torch.testing.assert_close(loss, kept)
-    (gradient,) = torch.autograd.grad(loss, logits)
-    assert torch.equal(gradient[~valid][1], torch.zeros(CLASSES))
-
-
-def test_a_batch_without_a_valid_row_costs_nothing() -> None:
-    logits, labels, probs = batch(2)
-    nobody = torch.zeros(2, dtype=torch.bool)
-    assert distillation_loss(logits, labels, probs, nobody, DistillConfig(), valid=nobody).item() == 0
-
-
 def test_half_precision_logits_are_scored_in_float32() -> None:
     logits, labels, _ = batch(2)
     assert clip_bce(logits.bfloat16(), labels).dtype == torch.float32

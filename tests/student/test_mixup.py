@@ -54,18 +54,6 @@ def test_alpha_zero_mixes_nothing() -> None:
     assert torch.equal(draw_mix(5, MixupConfig(alpha=0), generator()).of(rows), rows)
 
 
-def test_a_row_that_is_not_valid_is_mixed_into_nobody() -> None:
-    rows = torch.ones(32, 3)
-    valid = torch.arange(32) % 4 != 0
-    rows[~valid] = 1e6
-    mix = draw_mix(32, MixupConfig(alpha=1.0), generator(), valid=valid)
-    assert torch.equal(mix.of(rows)[valid], rows[valid])
-    trusting = draw_mix(32, MixupConfig(alpha=1.0), generator())
-    assert torch.equal(trusting.partner, mix.partner)
-    untouched = valid[mix.partner]
-    assert torch.equal(trusting.share[untouched], mix.share[untouched])
-
-
 def test_negative_alpha_is_refused() -> None:
     with pytest.raises(ValueError, match="alpha"):
         MixupConfig(alpha=-1)
