@@ -11,11 +11,11 @@ from typing import BinaryIO
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.compute import call_function
 
 from pipeline import storage
 from pipeline.clip_ids import has_control_characters
 from pipeline.errors import ManifestError
+from pipeline.string_columns import repeated_rows, string_bytes, string_lengths
 from pipeline.vocabulary import Vocabulary, read_vocabulary
 
 MANIFEST_NAME = "manifest.parquet"
@@ -139,13 +139,13 @@ class Manifest:
             KeyError: no row names that shard.
         """
         rows = self.rows_of_shard(shard)
-        columns = (_string_bytes(self.clip_ids.take(pa.array(rows))), self.sizes[rows], self.crc32s[rows])
+        columns = (string_bytes(self.clip_ids.take(pa.array(rows))), self.sizes[rows], self.crc32s[rows])
         return _digest(*columns)
 
     @cached_property
     def identity(self) -> str:
         """A hex digest that changes when the clips, their order, their labels or the classes do."""
-        return _digest(self.vocabulary.sha256.encode(), _string_bytes(self.clip_ids), *self.labels_csr)
+        return _digest(self.vocabulary.sha256.encode(), string_bytes(self.clip_ids), *self.labels_csr)
 
     @cached_property
     def _position_of_shard(self) -> dict[str, int]:
@@ -163,14 +163,14 @@ class Manifest:
 
     def _check(self) -> None:
         for problem, rows in (
-            ("an empty clip_id", np.flatnonzero(_lengths(self.clip_ids) == 0)),
+            ("an empty clip_id", np.flatnonzero(string_lengths(self.clip_ids) == 0)),
             ("a negative offset", np.flatnonzero(self.offsets < 0)),
             (
                 f"a size outside 0 to {MOST_CLIP_BYTES}",
                 np.flatnonzero((self.sizes < 0) | (self.sizes > MOST_CLIP_BYTES)),
             ),
             (f"a label outside 0 to {len(self.vocabulary) - 1}", self._rows_with_bad_labels()),
-            ("the clip_id of an earlier row", self._rows_with_repeated_ids()),
+            ("the clip_id of an earlier row", repeated_rows(self.clip_ids)),
         ):
             if len(rows):
                 first = int(rows[0])
@@ -186,12 +186,6 @@ class Manifest:
         indptr, indices = self.labels_csr
         bad = np.flatnonzero((indices < 0) | (indices >= len(self.vocabulary)))
         return np.unique(np.searchsorted(indptr, bad, side="right") - 1)
-
-    def _rows_with_repeated_ids(self) -> np.ndarray:
-        order = call_function("array_sort_indices", [self.clip_ids])
-        ids = self.clip_ids.take(order)
-        repeats = call_function("equal", [ids[1:], ids[:-1]]).to_numpy(zero_copy_only=False)
-        return np.sort(order.to_numpy()[1:][repeats])
 
 
 def read_manifest(dataset: str | Path) -> Manifest:
@@ -221,7 +215,7 @@ def read_manifest(dataset: str | Path) -> Manifest:
             f"{vocabulary.sha256[:12]}. Put the right {CLASSES_NAME} back, or run `pipeline index {dataset}`."
         )
     manifest = Manifest(str(dataset), table, vocabulary)
-    # Sorting the ids for the check takes several times what the columns take; give that back.
+    # Decoding the columns takes more than they do; give that back.
     pa.default_memory_pool().release_unused()
     return manifest
 
@@ -312,19 +306,6 @@ _KINDS = (_is_text, pa.types.is_integer, pa.types.is_floating, _is_integers)
 _ENCODED = ["shard", "format"]
 """Columns of few values, kept in memory as indices into them."""
 _ENCODED_TYPE = pa.dictionary(pa.int32(), pa.string())
-
-
-def _lengths(strings: pa.StringArray) -> np.ndarray:
-    offsets = np.frombuffer(strings.buffers()[1], dtype=np.int32)[strings.offset :][: len(strings) + 1]
-    return np.diff(offsets)
-
-
-def _string_bytes(strings: pa.StringArray) -> bytes:
-    """Spell strings so that no two lists of strings share a spelling: all lengths, then all bytes."""
-    lengths = _lengths(strings).astype("<i8")
-    begin = np.frombuffer(strings.buffers()[1], dtype=np.int32)[strings.offset] if len(strings) else 0
-    data = memoryview(strings.buffers()[2] or b"")[begin : begin + lengths.sum()]
-    return lengths.tobytes() + data
 
 
 def _digest(*parts: bytes | np.ndarray) -> str:
