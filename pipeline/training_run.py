@@ -22,6 +22,7 @@ from pipeline.checkpoints import load_newest_checkpoint, save_checkpoint, save_w
 from pipeline.errors import CheckpointError, TooManyFailuresError, TrainingDivergedError, UsageError
 from pipeline.join import FailureTally, JoinedDataset, TrainingBatch, batch_loader
 from pipeline.manifest import Manifest
+from pipeline.memory import keep_freed_memory
 from pipeline.predictions import choose_device, predict
 from pipeline.progress import MetricLog, ProgressBar, progress_bar
 from pipeline.recipes import differences, to_toml
@@ -121,7 +122,7 @@ def run_training(
     dataset: JoinedDataset,
     eval_dataset: JoinedDataset | None,
     schedule: Callable[[int], float],
-    metadata: Mapping[str, Any],
+    made: Mapping[str, Any],
     export_dtype: torch.dtype = torch.float32,
 ) -> RunResult:
     """Start or resume the run that the settings describe, and train until it is done or stopped.
@@ -132,7 +133,7 @@ def run_training(
         dataset: the clips to learn from.
         eval_dataset: the clips to be judged on, if any.
         schedule: epoch → what the learning rate is multiplied by.
-        metadata: goes into the headers of the weights' files.
+        made: stage, model and kwargs, from which the files of weights say what they hold.
         export_dtype: of the numbers in those files.
 
     Raises:
@@ -149,6 +150,8 @@ def run_training(
     )
     state = open_run(config)
     device = choose_device(config.device)
+    if device.type == "cpu":
+        keep_freed_memory()
     trainer = Trainer(learner, config, plan, schedule, device)
     _log.info(
         "%d clips, %d without labels; %d epochs of %d steps of %d clips on %s",
@@ -168,7 +171,12 @@ def run_training(
         dataset=dataset,
         eval_dataset=eval_dataset,
         device=device,
-        metadata=metadata,
+        metadata={
+            **made,
+            "classes": len(manifest.vocabulary),
+            "vocabulary_sha256": manifest.vocabulary.sha256,
+            "vocabulary": manifest.vocabulary.to_csv_bytes().decode(),
+        },
         export_dtype=export_dtype,
     )
     return run.go()

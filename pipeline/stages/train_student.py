@@ -33,6 +33,8 @@ class TrainStudentConfig(TrainingConfig):
 
     model: str = "mn10"
     """Student to train: mn01 to mn40, dymn04, or a released name such as mn10_as."""
+    channels_last: bool = True
+    """Lay images out with the channels innermost, which convolutions on most machines prefer."""
     model_options: dict[str, Any] = field(default_factory=dict)
     """Further keywords of the network, such as head_type or strides."""
     store: str | None = None
@@ -95,14 +97,7 @@ def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult
         dataset=open_clips(config, manifest, model, logits),
         eval_dataset=None if eval_manifest is None else open_clips(config, eval_manifest, model),
         schedule=partial(student.learning_rate_multiplier, config=config.schedule),
-        metadata={
-            "stage": "student",
-            "model": config.model,
-            "kwargs": options,
-            "classes": len(manifest.vocabulary),
-            "vocabulary_sha256": manifest.vocabulary.sha256,
-            "vocabulary": manifest.vocabulary.to_csv_bytes().decode(),
-        },
+        made={"stage": "student", "model": config.model, "kwargs": options},
     )
 
 

@@ -137,14 +137,7 @@ def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult
         eval_dataset=None if eval_manifest is None else open_clips(config, eval_manifest, model),
         schedule=partial(student.learning_rate_multiplier, config=config.schedule),
         # Patchout is no part of what was learned, so the files don't hand it on.
-        metadata={
-            "stage": "teacher",
-            "model": model.model_name,
-            "kwargs": {},
-            "classes": len(manifest.vocabulary),
-            "vocabulary_sha256": manifest.vocabulary.sha256,
-            "vocabulary": manifest.vocabulary.to_csv_bytes().decode(),
-        },
+        made={"stage": "teacher", "model": model.model_name, "kwargs": {}},
         export_dtype=getattr(torch, config.export_dtype),
     )
 

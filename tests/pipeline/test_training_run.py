@@ -66,7 +66,7 @@ def train(config: TrainingConfig, learner: TinyLearner | None = None) -> RunResu
         dataset=open_clips(config, manifest, learner.model),
         eval_dataset=open_clips(config, eval_manifest, learner.model) if eval_manifest else None,
         schedule=lambda epoch: 1.0,
-        metadata={"model": "tiny", "stage": "student"},
+        made={"model": "tiny", "stage": "student", "kwargs": {}},
     )
 
 
