@@ -90,8 +90,7 @@ def test_options_from_a_command_line_are_read_as_values() -> None:
         "dilated": "True",
         "strides": ["2", "1"],
         "head_type": "mlp",
-        "seed": 4,
-        "s": "[1, 2]",
+        "heads": 4,
     }
     assert read_options(given) == {
         "width_mult": 0.3,
