@@ -51,8 +51,9 @@ class TeacherLogitsConfig:
     """What the networks compute in; front ends always compute in float32. Logits are stored as float16."""
     decode_threads: int = 0
     """Threads an actor decodes with, ahead of the teachers; 0 is one for each of its cores."""
-    address: str | None = None
-    """Of a running Ray cluster, such as auto or ray://head:10001; without it Ray runs on this machine for this run."""
+    address: Annotated[str | None, Parameter(env_var="RAY_ADDRESS")] = None
+    """Of a running Ray cluster, such as auto or ray://head:10001; without it Ray runs on this machine for this run. A
+    submitted job finds its own cluster."""
     actors: int | None = None
     """Processes that label shards, each with all teachers; by default one for each GPU, or one for each machine."""
     gpus_per_actor: float | None = None
