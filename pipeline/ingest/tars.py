@@ -16,6 +16,9 @@ from pipeline.shards import AUDIO_FORMATS, UNREADABLE_FORMATS
 from pipeline.tar_index import TarMember, iter_members
 from pipeline.vocabulary import Vocabulary
 
+DAMAGED_SHARD = "damaged shard"
+"""The reason that stands for a tar that could not be read to its end."""
+
 _CHUNK_BYTES = 1 << 20
 
 
@@ -62,7 +65,7 @@ def index_tar(dataset: str, shard: str, rules: TarRules, taken_ids: set[str]) ->
                 except UnusableClipError as error:
                     rejections.append(Rejection(None, f"{shard}/{member.name}", error.reason, error.detail))
         except ShardError as error:
-            rejections.append(Rejection(None, shard, "damaged shard", str(error)))
+            rejections.append(Rejection(None, shard, DAMAGED_SHARD, str(error)))
     rows: list[dict[str, Any]] = []
     for key, sample in samples.items():
         try:
@@ -130,7 +133,7 @@ def _checksum(stream: BinaryIO, member: TarMember) -> int:
     while left:
         chunk = stream.read(min(left, _CHUNK_BYTES))
         if not chunk:
-            raise UnusableClipError("damaged shard", "the file became shorter while it was read")
+            raise UnusableClipError(DAMAGED_SHARD, "the file became shorter while it was read")
         checksum = zlib.crc32(chunk, checksum)
         left -= len(chunk)
     return checksum

@@ -1,5 +1,6 @@
 """`pipeline index`: a manifest for WebDataset tars that somebody else made."""
 
+import logging
 from dataclasses import KW_ONLY, dataclass
 from typing import Annotated
 
@@ -9,10 +10,12 @@ from pipeline import storage
 from pipeline.errors import UsageError
 from pipeline.ingest.dataset_folder import UNFINISHED, finish_folder
 from pipeline.ingest.rejections import count_by_reason, rejection_table
-from pipeline.ingest.tars import TarRules, index_tar
+from pipeline.ingest.tars import DAMAGED_SHARD, TarRules, index_tar
 from pipeline.manifest import CLASSES_NAME
 from pipeline.progress import console, progress_bar
 from pipeline.vocabulary import Vocabulary, audioset_vocabulary, read_vocabulary
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +68,11 @@ def run(config: Annotated[IndexConfig, Parameter(name="*")]) -> IndexResult:
     ledgers = []
     with progress_bar("index", len(shards), unit="shards") as bar:
         for shard in shards:
-            ledgers.append(index_tar(config.dataset, shard, rules, taken_ids))
+            ledger = index_tar(config.dataset, shard, rules, taken_ids)
+            for item in ledger.rejections:
+                if item.reason == DAMAGED_SHARD:  # may stand for thousands of clips
+                    _log.warning("%s", item.detail)
+            ledgers.append(ledger)
             bar.advance()
     manifest = finish_folder(config.dataset, ledgers, [], rules.vocabulary)
     rejected = count_by_reason([item for ledger in ledgers for item in ledger.rejections])
