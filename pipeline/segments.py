@@ -77,13 +77,13 @@ class _LineError(Exception):
 def _lines(csv_paths: Iterable[str | Path]) -> Iterator[tuple[str, int, str]]:
     """Give (file, number, text) for each line that isn't a comment."""
     for csv_path in csv_paths:
-        try:
-            text = storage.read_bytes(csv_path).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise ManifestError(f"{csv_path}: is not a text file in UTF-8 ({error})") from error
-        for number, line in enumerate(io.StringIO(text), start=1):
-            if line.strip() and not line.startswith("#"):
-                yield str(csv_path), number, line
+        with storage.open_input(csv_path) as stream:
+            try:
+                for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), start=1):
+                    if line.strip() and not line.startswith("#"):
+                        yield str(csv_path), number, line
+            except UnicodeDecodeError as error:
+                raise ManifestError(f"{csv_path}: is not a text file in UTF-8 ({error})") from error
 
 
 def _parse_line(line: str, vocabulary: Vocabulary) -> Segment:

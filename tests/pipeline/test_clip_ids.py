@@ -31,6 +31,7 @@ def test_the_list_decides_in_doubt() -> None:
     assert clip_id_of_stem("Yabcdefghijk") == "abcdefghijk"
     assert clip_id_of_stem("Yabcdefghijk", {"Yabcdefghijk"}) == "Yabcdefghijk"
     assert clip_id_of_stem("dog_30.000", {"dog"}) == "dog"
+    assert clip_id_of_stem("abcdefghijk_30", {"abcdefghijk_30", "abcdefghijk"}) == "abcdefghijk_30"
 
 
 def test_ids_are_case_sensitive() -> None:

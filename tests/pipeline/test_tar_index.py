@@ -122,6 +122,16 @@ def test_a_malformed_extended_header_spoils_its_member_only(record: bytes) -> No
     assert (good.name, good.refusal) == ("c.flac", "")
 
 
+def test_two_extended_headers_of_one_member_are_taken_together() -> None:
+    size = tarfile.TarInfo("pax")
+    size.type, size.size = tarfile.XHDTYPE, 9
+    name = tarfile.TarInfo("long")
+    name.type, name.size = tarfile.GNUTYPE_LONGNAME, 7
+    headers = size.tobuf() + b"9 size=3\n".ljust(512, b"\0") + name.tobuf() + b"b.flac\0".ljust(512, b"\0")
+    (member,) = members(headers + make_tar([("short", b"123456")], tarfile.USTAR_FORMAT))
+    assert (member.name, member.offset, member.size) == ("b.flac", 2560, 3)
+
+
 @pytest.mark.parametrize(
     ("magic", "compression"), [(b"\x1f\x8b\x08", "gzip"), (b"BZh9", "bzip2"), (b"\x28\xb5\x2f\xfd", "zstd")]
 )

@@ -194,18 +194,34 @@ def test_a_killed_run_leaves_no_manifest_and_the_next_one_goes_on(
     assert contents(out) == contents(ingest("whole/train", ids=ids))
 
 
-def test_a_stopped_run_with_other_settings_leaves_none_of_its_shards(
-    ingest: Callable[..., Path], tmp_path: Path, audio: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def stopped_ingest(ingest: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """An ingest that is stopped when all its shards are made, before the manifest."""
+
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch:
-        patch.setattr("pipeline.stages.ingest_audioset.finish_folder", stop)
-        with pytest.raises(KeyboardInterrupt):
-            ingest(clips_per_shard=1)
-    changed = audio / SPELLINGS[0].format(IDS[0])
-    changed.write_bytes(sound("WAV", 77))
+    def run_and_stop(**settings: object) -> None:
+        with monkeypatch.context() as patch:
+            patch.setattr("pipeline.stages.ingest_audioset.finish_folder", stop)
+            with pytest.raises(KeyboardInterrupt):
+                ingest(**settings)
+
+    return run_and_stop
+
+
+def test_a_stopped_run_with_other_settings_leaves_none_of_its_shards(
+    ingest: Callable[..., Path], stopped_ingest: Callable[..., None]
+) -> None:
+    stopped_ingest(clips_per_shard=1)
+    assert contents(ingest()) == contents(ingest("other/train"))
+
+
+def test_a_file_that_changed_since_the_stopped_run_is_read_again(
+    ingest: Callable[..., Path], stopped_ingest: Callable[..., None], audio: Path
+) -> None:
+    stopped_ingest()
+    (audio / SPELLINGS[0].format(IDS[0])).write_bytes(sound("WAV", 77))
     assert contents(ingest()) == contents(ingest("other/train"))
 
 
