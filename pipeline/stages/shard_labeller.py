@@ -20,6 +20,7 @@ from pipeline.audio import load_waveforms
 from pipeline.errors import CheckpointError, DecodeError, ShardError
 from pipeline.logit_store import ClipFailure, part_stem, publish_part
 from pipeline.manifest import Manifest, read_manifest
+from pipeline.memory import keep_freed_memory
 from pipeline.shards import read_clip_bytes
 from pipeline.stages.teacher_spec import TeacherSpec
 from pipeline.store_stamp import StoreStamp
@@ -85,6 +86,8 @@ class ShardLabeller:
     """
 
     def __init__(self, config: LabellerConfig) -> None:
+        if config.device == "cpu":
+            keep_freed_memory()
         self._config = config
         self._manifest: Manifest = read_manifest(config.data)
         self._teachers = [spec.load(self._manifest, config.device) for spec in config.teachers]
