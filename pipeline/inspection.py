@@ -20,7 +20,7 @@ from pipeline.ingest.rejections import REJECTED_NAME
 from pipeline.logit_store import LogitStore, part_stem
 from pipeline.manifest import Manifest
 from pipeline.progress import METRICS_NAME, read_metrics
-from pipeline.training_run import CONFIG_NAME
+from pipeline.run_folder import CONFIG_NAME
 
 MAP_NAME = "eval/mAP"
 

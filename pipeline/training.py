@@ -82,7 +82,7 @@ class TrainingConfig:
     epochs: int = 200
     """Length of the run, in epochs."""
     clips_per_epoch: int = 100_000
-    """Clips drawn for an epoch, without replacement; a smaller dataset gives all it has."""
+    """Clips drawn for an epoch, without replacement, in whole batches; a smaller dataset gives all it has."""
     sampling: Sampling = "balanced"
     """balanced: clips of rare classes are drawn more often, clips without labels never. uniform: all alike."""
     batch_size: int = 120

@@ -1,11 +1,5 @@
-"""A training run in its folder: starts or resumes it, keeps its logs, saves it, and evaluates as it goes.
+"""A training run from its start, or from where it stopped, to its end: logs, evaluates and saves as it goes."""
 
-RUN/config.toml holds the settings, metrics.jsonl and tensorboard/ the figures, checkpoints/ what a resume needs,
-last.safetensors and best.safetensors the weights for everybody else, failed.csv the clips that could not be read.
-"""
-
-import csv
-import io
 import logging
 import math
 import time
@@ -18,31 +12,20 @@ import numpy as np
 import torch
 
 from pipeline.alignment import AlignedLogits
-from pipeline.checkpoints import load_newest_checkpoint, save_checkpoint, save_weights
 from pipeline.errors import CheckpointError, TooManyFailuresError, TrainingDivergedError, UsageError
 from pipeline.join import FailureTally, JoinedDataset, TrainingBatch, batch_loader
 from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
 from pipeline.predictions import choose_device, predict
 from pipeline.progress import MetricLog, ProgressBar, progress_bar
-from pipeline.recipes import differences, to_toml
+from pipeline.run_folder import BEST_NAME, LAST_NAME, RunFolder
 from pipeline.sampling import EpochPlan, sampling_weights
 from pipeline.stopping import StopRequest, StopRequestedError, stop_on_signals
-from pipeline.storage import is_remote, local_path, publish_bytes, remove_staged
+from pipeline.storage import local_path
 from pipeline.training import Learner, StepReport, Trainer, TrainingConfig
 from pipeline.waveform_cache import WaveformCache
 
-CONFIG_NAME, LAST_NAME, BEST_NAME, FAILED_NAME = "config.toml", "last.safetensors", "best.safetensors", "failed.csv"
-
 _log = logging.getLogger(__name__)
-
-# What a resumed run may do otherwise: none of it reaches the weights, but for more epochs, which only come later.
-_FREE = frozenset(
-    (
-        *("data", "store", "eval_data", "run", "resume", "epochs", "device", "workers", "cache", "cache_audio"),
-        *("max_failed", "evaluate_every", "checkpoint_minutes", "keep_checkpoints", "log_every"),
-    )
-)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,36 +37,6 @@ class RunResult:
     steps: int
     best_map: float | None
     """Best mAP on the evaluation clips, 0 to 1; None where nothing was evaluated."""
-
-
-def open_run(config: TrainingConfig) -> dict[str, Any] | None:
-    """Prepare the run folder and write its settings.
-
-    Returns:
-        The state to go on from; None for a fresh start.
-
-    Raises:
-        UsageError: the folder is remote, holds something and `resume` is off, or its run had other settings.
-        CheckpointError: it has checkpoints, but no sound one.
-    """
-    if is_remote(config.run):
-        raise UsageError(f"--run {config.run}: give a local folder; copy it to the object store afterwards")
-    run = local_path(config.run)
-    if run.is_dir() and any(run.iterdir()) and not config.resume:
-        raise UsageError(
-            f"--run {run}: is not empty. Add --resume to go on with what it holds, or choose another folder"
-        )
-    found = load_newest_checkpoint(run)
-    if found is not None:
-        path, state = found
-        if changed := differences(state["settings"], to_toml(config), free=_FREE):
-            raise UsageError(f"--resume: {run} was made with other settings ({'; '.join(changed)}); use those")
-        _log.info("resuming after step %d, from %s", state["step"], path)
-    elif config.resume:
-        _log.info("%s holds no checkpoint yet: starting from the beginning", run)
-    remove_staged(run / "checkpoints")
-    publish_bytes(run / CONFIG_NAME, to_toml(config).encode())
-    return None if found is None else found[1]
 
 
 class Listener(Protocol):
@@ -148,22 +101,18 @@ def run_training(
         clips_per_epoch=config.clips_per_epoch,
         seed=config.seed,
     )
-    state = open_run(config)
+    folder = RunFolder(config)
+    state = folder.newest_state()
     device = choose_device(config.device)
     if device.type == "cpu":
         keep_freed_memory()
     trainer = Trainer(learner, config, plan, schedule, device)
-    _log.info(
-        "%d clips, %d without labels; %d epochs of %d steps of %d clips on %s",
-        len(manifest),
-        np.count_nonzero(np.diff(manifest.labels_csr[0]) == 0),
-        config.epochs,
-        plan.steps_per_epoch,
-        config.batch_size,
-        device,
-    )
+    _log.info("%d epochs of %d steps of %d clips on %s", config.epochs, plan.steps_per_epoch, config.batch_size, device)
+    if never := np.count_nonzero(plan.weights == 0):
+        _log.warning("%d of %d clips have no labels: --sampling balanced never draws them", never, len(manifest))
     run = TrainingRun(
         config,
+        folder,
         state,
         trainer=trainer,
         plan=plan,
@@ -209,12 +158,21 @@ class _EpochFigures:
         return {"loss": self.loss, "clips": self.clips}
 
 
+def _in_words(values: Mapping[str, float]) -> str:
+    text = f"loss {values['epoch/loss']:.4f}, {values['epoch/clips_per_second']:.1f} clips/s"
+    text += f", {100 * values['epoch/data_wait_share']:.0f} % of the time waiting for data"
+    return text + (
+        f", mAP {values['eval/mAP']:.4f} on {values['eval/clips']:.0f} clips" if "eval/mAP" in values else ""
+    )
+
+
 class TrainingRun:
     """One run: a trainer, the folder that it is kept in, and what was measured so far.
 
     Args:
         config: the settings.
-        state: from `open_run`.
+        folder: the run's.
+        state: to go on from; None starts anew.
         trainer: the model in training.
         plan: which clips each step sees.
         learner: judges predictions.
@@ -234,6 +192,7 @@ class TrainingRun:
     def __init__(
         self,
         config: TrainingConfig,
+        folder: RunFolder,
         state: Mapping[str, Any] | None,
         *,
         trainer: Trainer,
@@ -245,15 +204,16 @@ class TrainingRun:
         metadata: Mapping[str, Any],
         export_dtype: torch.dtype,
     ) -> None:
-        self._config, self._trainer, self._plan, self._learner = config, trainer, plan, learner
+        self._config, self._folder = config, folder
+        self._trainer, self._plan, self._learner = trainer, plan, learner
         self._dataset, self._eval_dataset, self._device, self._metadata = dataset, eval_dataset, device, metadata
         self._export_dtype = export_dtype
-        self._folder = local_path(config.run)
         self._tally = FailureTally(dataset.manifest, most=config.max_failed)
         self._epochs_closed = 0
         self._epoch = _EpochFigures()
         self._best_map: float | None = None
         self._metric_lines = 0
+        self._failures_reported = 0
         self._batch: TrainingBatch | None = None
         self._saved_at = time.monotonic()
         self._saved_path: Path | None = None
@@ -269,12 +229,14 @@ class TrainingRun:
         """
         total = self._config.epochs * self._plan.steps_per_epoch
         if self._trainer.step >= total and self._epochs_closed >= self._config.epochs:
-            _log.info("%s is finished: %d epochs are done. Raise --epochs to go on", self._folder, self._epochs_closed)
+            folder, done = self._folder.path, self._epochs_closed
+            _log.info("%s is finished: %d epochs are done. Raise --epochs to go on", folder, done)
             return self._result(finished=True)
+        self._folder.begin()
         batch = self._config.batch_size
         with (
             stop_on_signals() as stop,
-            MetricLog(self._folder, kept_lines=self._metric_lines, after_step=self._trainer.step) as log,
+            MetricLog(self._folder.path, kept_lines=self._metric_lines, after_step=self._trainer.step) as log,
             progress_bar("training", total * batch, done=self._trainer.step * batch) as bar,
         ):
             self._metrics, self._bar = log, bar
@@ -284,6 +246,9 @@ class TrainingRun:
                 self._save()
                 _log.warning("stopped after step %d of %d; --resume goes on", self._trainer.step, total)
                 return self._result(finished=False)
+            except TooManyFailuresError:
+                self._save()
+                raise
             self._save()
         return self._result(finished=True)
 
@@ -294,7 +259,7 @@ class TrainingRun:
         pin_memory = self._device.type == "cuda"
         loader = batch_loader(self._dataset, rows, workers=self._config.workers, pin_memory=pin_memory)
         try:
-            for report in self._trainer.steps(stop.guard(self._accounted(loader))):
+            for report in self._trainer.steps(self._accounted(stop.guard(loader))):
                 self._record(report)
                 if report.ends_epoch:
                     self._close_epoch(stop)
@@ -333,9 +298,7 @@ class TrainingRun:
         if self._eval_dataset is not None and (is_last or (epoch + 1) % self._config.evaluate_every == 0):
             values |= {f"eval/{name}": value for name, value in self._evaluate(self._eval_dataset, stop).items()}
         self._metrics.write(self._trainer.step, values, epoch=epoch)
-        _log.info(
-            "epoch %d/%d: %s", epoch + 1, epochs, ", ".join(f"{key} {value:.4g}" for key, value in values.items())
-        )
+        _log.info("epoch %d/%d: %s", epoch + 1, epochs, _in_words(values))
         self._epochs_closed += 1
         self._epoch = _EpochFigures()
         if (new_map := values.get("eval/mAP", math.nan)) > (self._best_map or -1.0):
@@ -363,17 +326,11 @@ class TrainingRun:
 
     def _report_failures(self) -> None:
         failures = self._tally.failures
-        if not failures:
-            return
-        text = io.StringIO()
-        csv.writer(text).writerows([("clip_id", "reason", "detail"), *failures])
-        publish_bytes(self._folder / FAILED_NAME, text.getvalue().encode())
-        _log.warning("%s; listed in %s", self._tally.summary(), self._folder / FAILED_NAME)
-        try:
-            self._tally.check()
-        except TooManyFailuresError:
-            self._save()
-            raise
+        if len(failures) > self._failures_reported:
+            self._failures_reported = len(failures)
+            path = self._folder.list_failures(failures)
+            _log.warning("%s; listed in %s", self._tally.summary(), path)
+        self._tally.check()
 
     def _diverged(self, error: FloatingPointError) -> TrainingDivergedError:
         assert self._batch is not None
@@ -393,35 +350,26 @@ class TrainingRun:
             "failures": self._tally.state_dict(),
             "metric_lines": self._metrics.lines,
             "dataset": self._dataset.manifest.identity,
-            "settings": to_toml(self._config),
-            "torch_version": str(torch.__version__),
         }
-        keep = self._config.keep_checkpoints
-        self._saved_path = save_checkpoint(self._folder, self._trainer.step, state, keep=keep)
+        self._saved_path = self._folder.save(state)
         self._save_weights(LAST_NAME)
         self._saved_at = time.monotonic()
 
     def _save_weights(self, name: str) -> None:
         known = {"step": self._trainer.step, "epoch": self._epochs_closed, "mAP": self._best_map}
-        weights = {
-            key: tensor.to(self._export_dtype) if tensor.is_floating_point() else tensor
-            for key, tensor in self._trainer.trained_model.state_dict().items()
-        }
-        save_weights(self._folder / name, weights, {**self._metadata, **known})
+        model, metadata = self._trainer.trained_model, {**self._metadata, **known}
+        self._folder.save_weights(name, model, metadata, self._export_dtype)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         if state["dataset"] != self._dataset.manifest.identity:
             raise CheckpointError(
-                f"{self._folder}: was trained on other clips or labels than {self._dataset.manifest.location} has now. "
-                "Give the dataset it was started with, or start anew in another folder"
+                f"{self._folder.path}: was trained on other clips or labels than {self._dataset.manifest.location} "
+                "has now. Give the dataset it was started with, or start anew in another folder"
             )
         try:
             self._trainer.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{self._folder}: its checkpoint does not fit the model: {error}") from error
-        if state["torch_version"] != str(torch.__version__):
-            versions = state["torch_version"], torch.__version__
-            _log.warning("the run was made with torch %s, this is %s: it may go on with other rounding", *versions)
+            raise CheckpointError(f"{self._folder.path}: its checkpoint does not fit the model: {error}") from error
         self._epochs_closed, self._best_map = state["epochs_closed"], state["best_map"]
         self._epoch = _EpochFigures(**state["epoch"])
         self._tally.load_state_dict(state["failures"])

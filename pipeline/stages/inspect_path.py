@@ -23,7 +23,7 @@ from pipeline.inspection import (
 from pipeline.logit_store import STORE_NAME, LogitStore, open_store
 from pipeline.manifest import MANIFEST_NAME, Manifest, read_manifest
 from pipeline.progress import METRICS_NAME, console
-from pipeline.training_run import CONFIG_NAME
+from pipeline.run_folder import CONFIG_NAME
 from pipeline.vocabulary import Vocabulary
 
 _MOST_SHOWN = 5
