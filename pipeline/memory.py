@@ -23,5 +23,5 @@ def keep_freed_memory() -> None:
         return
     libc = ctypes.CDLL(None)
     settings = ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, _MOST), (_M_TOP_PAD, _PAD_BYTES))
-    if not all([libc.mallopt(name, value) for name, value in settings]):
+    if 0 in [libc.mallopt(name, value) for name, value in settings]:
         _log.debug("glibc refused to keep freed memory; steps on the CPU will be slower")

@@ -71,6 +71,8 @@ class FrontEnd(nn.Module):
     """Base: checks the waveforms and keeps the arithmetic in float32."""
 
     config: FrontEndConfig
+    time_first: bool = False
+    """Whether the features are (batch, frames, mels), as AST has them, and not (batch, mels, frames)."""
 
     def forward(self, waveforms: Tensor, generator: Generator | None = None) -> Tensor:
         """Compute features.
@@ -156,6 +158,7 @@ class PasstMel(FrontEnd):
 class KaldiFbank(FrontEnd):
     """(batch, samples) → (batch, frames, mels): `torchaudio.compliance.kaldi.fbank` for a whole batch at once."""
 
+    time_first = True
     window: Tensor
     filters: Tensor
 

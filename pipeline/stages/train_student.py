@@ -43,6 +43,8 @@ class TrainStudentConfig(TrainingConfig):
     """How labels and teacher share the loss."""
     mixup: student.MixupConfig = field(default_factory=student.MixupConfig)
     """Mixing of pairs of clips."""
+    augment: student.AugmentConfig = field(default_factory=student.AugmentConfig)
+    """What else is done to the sounds; the recipe does nothing."""
     schedule: student.ScheduleConfig = field(default_factory=student.ScheduleConfig)
     """Learning rate over the epochs."""
 
@@ -54,17 +56,27 @@ class StudentLearner:
         model: the student.
         distill: how labels and teacher share the loss.
         mixup: how clips are mixed.
+        augment: what else is done to their sounds.
     """
 
-    def __init__(self, model: student.Tagger, distill: student.DistillConfig, mixup: student.MixupConfig) -> None:
+    def __init__(
+        self,
+        model: student.Tagger,
+        distill: student.DistillConfig,
+        mixup: student.MixupConfig,
+        augment: student.AugmentConfig,
+    ) -> None:
         self.model = model
         self._distill = distill
         self._mixup = mixup
+        self._augment = augment
 
     def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
         """Mix the clips' log-mel images, tag them, and compare with the equally mixed targets: a scalar, in nats."""
         with torch.no_grad():
-            features = self.model.front_end(batch.waveforms, generator)  # (batch, 1, mels, frames)
+            waveforms = student.augment_waveforms(batch.waveforms, self._augment, generator)  # (batch, samples)
+            features = self.model.front_end(waveforms, generator)  # (batch, 1, mels, frames)
+            features = student.augment_features(features, self._augment, generator)
             mix = student.draw_mix(len(batch), self._mixup, generator)
             features = mix.of(features)
             teacher_probs = student.teacher_probabilities(batch.teacher_logits, self._distill)  # (batch, classes)
@@ -93,7 +105,7 @@ def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult
     logits = _open_logits(config, manifest)
     return run_training(
         config,
-        StudentLearner(model, config.distill, config.mixup),
+        StudentLearner(model, config.distill, config.mixup, config.augment),
         dataset=open_clips(config, manifest, model, logits),
         eval_dataset=None if eval_manifest is None else open_clips(config, eval_manifest, model),
         schedule=partial(student.learning_rate_multiplier, config=config.schedule),

@@ -86,6 +86,8 @@ class TrainTeacherConfig(TrainingConfig):
     """Patches left out in training."""
     mixup: student.MixupConfig = field(default_factory=student.MixupConfig)
     """Mixing of pairs of clips."""
+    augment: student.AugmentConfig = field(default_factory=student.AugmentConfig)
+    """What else is done to the sounds."""
     schedule: TeacherScheduleConfig = field(default_factory=TeacherScheduleConfig)
     """Learning rate over the epochs."""
     export_dtype: Literal["float32", "float16"] = "float32"
@@ -98,19 +100,31 @@ class TeacherLearner:
     Args:
         model: the transformer, built with its patchout.
         mixup: how clips are mixed.
+        augment: what else is done to their sounds.
     """
 
-    def __init__(self, model: teacher.AudioTransformer, mixup: student.MixupConfig) -> None:
+    def __init__(
+        self, model: teacher.AudioTransformer, mixup: student.MixupConfig, augment: student.AugmentConfig
+    ) -> None:
         self.model = model
         self._mixup = mixup
+        self._augment = augment
 
     def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
         """Mix the clips' spectrograms, tag them, and compare with the equally mixed labels: a scalar, in nats."""
         with torch.no_grad():
-            features = self.model.front_end(batch.waveforms, generator)  # (batch, mels, frames)
+            waveforms = student.augment_waveforms(batch.waveforms, self._augment, generator)  # (batch, samples)
+            features = self.mask(self.model.front_end(waveforms, generator), generator)
             mix = student.draw_mix(len(batch), self._mixup, generator)
         logits = network(mix.of(features), generator)  # (batch, classes)
         return student.clip_bce(logits, mix.of(batch.labels)).mean()
+
+    def mask(self, features: Tensor, generator: torch.Generator) -> Tensor:
+        """Hide bands and frames of (batch, mels, frames), or of AST's (batch, frames, mels)."""
+        time_first = self.model.front_end.time_first
+        images = (features.mT if time_first else features)[:, None]  # (batch, 1, mels, frames)
+        masked = student.augment_features(images, self._augment, generator)[:, 0]  # (batch, mels, frames)
+        return masked.mT if time_first else masked
 
     def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Give mAP, mean ROC AUC and d′."""
@@ -132,7 +146,7 @@ def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult
     model = _build_model(config, classes=len(manifest.vocabulary))
     return run_training(
         config,
-        TeacherLearner(model, config.mixup),
+        TeacherLearner(model, config.mixup, config.augment),
         dataset=open_clips(config, manifest, model),
         eval_dataset=None if eval_manifest is None else open_clips(config, eval_manifest, model),
         schedule=partial(student.learning_rate_multiplier, config=config.schedule),

@@ -125,7 +125,7 @@ def test_pure_distillation_follows_the_teacher_and_the_labels_where_there_is_non
 
     def loss(opinion: torch.Tensor, teacher_weight: float) -> float:
         distill = student.DistillConfig(teacher_weight=teacher_weight)
-        learner = StudentLearner(model, distill, student.MixupConfig(alpha=0))
+        learner = StudentLearner(model, distill, student.MixupConfig(alpha=0), student.AugmentConfig())
         return float(learner.loss(Says(opinion), batch, torch.Generator()))
 
     assert loss(as_taught, 1.0) < 0.01 < 1 < loss(as_labelled, 1.0)
@@ -139,11 +139,15 @@ def test_a_process_ended_by_a_signal_resumes_to_the_same_bits(
     ended = replace(config, run=str(tmp_path / "ended"))
     (tmp_path / "recipe.toml").write_text(to_toml(ended))
     command = [sys.executable, "-m", "pipeline", "train-student", "--config", str(tmp_path / "recipe.toml")]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
+    one_thread = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=one_thread, stderr=subprocess.PIPE, text=True, start_new_session=True)
     while len(list_checkpoints(tmp_path / "ended")) < 2:
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.02)
-    process.send_signal(number)
+    if number == signal.SIGKILL:
+        process.kill()
+    else:
+        os.killpg(process.pid, number)  # as a service manager does: the loader's workers get it too
     said = process.communicate(timeout=60)[1]
     if number == signal.SIGTERM:
         assert process.returncode == 0

@@ -6,10 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import student
 import teacher
 from pipeline.checkpoints import list_checkpoints
 from pipeline.errors import UsageError
-from pipeline.stages.train_teacher import PatchoutConfig, TeacherAverageConfig, TrainTeacherConfig, run
+from pipeline.progress import read_metrics
+from pipeline.stages.train_teacher import PatchoutConfig, TeacherAverageConfig, TeacherLearner, TrainTeacherConfig, run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -66,3 +68,26 @@ def test_a_patchout_that_leaves_nothing_is_refused_at_once(config: TrainTeacherC
 def test_an_unknown_teacher_is_told_by_name(config: TrainTeacherConfig) -> None:
     with pytest.raises(UsageError, match="--model pasta"):
         run(replace(config, model="pasta"))
+
+
+@pytest.mark.parametrize(("name", "frames_axis"), [("passt_tiny", 2), ("ast_tiny", 1)])
+def test_masks_hide_bands_and_frames_whatever_axis_a_teacher_has_them_on(name: str, frames_axis: int) -> None:
+    model = teacher.create_model(name, num_classes=4)
+    augment = student.AugmentConfig(mask_frames=400)
+    learner = TeacherLearner(model, student.MixupConfig(alpha=0), augment)
+    features = torch.randn(3, 1000, 128) if frames_axis == 1 else torch.randn(3, 128, 1000)
+    masked = learner.mask(features, torch.Generator().manual_seed(1))
+    changed = (masked != features).all(dim=3 - frames_axis)  # (batch, frames): hidden in every band
+    assert changed.any(dim=1).all()
+    torch.testing.assert_close(
+        masked.movedim(frames_axis, 1)[~changed], features.movedim(frames_axis, 1)[~changed], rtol=0, atol=0
+    )
+
+
+def test_augmentation_reaches_the_loss(config: TrainTeacherConfig, tmp_path: Path) -> None:
+    losses = []
+    for number, gain_db in enumerate((0.0, 20.0)):
+        folder = tmp_path / f"run-{number}"
+        run(replace(config, run=str(folder), epochs=1, augment=student.AugmentConfig(gain_db=gain_db)))
+        losses.append(read_metrics(folder)[-1]["epoch/loss"])
+    assert losses[0] != losses[1]
