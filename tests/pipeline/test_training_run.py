@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 from tiny_learner import TinyLearner
@@ -134,6 +135,13 @@ def test_a_folder_that_holds_something_is_not_written_over(config: TrainingConfi
         train(config)
 
 
+class Unlucky(TinyLearner):
+    """Gets worse whatever it learns."""
+
+    def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+        return {"mAP": 0.0}
+
+
 def test_a_finished_run_says_so_and_more_epochs_go_on(
     config: TrainingConfig, straight: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -141,7 +149,12 @@ def test_a_finished_run_says_so_and_more_epochs_go_on(
     with caplog.at_level(logging.INFO):
         assert train(replace(config, resume=True)).finished
     assert "is finished: 3 epochs are done" in caplog.text
-    assert train(replace(config, epochs=4, resume=True)).steps == 16
+    before = weights(Path(config.run))
+    more = train(replace(config, epochs=4, resume=True), Unlucky())
+    assert (more.steps, more.best_map) == (16, best_map(straight))
+    after = weights(Path(config.run))
+    assert {key for key in after if after[key] != before[key] and key.startswith("best")} == set()
+    assert {key for key in after if after[key] != before[key] and key.startswith("last")}
 
 
 def test_a_resume_with_other_settings_is_refused(config: TrainingConfig, straight: Path) -> None:
