@@ -47,6 +47,14 @@ class TrainStudentConfig(TrainingConfig):
     """What else is done to the sounds; the recipe does nothing."""
     schedule: student.ScheduleConfig = field(default_factory=student.ScheduleConfig)
     """Learning rate over the epochs."""
+    batch_norm_momentum: float | None = None
+    """Share of each batch in the statistics that batch norms gather for evaluation, above 0, up to 1; without it the
+    network's own 0.01, which takes hundreds of steps to settle. A run of a few hundred steps needs 0.1."""
+
+    def __post_init__(self) -> None:
+        TrainingConfig.__post_init__(self)
+        if self.batch_norm_momentum is not None and not 0 < self.batch_norm_momentum <= 1:
+            raise UsageError(f"batch_norm_momentum is {self.batch_norm_momentum}; choose a value above 0, up to 1")
 
 
 class StudentLearner:
@@ -102,6 +110,10 @@ def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult
     eval_manifest = None if config.eval_data is None else read_manifest(config.eval_data)
     options = read_options(config.model_options)
     model = _build_model(config, options, classes=len(manifest.vocabulary))
+    if config.batch_norm_momentum is not None:
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm2d):
+                layer.momentum = config.batch_norm_momentum
     logits = _open_logits(config, manifest)
     return run_training(
         config,
