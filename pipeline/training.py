@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.errors import UsageError
 from pipeline.join import TrainingBatch
+from pipeline.manifest import Manifest
 from pipeline.sampling import EpochPlan, Sampling, seed_for
 
 
@@ -79,6 +80,9 @@ class TrainingConfig:
     """Go on with the run in the folder, exactly where its newest sound checkpoint left it."""
     checkpoint: str | None = None
     """Weights to start from: a file or URL; without it the weights are drawn from the seed."""
+    prior_bias: bool = False
+    """Start the last layer's biases at the log-odds of the classes' shares in the dataset instead of 0, so that a short
+    run need not spend its first epochs on learning that most classes are rare."""
     epochs: int = 200
     """Length of the run, in epochs."""
     clips_per_epoch: int = 100_000
@@ -277,6 +281,26 @@ class Trainer:
         self._optimizer.load_state_dict(state["optimizer"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
+
+
+@torch.no_grad()
+def start_at_class_shares(model: nn.Module, manifest: Manifest) -> None:
+    """Set the last layer's biases so that an untrained model gives each class the probability it has in the dataset.
+
+    Args:
+        model: has timm's `get_classifier`.
+        manifest: the dataset. A class that no clip has counts as half a clip, for it may come up elsewhere.
+
+    Raises:
+        UsageError: the model's last layer has no bias for each class.
+    """
+    classifier: nn.Module = model.get_classifier()  # pyright: ignore[reportCallIssue]
+    shape = (len(manifest.vocabulary),)
+    biases = [bias for name, bias in classifier.named_parameters() if name.endswith("bias") and bias.shape == shape]
+    if not biases:
+        raise UsageError("--prior-bias: this model's last layer has no bias for each class; leave it out")
+    shares = torch.from_numpy((manifest.label_counts() + 0.5) / (len(manifest) + 1))  # (classes,)
+    biases[-1].copy_(torch.logit(shares))
 
 
 def _build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:

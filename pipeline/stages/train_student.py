@@ -20,7 +20,7 @@ from pipeline.manifest import Manifest, read_manifest
 from pipeline.recipes import read_options
 from pipeline.stages.judging import judge
 from pipeline.storage import local_path
-from pipeline.training import TrainingConfig
+from pipeline.training import TrainingConfig, start_at_class_shares
 from pipeline.training_run import RunResult, open_clips, run_training
 from pipeline.weights import local_file
 
@@ -110,6 +110,8 @@ def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult
     eval_manifest = None if config.eval_data is None else read_manifest(config.eval_data)
     options = read_options(config.model_options)
     model = _build_model(config, options, classes=len(manifest.vocabulary))
+    if config.prior_bias:
+        start_at_class_shares(model, manifest)
     if config.batch_norm_momentum is not None:
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):

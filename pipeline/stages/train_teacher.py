@@ -15,7 +15,7 @@ from pipeline.errors import CheckpointError, UsageError
 from pipeline.join import TrainingBatch
 from pipeline.manifest import read_manifest
 from pipeline.stages.judging import judge
-from pipeline.training import AverageConfig, OptimizerConfig, TrainingConfig
+from pipeline.training import AverageConfig, OptimizerConfig, TrainingConfig, start_at_class_shares
 from pipeline.training_run import RunResult, open_clips, run_training
 from pipeline.weights import local_file
 
@@ -144,6 +144,8 @@ def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult
     manifest = read_manifest(config.data)
     eval_manifest = None if config.eval_data is None else read_manifest(config.eval_data)
     model = _build_model(config, classes=len(manifest.vocabulary))
+    if config.prior_bias:
+        start_at_class_shares(model, manifest)
     return run_training(
         config,
         TeacherLearner(model, config.mixup, config.augment),

