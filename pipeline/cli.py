@@ -59,6 +59,7 @@ def build_app(called: str = "") -> App:
         group, _, name = command.rpartition(" ")
         help_text = {} if command == called else {"help": help_line}
         groups.get(group, app).command(f"pipeline.stages.{module}:run", name=name, **help_text)
+    app.meta.suppress_keyboard_interrupt = False  # `meta` does not inherit it, and would exit without a word
     app.meta.default(_launcher(app))
     return app
 

@@ -178,6 +178,21 @@ def test_store_of_killed_runs_equals_an_uninterrupted_one(
     assert contents(store) == contents(tmp_path / "whole")
 
 
+@pytest.mark.ray
+def test_ctrl_c_stops_with_a_word_and_nothing_half_written(
+    build_dataset: Callable, make_noises: Callable, make_teacher: Callable, tmp_path: Path
+) -> None:
+    manifest = build_dataset("data", make_noises(24, 5), clips_per_shard=1)
+    store = tmp_path / "store"
+    process = start(configure(manifest, store, make_teacher("passt_tiny")))
+    wait_for(lambda: times(store), process)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
+    complaint = process.communicate()[1].decode()
+    assert process.returncode == 130, complaint
+    assert "the same command goes on from here" in complaint
+    assert contents(store).keys() == {STORE_NAME, *times(store)}
+
+
 # Without anything left to do, or refused before anything is done.
 
 
