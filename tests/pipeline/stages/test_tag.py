@@ -1,6 +1,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from pipeline.errors import TooManyFailuresError, UsageError
 from pipeline.stages.tag import TagConfig, run
 from pipeline.vocabulary import Vocabulary
 
-COARSE = {"n_mels": 40, "hopsize": 1600}
+COARSE: dict[str, Any] = {"n_mels": 40, "hopsize": 1600}
 """Keywords of a student that sees one frame in 50 ms: as real as any other, and quick."""
 TinyClip = tuple[str, tuple[int, ...], bytes]
 RATE_HZ = 32_000
