@@ -150,7 +150,7 @@ class LogMelFrontEnd(nn.Module):
                 window=self.window,
                 return_complex=True,
             )
-            power = torch.view_as_real(spectrum).square().sum(dim=-1)  # (batch, bins, frames)
+            power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # (batch, bins, frames)
             filters = self._jittered_filters(generator) if self.training else self.filters
             log_mels = (filters @ power + LOG_FLOOR).log()  # (batch, mels, frames)
             return ((log_mels + MEL_SHIFT) / MEL_SCALE).unsqueeze(1)
