@@ -80,7 +80,7 @@ def run(config: Annotated[IndexConfig, Parameter(name="*")]) -> IndexResult:
         console().print(rejection_table(rejected))
     result = IndexResult(clips=len(manifest), shards=len(manifest.shards), rejected=rejected)
     console().print(
-        f"{result.clips:,} clips in {result.shards:,} shards: {config.dataset}",
+        f"{config.dataset}: {result.clips:,} clips; shards: {result.shards:,}",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -139,7 +139,7 @@ def _show(result: IngestResult, dataset: str) -> None:
     if result.rejected:
         console().print(rejection_table(result.rejected))
     console().print(
-        f"{result.clips:,} clips, {result.audio_bytes / 1e6:,.1f} MB, in {result.shards:,} shards: {dataset}"
+        f"{dataset}: {result.clips:,} clips, {result.audio_bytes / 1e6:,.1f} MB; shards: {result.shards:,}"
         + (f" ({result.unlisted_files:,} files in no list)" if result.unlisted_files else ""),
         highlight=False,
         markup=False,
