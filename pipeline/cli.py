@@ -107,8 +107,13 @@ def _recipe(path: Path) -> Toml:
 
 
 def _log_to_stderr(verbose: bool) -> None:
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_time=verbose, markup=False)
-    handler.setFormatter(logging.Formatter("%(message)s"))
+    console = Console(stderr=True)
+    if console.is_terminal:
+        handler: logging.Handler = RichHandler(console=console, show_path=False, show_time=verbose, markup=False)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+    else:  # a log file should not break lines, and paths with them
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for package in ("pipeline", "teacher", "student"):
         logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
