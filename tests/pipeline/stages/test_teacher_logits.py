@@ -182,7 +182,8 @@ def test_store_of_killed_runs_equals_an_uninterrupted_one(
 def test_ctrl_c_stops_with_a_word_and_nothing_half_written(
     build_dataset: Callable, make_noises: Callable, make_teacher: Callable, tmp_path: Path
 ) -> None:
-    manifest = build_dataset("data", make_noises(24, 5), clips_per_shard=1)
+    # So many that the rest takes far longer than a signal needs to arrive on a busy machine.
+    manifest = build_dataset("data", make_noises(500, 5), clips_per_shard=1)
     store = tmp_path / "store"
     process = start(configure(manifest, store, make_teacher("passt_tiny")))
     wait_for(lambda: times(store), process)
