@@ -103,7 +103,7 @@ def _draw_losses(axes: Axes, runs: Sequence[TrainingCurves], colours: Mapping[st
         axes.plot(smooth_epochs, smooth_losses, style, color=colours[run.name], linewidth=2, label=run.name)
     axes.set(title="Training loss", ylabel="nats, each run's own objective")
     axes.set_ylim(bottom=0)
-    _finish_epochs(axes, runs, "upper right")
+    _finish_epochs(axes, runs, "lower left")  # the curves come down from above and never get there
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -143,7 +143,7 @@ def _draw_scores(
     _finish_epochs(axes, runs, "lower right")
 
 
-def _finish_epochs(axes: Axes, runs: Sequence[TrainingCurves], legend: Literal["upper right", "lower right"]) -> None:
+def _finish_epochs(axes: Axes, runs: Sequence[TrainingCurves], legend: Literal["lower left", "lower right"]) -> None:
     axes.set_xlabel("epoch")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
