@@ -32,7 +32,7 @@ class TrainStudentConfig(TrainingConfig):
     """How a student is trained; the defaults are the recipe of EfficientAT (arXiv:2211.04772)."""
 
     model: str = "mn10"
-    """Student to train: mn01 to mn40, dymn04, or a released name such as mn10_as."""
+    """Student to train: mn01 to mn40, or a released name such as mn10_as."""
     channels_last: bool = True
     """Lay images out with the channels innermost, which convolutions on most machines prefer."""
     model_options: dict[str, Any] = field(default_factory=dict)
@@ -132,6 +132,11 @@ def _build_model(config: TrainStudentConfig, options: Mapping[str, Any], *, clas
         student.model_card(config.model)
     except ValueError as error:
         raise UsageError(f"--model {config.model}: {error}") from error
+    if config.model.startswith("dymn"):
+        raise UsageError(
+            f"--model {config.model}: a DyMN learns while the temperature of its kernels falls, which this command "
+            "does not do; train an mn, or use a released DyMN as it is"
+        )
     torch.manual_seed(config.seed)  # fresh weights come from the seed
     try:
         if config.checkpoint is None:
