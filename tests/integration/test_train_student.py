@@ -176,7 +176,7 @@ def test_wrong_names_files_and_stores_are_told_before_anything_is_written(
 ) -> None:
     with pytest.raises(UsageError, match="--model mn99x"):
         run(replace(config, model="mn99x"))
-    with pytest.raises(UsageError, match="--model dymn04: .* temperature"):
+    with pytest.raises(UsageError, match=r"--model dymn04: .* temperature"):
         run(replace(config, model="dymn04"))
     with pytest.raises(UsageError, match="no_such_option"):
         run(replace(config, model_options={"no_such_option": 1}))
