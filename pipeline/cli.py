@@ -5,6 +5,7 @@ imported only when it is called, so that `--help` answers at once.
 """
 
 import logging
+import os
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -68,6 +69,7 @@ def _launcher(app: App) -> Callable[..., None]:
     def launch(
         *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
         config: Annotated[Path | None, Parameter(name="--config")] = None,
+        offline: Annotated[bool, Parameter(negative="")] = False,
         verbose: Annotated[bool, Parameter(negative="")] = False,
     ) -> None:
         """Run one command.
@@ -76,9 +78,12 @@ def _launcher(app: App) -> Callable[..., None]:
             tokens: The command and its flags.
             config: A TOML recipe: any of the command's flags as keys, nested ones as tables. Flags on the command
                 line win over it.
+            offline: Fetch no released weights: use what is in the caches. The same as HF_HUB_OFFLINE=1.
             verbose: Log what the program does, and show where an error came from.
         """
         _log_to_stderr(verbose)
+        if offline:
+            os.environ["HF_HUB_OFFLINE"] = "1"  # where the Hub's client and the processes of a run look, too
         if config is not None:
             app.config = (_recipe(config),)
         try:

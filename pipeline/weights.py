@@ -3,6 +3,7 @@
 import hashlib
 import shutil
 import tempfile
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from pipeline import storage
 from pipeline.errors import CheckpointError, PipelineError
 
 _CHUNK_BYTES = 1 << 20
+_FILES_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
 
 
 class CheckpointMetadata(BaseModel):
@@ -40,17 +42,14 @@ class CheckpointMetadata(BaseModel):
 def local_file(location: str | Path) -> Iterator[Path]:
     """Give a checkpoint as a file on this machine, for as long as the block lasts.
 
-    A local path is given as it is; a URL's file is copied to a temporary folder, so nothing stale can be used later.
+    A local path is given as it is, a folder as Hugging Face lays it out gives its file of weights; a URL's file is
+    copied to a temporary folder, so nothing stale can be used later.
 
     Raises:
         CheckpointError: there is no such file, or it can't be read.
     """
     if not storage.is_remote(location):
-        path = storage.local_path(location)
-        if not path.is_file():
-            what = "a folder, not a file of weights" if path.is_dir() else "no such file"
-            raise CheckpointError(f"{location}: {what}")
-        yield path
+        yield _file_in(storage.local_path(location))
         return
     with tempfile.TemporaryDirectory(prefix="weights-") as folder:
         path = Path(folder) / PurePosixPath(str(location)).name
@@ -62,10 +61,44 @@ def local_file(location: str | Path) -> Iterator[Path]:
         yield path
 
 
+def _file_in(path: Path) -> Path:
+    if path.is_dir():
+        if (found := next((path / name for name in _FILES_IN_A_FOLDER if (path / name).is_file()), None)) is None:
+            raise CheckpointError(
+                f"{path}: a folder, not a file of weights, and it holds no {' or '.join(_FILES_IN_A_FOLDER)}"
+            )
+        return found
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    return path
+
+
 def sha256_of_file(path: Path) -> str:
     """Hash a local file's bytes; the hex digest is what stamps and reports hold."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def check_whole(path: Path) -> None:
+    """Refuse a file that was cut short or is something else, such as a login page, before it counts as weights.
+
+    Raises:
+        CheckpointError: it is no whole safetensors file, torch file or pickle.
+    """
+    with path.open("rb") as stream:
+        start = stream.read(9)
+    try:
+        if start.startswith(b"PK"):
+            with zipfile.ZipFile(path) as container:
+                if damaged := container.testzip():
+                    raise CheckpointError(f"its entry {damaged} does not match its checksum")
+        elif start[8:9] == b"{":
+            with safe_open(path, framework="numpy"):
+                pass
+        elif not start.startswith(b"\x80"):  # how torch's older files begin
+            raise CheckpointError(f"it begins with {start!r}, as neither torch nor safetensors files do")
+    except (zipfile.BadZipFile, SafetensorError) as error:
+        raise CheckpointError(f"it is cut short or damaged ({error})") from error
 
 
 def load_checkpoint_metadata(path: Path) -> CheckpointMetadata | None:

@@ -8,7 +8,7 @@ from student.losses import DistillConfig, blend_targets, clip_bce, distillation_
 from student.metrics import TaggingScores, average_precision, d_prime, roc_auc, tagging_scores
 from student.mixup import Mix, MixupConfig, draw_mix
 from student.mobilenetv3 import MobileNetV3
-from student.registry import ModelCard, create_model, load_weights, model_card, model_names
+from student.registry import ModelCard, create_model, load_weights, model_card, model_names, released_weights
 from student.schedule import ScheduleConfig, learning_rate_multiplier
 from student.state_dicts import read_checkpoint
 from student.tagger import Tagger
@@ -43,6 +43,7 @@ __all__ = [
     "model_card",
     "model_names",
     "read_checkpoint",
+    "released_weights",
     "roc_auc",
     "tagging_scores",
     "teacher_probabilities",

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from student.dymn import DyMN
 from student.mobilenetv3 import MobileNetV3, scaled_channels
+from student.pretrained import Fetch, fetch_weights
 from student.state_dicts import describe_difference, fit_to_model, read_checkpoint, shapes_of
 from student.tagger import Tagger
 
@@ -139,26 +140,48 @@ def model_card(name: str) -> ModelCard:
     return _CARD_BY_NAME[name]
 
 
-def create_model(name: str, checkpoint: str | Path | Mapping[str, Tensor] | None = None, **kwargs: Any) -> Tagger:
+def released_weights(card: ModelCard) -> str:
+    """Say where a model's weights were released.
+
+    Raises:
+        ValueError: nowhere.
+    """
+    if card.weights_url is None:
+        raise ValueError(f"no weights were released as {card.name}; those with weights end in _as or _im")
+    return card.weights_url
+
+
+def create_model(
+    name: str,
+    checkpoint: str | Path | Mapping[str, Tensor] | None = None,
+    *,
+    pretrained: bool = False,
+    fetch: Fetch = fetch_weights,
+    **kwargs: Any,
+) -> Tagger:
     """Create a student with its front end.
 
     Args:
         name: a registered name; `timm.create_model` knows the same ones. A released name stands for its network and
-            front end; its weights come from `checkpoint` (`model_card(name).weights_url` says where they lie).
+            front end.
         checkpoint: a safetensors or torch file, or a state dict; None leaves the weights fresh.
+        pretrained: take the weights that were released under this name as the checkpoint.
+        fetch: brings them to this machine, URL → file.
         kwargs: the network's keywords, which win over what the name stands for; see `MobileNetV3` and `DyMN`.
 
     Returns:
         The model, in training mode.
 
     Raises:
-        ValueError: the name is unknown, a setting is out of range, or the checkpoint doesn't fit.
+        ValueError: the name is unknown, a setting is out of range, the checkpoint doesn't fit, or none was released.
         FileNotFoundError: there is no such checkpoint.
     """
     card = model_card(name)
     settings = {**card.settings, **kwargs}
     model = card.network(**settings)
     model.model_name = name
+    if pretrained and checkpoint is None:
+        checkpoint = fetch(released_weights(card))
     if checkpoint is not None:
         load_weights(model, checkpoint)
     return model
@@ -209,24 +232,29 @@ def _final_layers(model: Tagger) -> list[str]:
     return [f"classifier.{layer}" for layer in model.classifier.final_layers]
 
 
-def _timm_builder(card: ModelCard) -> Callable[..., torch.nn.Module]:
+def _timm_builder(name: str) -> Callable[..., torch.nn.Module]:
     """Make the function that timm calls for a name."""
 
     def build(pretrained: bool = False, **kwargs: Any) -> torch.nn.Module:
+        card = model_card(name)
+        overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
+        if pretrained and not overlay.keys() & {"file", "url", "hf_hub_id", "state_dict"}:
+            overlay["file"] = str(fetch_weights(released_weights(card)))
         model = build_model_with_cfg(
             card.network,
             card.name,
             pretrained,
             feature_cfg={"flatten_sequential": True},
             pretrained_filter_fn=lambda state_dict, model: fit_to_model(state_dict, model, _final_layers(model)),
+            pretrained_cfg_overlay=overlay,
             kwargs_filter=("in_chans", "global_pool"),  # pyright: ignore[reportArgumentType]
             **{**card.settings, **kwargs},
         )
         model.model_name = card.name
         return model
 
-    build.__name__ = build.__qualname__ = card.name
-    build.__doc__ = f"Build {card.name} for timm."
+    build.__name__ = build.__qualname__ = name
+    build.__doc__ = f"Build {name} for timm."
     return build
 
 
@@ -246,4 +274,4 @@ default_cfgs = generate_default_cfgs(
     }
 )
 for _card in _CARDS:
-    register_model(_timm_builder(_card))
+    register_model(_timm_builder(_card.name))

@@ -7,7 +7,7 @@ from teacher.audio_transformer import AudioTransformer, TransformerConfig
 from teacher.ensemble import ensemble_logits
 from teacher.factory import create_model
 from teacher.front_ends import FrontEnd
-from teacher.registry import ModelCard, model_card, model_names
+from teacher.registry import ModelCard, model_card, model_names, released_weights
 
 __all__ = [
     "AudioTransformer",
@@ -18,4 +18,5 @@ __all__ = [
     "ensemble_logits",
     "model_card",
     "model_names",
+    "released_weights",
 ]

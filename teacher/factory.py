@@ -8,12 +8,13 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from timm.models import register_model
+from timm.models import generate_default_cfgs, register_model
 from torch import Tensor
 
 from teacher.audio_transformer import AudioTransformer, TransformerConfig
 from teacher.front_ends import build_front_end
-from teacher.registry import ALIASES, CARDS, ModelCard, model_card
+from teacher.pretrained import Fetch, fetch_weights
+from teacher.registry import ALIASES, CARDS, ModelCard, model_card, released_weights
 from teacher.state_dicts import Checkpoint, check_fit, read_checkpoint, shapes_of
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,8 @@ def create_model(
     name: str,
     checkpoint: str | Path | Mapping[str, Tensor] | None = None,
     *,
+    pretrained: bool = False,
+    fetch: Fetch = fetch_weights,
     num_classes: int | None = None,
     **kwargs: int | float,
 ) -> AudioTransformer:
@@ -34,6 +37,8 @@ def create_model(
         name: a registered name or alias; see `model_names`.
         checkpoint: a file, a folder of Hugging Face's, or a mapping of names to tensors, in any spelling that
             `teacher.state_dicts` lists; None draws fresh weights.
+        pretrained: take the weights that were released under this name as the checkpoint.
+        fetch: brings them to this machine, URL → file.
         num_classes: classes of the logits. None takes the checkpoint's, or AudioSet's 527 without one. Another number
             than the checkpoint's gives a fresh last layer, and logs that.
         kwargs: fields of `TransformerConfig` to set differently, such as `s_patchout_t`.
@@ -43,10 +48,12 @@ def create_model(
         `input_seconds` and `model_name`.
 
     Raises:
-        ValueError: the name or a keyword is unknown, or the checkpoint doesn't fit the model.
+        ValueError: the name or a keyword is unknown, or the checkpoint doesn't fit the model; or none was released.
         FileNotFoundError: the checkpoint does not exist.
     """
     card = model_card(name)
+    if pretrained and checkpoint is None:
+        checkpoint = fetch(released_weights(card))
     if checkpoint is None:
         network = _build_network(card, AUDIOSET_CLASSES if num_classes is None else num_classes, kwargs)
     else:
@@ -115,19 +122,31 @@ def _shapes(network: type[AudioTransformer], config: TransformerConfig, num_clas
 
 
 def _timm_entry_point(name: str) -> Callable[..., AudioTransformer]:
-    def entry_point(pretrained: bool = False, **kwargs) -> AudioTransformer:
-        if pretrained:
-            url = model_card(name).weights_url
-            raise ValueError(
-                f"{name}: fetch the weights from {url} and pass checkpoint=FILE instead of pretrained=True"
-            )
-        for unused in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm always passes them
+    def entry_point(**kwargs) -> AudioTransformer:
+        for unused in ("pretrained_cfg", "cache_dir"):  # timm always passes them
             kwargs.pop(unused, None)
+        overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}  # how timm's users name a file of their own
+        if kwargs.get("pretrained") and "file" in overlay:
+            kwargs.setdefault("checkpoint", overlay["file"])
         return create_model(name, **kwargs)
 
     entry_point.__name__ = name
     return entry_point
 
 
-for _name in (*CARDS, *ALIASES):
+# timm looks for this name in the module of every registered function.
+default_cfgs = generate_default_cfgs(
+    {
+        name: {
+            "url": (card := model_card(name)).weights_url or "",
+            "num_classes": AUDIOSET_CLASSES,
+            "input_size": (1, card.config.mels, card.config.frames),
+            "classifier": "head.1",
+            "license": card.licence.lower(),
+            "paper_ids": card.paper.replace("https://arxiv.org/abs/", "arXiv:"),
+        }
+        for name in (*CARDS, *ALIASES)
+    }
+)
+for _name in default_cfgs:
     register_model(_timm_entry_point(_name))

@@ -208,3 +208,14 @@ def model_card(name: str) -> ModelCard:
         close = get_close_matches(name, [*CARDS, *ALIASES], n=4, cutoff=0.3) or list(ALIASES)
         raise ValueError(f"no teacher is called {name!r}; did you mean {', '.join(close)}?")
     return card
+
+
+def released_weights(card: ModelCard) -> str:
+    """Say where a model's weights were released.
+
+    Raises:
+        ValueError: nowhere.
+    """
+    if card.weights_url is None:
+        raise ValueError(f"no weights were released for {card.name}: train it, or give a checkpoint of your own")
+    return card.weights_url

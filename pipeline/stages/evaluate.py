@@ -22,7 +22,8 @@ class EvaluateConfig:
     data: str
     """Dataset to score on: a folder or URL with a manifest."""
     checkpoint: tuple[str, ...] = ()
-    """Files of weights to score, paths or URLs; several are also scored as an ensemble, the mean of their logits."""
+    """Weights to score: files, URLs, or released models' names such as mn10_as, which are fetched once. Several are
+    also scored as an ensemble, the mean of their logits."""
     store: str | None = None
     """Logit store to score beside them, so that teachers and student share one table."""
     model: str | None = None

@@ -1,7 +1,11 @@
 """A checkpoint, ours or one that somebody released → a student or teacher for a dataset's classes."""
 
 import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 
 import torch
@@ -9,13 +13,17 @@ from torch import nn
 
 import student
 import teacher
+from pipeline import storage
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.manifest import Manifest
 from pipeline.vocabulary import Vocabulary, audioset_vocabulary, parse_vocabulary
 from pipeline.weights import CheckpointMetadata, load_checkpoint_metadata, local_file, sha256_of_file
+from pipeline.weights_cache import fetch
 from student.state_dicts import read_checkpoint
 
 Tagger = student.Tagger | teacher.AudioTransformer
+
+_PACKAGES = (student, teacher)
 
 _log = logging.getLogger(__name__)
 
@@ -40,22 +48,86 @@ class LoadedModel:
     """What its logits are about."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """A file of weights on this machine."""
+
+    path: Path
+    sha256: str
+    released_as: str | None = None
+    """The registered name whose released weights these are; None for a file that somebody gave."""
+    source: str
+    """The file, URL or folder that it came from."""
+
+
+@contextmanager
+def open_weights(location: str, *, offline: bool | None = None) -> Iterator[Weights]:
+    """Give a checkpoint as a file on this machine, for as long as the block lasts.
+
+    Args:
+        location: a file, a folder as Hugging Face lays it out, a URL, or the registered name of a model with released
+            weights, which are fetched the first time. A file of that name wins.
+        offline: don't fetch what was released; None asks the environment.
+
+    Raises:
+        CheckpointError: there is no such file and no such release, or it can't be fetched or read.
+    """
+    if storage.is_remote(location) or storage.local_path(location).exists() or not _NAME.fullmatch(location):
+        with local_file(location) as path:
+            yield Weights(path=path, sha256=sha256_of_file(path), source=location)
+        return
+    yield fetch_released(location, offline=offline)
+
+
+def fetch_released(name: str, *, offline: bool | None = None) -> Weights:
+    """Give the weights that were released under a registered name; `open_weights` describes the rest."""
+    url = _released_weights(name)
+    file = fetch(url, offline=offline)
+    return Weights(path=file.path, sha256=file.sha256, released_as=name, source=url)
+
+
+_NAME = re.compile(r"\w+(\(\d\))?")
+"""What a registered name looks like, such as mn40_as(2); paths of files have dots or slashes in them."""
+
+
+def _released_weights(name: str) -> str:
+    for package in _PACKAGES:
+        if is_registered(package, name):
+            try:
+                return package.released_weights(package.model_card(name))
+            except ValueError as error:
+                raise CheckpointError(f"{name}: no such file, and {error}") from error
+    names = [name for package in _PACKAGES for name in package.model_names()]
+    close = ", ".join(get_close_matches(name, names, n=3, cutoff=0.5)) or "mn10_as, passt_s, …"
+    raise CheckpointError(f"{name}: no such file, and no model is called that; did you mean {close}?")
+
+
 def load_model(
-    location: str, manifest: Manifest | None = None, *, model: str | None = None, device: torch.device | str = "cpu"
+    location: str | None,
+    manifest: Manifest | None = None,
+    *,
+    model: str | None = None,
+    device: torch.device | str = "cpu",
+    offline: bool | None = None,
 ) -> LoadedModel:
     """Build the model that a checkpoint holds.
 
     Args:
-        location: a file, or a URL of one.
+        location: a file, a folder, a URL, or the registered name of a model with released weights; see `open_weights`.
+            None is what was released as `model`.
         manifest: of the dataset whose classes the logits have to be for; without one, any classes will do.
         model: the registered name of a student or teacher, for a file that doesn't say what it is.
         device: where the model goes.
+        offline: don't fetch what was released; None asks the environment.
 
     Raises:
         CheckpointError: the file is missing, damaged, doesn't fit its model, or was made for other classes.
         UsageError: neither the file nor `model` says what it is, or nothing is registered under that name.
     """
-    with local_file(location) as path:
+    released = nullcontext(fetch_released(str(model), offline=offline)) if location is None else None
+    location = location or str(model)
+    with released or open_weights(location, offline=offline) as weights:
+        path, model = weights.path, model or weights.released_as
         metadata = load_checkpoint_metadata(path)
         if metadata is None and model is None:
             raise UsageError(f"{location}: does not say which model it holds. Name it with --model, such as mn10_as.")
@@ -71,12 +143,11 @@ def load_model(
             network = _build_foreign(path, str(model), vocabulary) if metadata is None else _build_own(path, metadata)
         except (ValueError, TypeError) as error:  # TypeError: a keyword that the model doesn't take
             raise CheckpointError(f"{location}: {error}") from error
-        digest = sha256_of_file(path)
     return LoadedModel(
         network=network.to(device).eval(),
         name=_display_name(location),
-        source=location,
-        sha256=digest,
+        source=weights.source,
+        sha256=weights.sha256,
         sample_rate_hz=network.sample_rate_hz,
         input_seconds=network.input_seconds,
         vocabulary=vocabulary,
@@ -102,12 +173,12 @@ def _build_foreign(path: Path, name: str, vocabulary: Vocabulary) -> Tagger:
         ValueError: the file does not fit the model, or has another number of classes.
     """
     classes = len(vocabulary)
-    if _is_registered(student, name):
+    if is_registered(student, name):
         tensors = read_checkpoint(path)
         network = student.create_model(name, tensors, num_classes=classes)
         # A last layer of another size would stay fresh: right for fine-tuning, noise for an evaluation.
         fits = all(tensors[key].shape == tensor.shape for key, tensor in network.state_dict().items() if key in tensors)
-    elif _is_registered(teacher, name):
+    elif is_registered(teacher, name):
         network = teacher.create_model(name, path)
         fits = network.num_classes == classes
     else:
@@ -119,7 +190,8 @@ def _build_foreign(path: Path, name: str, vocabulary: Vocabulary) -> Tagger:
     return network
 
 
-def _is_registered(package: object, name: str) -> bool:
+def is_registered(package: object, name: str) -> bool:
+    """Whether `student` or `teacher` knows a name or alias."""
     try:
         package.model_card(name)  # pyright: ignore[reportAttributeAccessIssue]
     except ValueError:

@@ -27,7 +27,7 @@ class TagConfig:
     """Sound files, paths or URLs."""
     _: KW_ONLY
     checkpoint: str
-    """File of weights, a path or URL."""
+    """File of weights, a path or URL, or a released model's name, such as mn10_as, which is fetched once."""
     model: str | None = None
     """Registered name of the model in a file that does not say it, such as mn10_as for a released file."""
     top: int = 5

@@ -41,8 +41,8 @@ class TeacherLogitsConfig:
     data: str
     """Dataset: a folder or URL with shards and a manifest."""
     teacher: tuple[str, ...]
-    """NAME=CHECKPOINT or NAME=CHECKPOINT@WEIGHT, such as passt_s=passt-s.pt@2; several are an ensemble, whose logits
-    are the mean with these weights (1 where none is given)."""
+    """NAME for its released weights, fetched once, or NAME=CHECKPOINT, such as passt_s=passt-s.pt; several are an
+    ensemble, whose logits are the mean with the weights that may follow, such as passt_s@2 (1 where none is given)."""
     store: str
     """Logit store to write or to go on with: a folder or URL."""
     batch_size: int = 16
@@ -69,7 +69,7 @@ class TeacherLogitsConfig:
 
     def __post_init__(self) -> None:
         if not self.teacher:
-            raise UsageError("no teacher: give --teacher NAME=CHECKPOINT at least once")
+            raise UsageError("no teacher: give --teacher NAME at least once, such as --teacher passt_s")
         for text in self.teacher:
             TeacherSpec.parse(text)
         if self.data.rstrip("/") == self.store.rstrip("/"):
@@ -236,4 +236,4 @@ def _conclude(
 
 
 def _with_absolute_path(spec: TeacherSpec) -> TeacherSpec:
-    return replace(spec, checkpoint=_absolute(spec.checkpoint))
+    return spec if spec.checkpoint is None else replace(spec, checkpoint=_absolute(spec.checkpoint))

@@ -11,36 +11,41 @@ from pipeline.manifest import Manifest
 from pipeline.predictions import Precision
 from pipeline.stages.model_loading import LoadedModel, load_model
 from pipeline.store_stamp import StoreStamp, TeacherStamp
+from pipeline.weights_cache import is_offline
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherSpec:
-    """One `--teacher NAME=CHECKPOINT@WEIGHT`."""
+    """One `--teacher NAME[=CHECKPOINT][@WEIGHT]`."""
 
     name: str
     """A registered transformer."""
-    checkpoint: str
-    """A file or URL."""
+    checkpoint: str | None = None
+    """A file, folder or URL; None is what was released under the name."""
     weight: float = 1.0
     """Above 0; only the ratios between teachers count."""
+    offline: bool = False
+    """Don't fetch released weights. It travels with the spec, since other machines have another environment."""
 
     @classmethod
     def parse(cls, text: str) -> "TeacherSpec":
-        """Read `NAME=CHECKPOINT[@WEIGHT]`. A path may hold `=` and `@`; only a number after the last `@` is a weight.
+        """Read `NAME[=CHECKPOINT][@WEIGHT]`. A path may hold `=` and `@`; only a number after the last `@` is a weight.
 
         Raises:
             UsageError: the text is not of that form.
         """
-        name, _, rest = text.partition("=")
-        checkpoint, at, last = rest.rpartition("@")
+        rest, at, last = text.rpartition("@")
         weight = _number(last) if at else None
         if weight is None:
-            checkpoint, weight = rest, 1.0
-        if not name or "@" in name or not checkpoint:
-            raise UsageError(f"--teacher {text}: write NAME=CHECKPOINT or NAME=CHECKPOINT@WEIGHT, CHECKPOINT a file")
+            rest, weight = text, 1.0
+        name, equals, checkpoint = rest.partition("=")
+        if not name or "@" in name or (equals and not checkpoint):
+            raise UsageError(
+                f"--teacher {text}: write NAME for its released weights, or NAME=CHECKPOINT; @WEIGHT may follow"
+            )
         if not (math.isfinite(weight) and weight > 0):
             raise UsageError(f"--teacher {text}: the weight is {weight}; choose a number above 0")
-        return cls(name=name, checkpoint=checkpoint, weight=weight)
+        return cls(name=name, checkpoint=checkpoint or None, weight=weight, offline=is_offline())
 
     def load(self, manifest: Manifest, device: str = "cpu") -> LoadedModel:
         """Build the teacher with its weights, ready to be asked about the dataset's classes.
@@ -53,10 +58,10 @@ class TeacherSpec:
             name = teacher.model_card(self.name).name
         except ValueError as error:
             raise UsageError(f"--teacher {self.name}: {error}") from error
-        loaded = load_model(self.checkpoint, manifest, model=self.name, device=device)
+        loaded = load_model(self.checkpoint, manifest, model=self.name, device=device, offline=self.offline)
         found = cast("teacher.AudioTransformer", loaded.network).model_name
         if found != name:
-            raise CheckpointError(f"{self.checkpoint}: holds the weights of {found}, not of {name}. Name it {found}.")
+            raise CheckpointError(f"{loaded.source}: holds the weights of {found}, not of {name}. Name it {found}.")
         return loaded
 
 

@@ -19,10 +19,10 @@ from pipeline.logit_store import open_store
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.recipes import read_options
 from pipeline.stages.judging import judge
+from pipeline.stages.model_loading import open_weights
 from pipeline.storage import local_path
 from pipeline.training import TrainingConfig, start_at_class_shares
 from pipeline.training_run import RunResult, open_clips, run_training
-from pipeline.weights import local_file
 
 _log = logging.getLogger(__name__)
 
@@ -141,8 +141,8 @@ def _build_model(config: TrainStudentConfig, options: Mapping[str, Any], *, clas
     try:
         if config.checkpoint is None:
             return student.create_model(config.model, num_classes=classes, **options)
-        with local_file(config.checkpoint) as path:
-            return student.create_model(config.model, path, num_classes=classes, **options)
+        with open_weights(config.checkpoint) as weights:
+            return student.create_model(config.model, weights.path, num_classes=classes, **options)
     except (ValueError, TypeError) as error:
         kind = UsageError if config.checkpoint is None else CheckpointError
         raise kind(f"--model {config.model}: {error}") from error

@@ -15,9 +15,9 @@ from pipeline.errors import CheckpointError, UsageError
 from pipeline.join import TrainingBatch
 from pipeline.manifest import read_manifest
 from pipeline.stages.judging import judge
+from pipeline.stages.model_loading import open_weights
 from pipeline.training import AverageConfig, OptimizerConfig, TrainingConfig, start_at_class_shares
 from pipeline.training_run import RunResult, open_clips, run_training
-from pipeline.weights import local_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,8 +177,8 @@ def _build_model(config: TrainTeacherConfig, *, classes: int) -> teacher.AudioTr
         if config.checkpoint is None:
             model = create()
         else:
-            with local_file(config.checkpoint) as path:
-                model = create(path)
+            with open_weights(config.checkpoint) as weights:
+                model = create(weights.path)
     except ValueError as error:
         kind = UsageError if config.checkpoint is None else CheckpointError
         raise kind(f"--model {config.model}: {error}") from error

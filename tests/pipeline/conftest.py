@@ -3,12 +3,13 @@
 import io
 import wave
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from file_server import FileServer, serve
 
 from pipeline.clips import Clip
 from pipeline.manifest import SCHEMA, Manifest, read_manifest, write_manifest
@@ -73,3 +74,12 @@ def build_dataset(tmp_path: Path, five_classes: Vocabulary) -> DatasetBuilder:
         return read_manifest(folder)
 
     return build
+
+
+@pytest.fixture
+def file_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
+    """A web server on this machine; requests go to it without any proxy."""
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with serve() as server:
+        yield server

@@ -33,9 +33,25 @@ def test_timm_knows_every_name_and_alias() -> None:
     assert all(timm.is_model(name) for name in (*teacher.model_names(), *ALIASES))
 
 
-def test_timm_is_told_where_the_weights_are() -> None:
-    with pytest.raises(ValueError, match=r"ced_tiny: fetch .*huggingface.co/mispeech/ced-tiny.*pass checkpoint=FILE"):
-        timm.create_model("ced_tiny", pretrained=True)
+def test_a_model_of_our_own_has_no_released_weights() -> None:
+    with pytest.raises(ValueError, match="no weights were released for passt_tiny"):
+        teacher.create_model("passt_tiny", pretrained=True)
+
+
+def test_timm_lists_what_was_released_with_its_licence() -> None:
+    assert {"passt_s", "ast_base", "ced_tiny"} <= set(timm.list_models(pretrained=True))
+    assert "passt_tiny" not in timm.list_models(pretrained=True)
+    cfg = timm.get_pretrained_cfg("ced_tiny")
+    assert cfg is not None
+    assert (cfg.license, cfg.num_classes, cfg.classifier) == ("apache-2.0", 527, "head.1")
+
+
+def test_timm_takes_a_file_of_the_users_own(tmp_path: Path) -> None:
+    save_file({key: value.clone() for key, value in weights_of("ced_tiny").items()}, tmp_path / "own.safetensors")
+    model = timm.create_model(
+        "ced_tiny", pretrained=True, pretrained_cfg_overlay={"file": str(tmp_path / "own.safetensors")}
+    )
+    assert not any(value.any() for value in model.state_dict().values())
 
 
 @pytest.mark.parametrize(

@@ -12,19 +12,21 @@ from pipeline.weights import sha256_of_file
 @pytest.mark.parametrize(
     ("text", "name", "checkpoint", "weight"),
     [
+        ("passt_s", "passt_s", None, 1.0),
+        ("passt_s@2", "passt_s", None, 2.0),
         ("passt_s=a/b.pt", "passt_s", "a/b.pt", 1.0),
         ("passt_s=b.pt@2.5", "passt_s", "b.pt", 2.5),
         ("ast_base=s3://me@host/x=1/b.pt", "ast_base", "s3://me@host/x=1/b.pt", 1.0),
         ("ast_base=runs/a@b/last.pt@1e-1", "ast_base", "runs/a@b/last.pt", 0.1),
     ],
 )
-def test_spec_is_name_file_and_weight(text: str, name: str, checkpoint: str, weight: float) -> None:
+def test_spec_is_name_file_and_weight(text: str, name: str, checkpoint: str | None, weight: float) -> None:
     assert TeacherSpec.parse(text) == TeacherSpec(name=name, checkpoint=checkpoint, weight=weight)
 
 
-@pytest.mark.parametrize("text", ["", "passt_s", "passt_s=", "=b.pt", "passt_s@2", "passt_s=@2"])
+@pytest.mark.parametrize("text", ["", "passt_s=", "=b.pt", "@2", "passt_s=@2", "passt_s@two"])
 def test_spec_without_name_or_file_is_refused(text: str) -> None:
-    with pytest.raises(UsageError, match="write NAME=CHECKPOINT"):
+    with pytest.raises(UsageError, match="write NAME for its released weights, or NAME=CHECKPOINT"):
         TeacherSpec.parse(text)
 
 
@@ -44,7 +46,9 @@ def test_stamp_says_what_made_the_logits(manifest: Manifest, make_teacher: Calla
     stamp = stamp_teachers(specs, manifest, "bfloat16")
     assert [teacher.name for teacher in stamp.teachers] == ["passt_tiny", "ast_tiny"]
     assert [teacher.weight for teacher in stamp.teachers] == [2.0, 1.0]
-    assert [teacher.sha256 for teacher in stamp.teachers] == [sha256_of_file(Path(spec.checkpoint)) for spec in specs]
+    assert [teacher.sha256 for teacher in stamp.teachers] == [
+        sha256_of_file(Path(str(spec.checkpoint))) for spec in specs
+    ]
     assert "sample_rate_hz=32000" in stamp.teachers[0].front_end
     assert "sample_rate_hz=16000" in stamp.teachers[1].front_end
     assert (stamp.values, stamp.classes, stamp.precision) == ("logits", 5, "bfloat16")
