@@ -4,13 +4,14 @@
 """
 
 from teacher.audio_transformer import AudioTransformer, TransformerConfig
-from teacher.ensemble import ensemble_logits
+from teacher.ensemble import Ensemble, ensemble_logits
 from teacher.factory import create_model
 from teacher.front_ends import FrontEnd
 from teacher.registry import ModelCard, model_card, model_names, released_weights
 
 __all__ = [
     "AudioTransformer",
+    "Ensemble",
     "FrontEnd",
     "ModelCard",
     "TransformerConfig",

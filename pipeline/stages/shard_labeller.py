@@ -17,7 +17,7 @@ from torch import Tensor
 import teacher
 from pipeline import storage
 from pipeline.audio import load_waveforms
-from pipeline.errors import CheckpointError, DecodeError, ShardError
+from pipeline.errors import CheckpointError, DecodeError, PipelineError, ShardError
 from pipeline.logit_store import ClipFailure, part_stem, publish_part
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.memory import keep_freed_memory
@@ -90,15 +90,18 @@ class ShardLabeller:
             keep_freed_memory()
         self._config = config
         self._manifest: Manifest = read_manifest(config.data)
-        self._teachers = [spec.load(self._manifest, config.device) for spec in config.teachers]
-        for loaded, stamped in zip(self._teachers, config.stamp.teachers, strict=True):
+        teachers = [spec.load(self._manifest, config.device) for spec in config.teachers]
+        for loaded, stamped in zip(teachers, config.stamp.teachers, strict=True):
             if loaded.sha256 != stamped.sha256:
                 raise CheckpointError(
                     f"{loaded.source}: hashes to {loaded.sha256[:12]} on this machine, but to {stamped.sha256[:12]} "
                     "where the run was started. Give every machine the same file."
                 )
-        self._seconds = max(loaded.input_seconds for loaded in self._teachers)
-        self._rates_hz = sorted({loaded.sample_rate_hz for loaded in self._teachers})
+        self._ensemble = teacher.Ensemble(
+            [loaded.network for loaded in teachers],
+            [spec.weight for spec in config.teachers],
+            getattr(torch, config.stamp.precision),
+        )
         self._decoders = ThreadPoolExecutor(
             config.decode_threads or torch.get_num_threads(), thread_name_prefix="decode"
         )
@@ -164,7 +167,9 @@ class ShardLabeller:
         """Decode a clip once and bring it to every rate that a teacher wants."""
         try:
             encoded = read_clip_bytes(reader, self._manifest, row)
-            return load_waveforms(encoded, sample_rates_hz=self._rates_hz, seconds=self._seconds)
+            return load_waveforms(
+                encoded, sample_rates_hz=self._ensemble.sample_rates_hz, seconds=self._ensemble.input_seconds
+            )
         except DecodeError as error:
             return self._failure(row, error.reason, error.detail)
         except ShardError as error:
@@ -177,24 +182,30 @@ class ShardLabeller:
         failures = {row: found for row, found in decoded if isinstance(found, ClipFailure)}
         good = [(row, found) for row, found in decoded if not isinstance(found, ClipFailure)]
         waveforms = {
-            rate: torch.from_numpy(np.stack([found[rate] for _, found in good])) for rate in self._rates_hz if good
+            rate: torch.from_numpy(np.stack([found[rate] for _, found in good]))
+            for rate in self._ensemble.sample_rates_hz
+            if good
         }  # (batch, samples) each
         if self._config.device.startswith("cuda"):
             waveforms = {rate: tensor.pin_memory() for rate, tensor in waveforms.items()}
         return _Batch(waveforms=waveforms, rows=[row for row, _ in good], failures=failures)
 
-    @torch.inference_mode()
     def _ask_teachers(self, waveforms: dict[int, Tensor]) -> Tensor:
-        """Give the weighted mean of the teachers' logits: (batch, classes), float32, on the device."""
-        device, precision = self._config.device, self._config.stamp.precision
+        """Give the weighted mean of the teachers' logits: (batch, classes), float32, on the device.
+
+        Raises:
+            PipelineError: the device's memory does not suffice even for a single clip.
+        """
+        device = self._config.device
         on_device = {rate: tensor.to(device, non_blocking=True) for rate, tensor in waveforms.items()}
-        members = []
-        for loaded in self._teachers:
-            samples = round(loaded.input_seconds * loaded.sample_rate_hz)
-            features = loaded.network.get_submodule("front_end")(on_device[loaded.sample_rate_hz][:, :samples])
-            with torch.autocast(device, getattr(torch, precision), enabled=precision != "float32"):
-                members.append(loaded.network(features).float())  # (batch, classes)
-        return teacher.ensemble_logits(members, [spec.weight for spec in self._config.teachers])
+        try:
+            return self._ensemble.mean(self._ensemble(on_device))
+        except torch.OutOfMemoryError as error:
+            reason = str(error).splitlines()[0]
+            raise PipelineError(
+                f"the memory of {device} does not suffice for these teachers and a single clip ({reason}). Use a "
+                "larger device, a lower --precision, fewer teachers, or --gpus-per-actor 1 where actors share one."
+            ) from error
 
     def _publish(
         self,

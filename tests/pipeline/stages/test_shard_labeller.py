@@ -158,6 +158,48 @@ def test_progress_counts_every_clip_of_the_shard_once(
     assert told == [2, 4, 5]
 
 
+def _refuse_batches_above(monkeypatch: pytest.MonkeyPatch, clips: int) -> None:
+    """Let a teacher run out of memory as a GPU does."""
+    forward = teacher.AudioTransformer.forward
+
+    def small_forward(self: teacher.AudioTransformer, features: torch.Tensor) -> torch.Tensor:
+        if len(features) > clips:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return forward(self, features)
+
+    monkeypatch.setattr(teacher.AudioTransformer, "forward", small_forward)
+
+
+def test_batches_shrink_to_the_memory(
+    build_dataset: Callable,
+    clips: list,
+    make_teacher: Callable,
+    configure: Callable,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    config = configure(build_dataset("data", clips), make_teacher("passt_tiny"), batch_size=5)
+    _, store, part = label(config)
+    before = store.part_logits(part)
+    _refuse_batches_above(monkeypatch, 2)
+    report, store, part = label(config)
+    assert report.failed == 0
+    np.testing.assert_allclose(store.part_logits(part), before, atol=4e-3)
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("teacher")] == [
+        "5 clips at once are too many for the memory (CUDA out of memory. Tried to allocate 2 GiB.); going on with 2"
+    ]
+
+
+def test_memory_too_small_for_one_clip_ends_with_advice(
+    build_dataset: Callable, clips: list, make_teacher: Callable, configure: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(build_dataset("data", clips), make_teacher("passt_tiny"))
+    _refuse_batches_above(monkeypatch, 0)
+    with pytest.raises(PipelineError, match=r"does not suffice for these teachers and a single clip .* a lower --prec"):
+        label(config)
+    assert not open_store(config.store).parts
+
+
 def test_missing_tar_stops_the_shard_before_anything_is_written(
     build_dataset: Callable, clips: list, make_teacher: Callable, configure: Callable
 ) -> None:
