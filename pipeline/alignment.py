@@ -20,7 +20,8 @@ class AlignedLogits:
     """The logits of every clip of a manifest, by row."""
 
     logits: np.ndarray
-    """(clips, classes), float16, memory-mapped, read-only; zeros where the store has none."""
+    """(clips, classes), or (clips, views, classes) where all views were asked for; float16, memory-mapped, read-only;
+    zeros where the store has none."""
     has_logits: np.ndarray
     """(clips,), bool."""
     repeated: int
@@ -58,7 +59,7 @@ def target_rows(store_ids: pa.ChunkedArray, clip_ids: pa.Array | pa.ChunkedArray
 
 def write_aligned(
     path: Path,
-    shape: tuple[int, int],
+    shape: tuple[int, ...],
     has_logits: np.ndarray,
     repeated: int,
     pieces: Iterable[tuple[np.ndarray, np.ndarray]],
@@ -67,10 +68,10 @@ def write_aligned(
 
     Args:
         path: a `.npy` file; its mask lies beside it.
-        shape: (clips, classes).
+        shape: (clips, classes) or (clips, views, classes).
         has_logits: (clips,), bool.
         repeated: see `AlignedLogits.repeated`.
-        pieces: rows (some,) and their logits (some, classes), part by part; only one is held at a time.
+        pieces: rows (some,) and their logits (some, …), part by part; only one is held at a time.
     """
     with storage.publish(_mask_path(path)) as staged:
         np.savez(staged, has_logits=has_logits, repeated=repeated)

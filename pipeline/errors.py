@@ -37,6 +37,10 @@ class LogitStoreError(PipelineError):
     """A logit store is missing, damaged, or was made for something else."""
 
 
+class StoreFullError(LogitStoreError):
+    """There is no room for a part of a logit store; no other part will fare better."""
+
+
 class CheckpointError(PipelineError):
     """A checkpoint is missing, damaged, or does not fit the model it is loaded into."""
 

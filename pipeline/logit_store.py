@@ -1,12 +1,17 @@
 """The logit store: one Parquet part a shard, `clip_id` → float16 `logits`, each stamped with what made it.
 
+A store may keep each teacher's own logits too, only the K largest, or several views of a clip; `pipeline.logit_forms`
+has the columns. Whatever the form, `LogitStore.align` gives the same array, and readers know no other.
+
 `STORE/<shard stem>.parquet` holds a shard's rows in shard order. `STORE/store.json` is the stamp of the whole, and
 `STORE/failed.parquet` lists the clips that have no logits, with reasons.
 """
 
+import errno
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,7 +25,18 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline import storage
 from pipeline.alignment import AlignedLogits, load_aligned, target_rows, write_aligned
-from pipeline.errors import LogitStoreError
+from pipeline.errors import LogitStoreError, StoreFullError
+from pipeline.logit_forms import (
+    VIEW_COLUMNS,
+    TopLogits,
+    columns_of,
+    dense_logits,
+    member_column,
+    member_logits,
+    table_of,
+    value_columns,
+    view_rows,
+)
 from pipeline.manifest import Manifest
 from pipeline.store_stamp import StoreStamp
 from pipeline.vocabulary import Vocabulary
@@ -32,6 +48,8 @@ _PART_SUFFIX = ".parquet"
 _STAMP_KEY, _IDENTITY_KEY, _FAILURES_KEY = b"stamp", b"shard_identity", b"failures"
 _FAILED_SCHEMA = pa.schema([(name, pa.string()) for name in ("part", "clip_id", "reason", "detail")])
 _FOOTER_READERS = 16
+_CHECKED_VIEW_COLUMNS = [name for name in VIEW_COLUMNS if name != "view_seed"]
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +73,7 @@ class LogitPart:
 
     file: storage.StoredFile
     clips: int
-    """Rows."""
+    """Clips with logits; each has a row, or one for each of its views."""
     stamp: StoreStamp
     shard_identity: str
     """`Manifest.shard_identity` of the shard that it was made from."""
@@ -73,10 +91,9 @@ def part_stem(shard: str) -> str:
 
 
 def part_schema(stamp: StoreStamp, shard_identity: str, failures: Sequence[ClipFailure] = ()) -> pa.Schema:
-    """Give the schema of a part: two columns that any Parquet reader opens, and our stamp in the metadata."""
-    logits = pa.list_(pa.field("element", pa.float16(), nullable=False), stamp.classes)
+    """Give the schema of a part: columns that any Parquet reader opens, and our stamp in the metadata."""
     return pa.schema(
-        [pa.field("clip_id", pa.string(), nullable=False), pa.field("logits", logits, nullable=False)],
+        columns_of(stamp),
         metadata={
             _STAMP_KEY: stamp.to_json(),
             _IDENTITY_KEY: shard_identity,
@@ -89,10 +106,12 @@ def publish_part(
     store: str,
     shard_stem: str,
     clip_ids: Sequence[str],
-    logits: np.ndarray,
+    logits: np.ndarray | TopLogits,
     stamp: StoreStamp,
     shard_identity: str,
     failures: Sequence[ClipFailure] = (),
+    *,
+    members: np.ndarray | None = None,
 ) -> None:
     """Write one part of the store; readers see all of it, its failures included, or none.
 
@@ -100,26 +119,54 @@ def publish_part(
         store: the store's folder or URL.
         shard_stem: from `part_stem`.
         clip_ids: in shard order.
-        logits: (clips, classes), finite in float16.
+        logits: (rows, classes), finite in float16; a row a clip, or a clip's views one after the other. Where the
+            stamp keeps the largest alone, they are chosen here, unless `TopLogits` are given.
         stamp: what made them.
         shard_identity: of the shard.
         failures: the shard's clips that have no logits.
+        members: (teachers, rows, classes), float16, each teacher's own, where the stamp keeps them.
 
     Raises:
         ValueError: the shapes disagree, or a logit is not finite.
+        StoreFullError: there is no room for the part.
     """
-    values = np.asarray(logits, dtype=np.float16)  # (clips, classes)
-    if values.shape != (len(clip_ids), stamp.classes):
-        raise ValueError(f"logits are {values.shape}, but there are {len(clip_ids)} clips of {stamp.classes} classes")
-    if not np.isfinite(values).all():
-        raise ValueError(f"logits of {shard_stem} are not finite in float16")
-    schema = part_schema(stamp, shard_identity, failures)
-    flat = pa.array(values.reshape(-1))
-    column = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("logits").type)
-    table = pa.Table.from_arrays([pa.array(clip_ids, pa.string()), column], schema=schema)
-    with storage.publish(storage.join_path(store, shard_stem + _PART_SUFFIX)) as staged:
-        # Plain pages: BYTE_STREAM_SPLIT would save 12 %, but DuckDB does not read it for half floats.
-        pq.write_table(table, staged, compression="zstd", use_dictionary=False)
+    location = storage.join_path(store, shard_stem + _PART_SUFFIX)
+    logits = logits if isinstance(logits, TopLogits) else np.asarray(logits, dtype=np.float16)
+    _check_values(shard_stem, len(clip_ids), logits, members, stamp)
+    table = table_of(part_schema(stamp, shard_identity, failures), stamp, clip_ids, logits, members)
+    try:
+        with storage.publish(location) as staged:
+            # Plain pages: BYTE_STREAM_SPLIT would save 12 %, but DuckDB does not read it for half floats.
+            pq.write_table(table, staged, compression="zstd", use_dictionary=False)
+    except OSError as error:
+        if error.errno in _DISK_FULL:
+            raise StoreFullError(
+                f"{location}: there is no room left to write it ({os.strerror(error.errno)}). Make room; "
+                "the same command then does what is missing."
+            ) from error
+        raise
+
+
+def _check_values(
+    stem: str, clips: int, logits: np.ndarray | TopLogits, members: np.ndarray | None, stamp: StoreStamp
+) -> None:
+    rows = clips * stamp.view_count
+    wanted: dict[str, tuple[int | None, ...]] = {"logits": (rows, stamp.classes)}
+    found = {"logits": logits} if isinstance(logits, np.ndarray) else {}
+    if isinstance(logits, TopLogits):
+        wanted = {"top_classes": (rows, stamp.top_k), "top_logits": (rows, stamp.top_k), "rest_logit": (rows,)}
+        found = {"top_classes": logits.classes, "top_logits": logits.logits, "rest_logit": logits.rest}
+    if stamp.members is not None:
+        wanted["members"] = (len(stamp.teachers), rows, stamp.classes)
+    if members is not None:
+        found["members"] = members
+    shapes = {name: values.shape for name, values in found.items()}
+    if shapes != wanted:
+        views = f" with {stamp.view_count} views" if stamp.views else ""
+        raise ValueError(f"{shapes} do not fit {clips} clips{views} of {stamp.classes} classes; give {wanted}")
+    for name, values in found.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"{name} of {stem} are not finite in float16")
 
 
 def list_parts(store: str) -> list[LogitPart]:
@@ -161,7 +208,7 @@ def _part_files(store: str) -> list[storage.StoredFile]:
 def _read_footer(store: str, file: storage.StoredFile) -> LogitPart:
     location = storage.join_path(store, file.name)
     with _open_part(location) as part:
-        schema, clips = part.schema_arrow, part.metadata.num_rows
+        schema, rows = part.schema_arrow, part.metadata.num_rows
     metadata = schema.metadata or {}
     if missing := {_STAMP_KEY, _IDENTITY_KEY, _FAILURES_KEY} - metadata.keys():
         raise LogitStoreError(f"{location}: not a part of a logit store (it lacks {sorted(missing)}). Move it away.")
@@ -174,7 +221,9 @@ def _read_footer(store: str, file: storage.StoredFile) -> LogitPart:
         raise LogitStoreError(
             f"{location}: its columns are not those of a logit part of {stamp.classes} classes. Delete the part."
         )
-    identity = metadata[_IDENTITY_KEY].decode()
+    if rows % stamp.view_count:
+        raise LogitStoreError(f"{location}: {rows} rows are no {stamp.view_count} views of each clip. Delete the part.")
+    identity, clips = metadata[_IDENTITY_KEY].decode(), rows // stamp.view_count
     return LogitPart(file=file, clips=clips, stamp=stamp, shard_identity=identity, failures=failures)
 
 
@@ -250,7 +299,7 @@ class LogitStore:
 
     @property
     def clip_count(self) -> int:
-        """Rows of all parts."""
+        """Clips of all parts."""
         return sum(part.clips for part in self.parts)
 
     @property
@@ -259,18 +308,65 @@ class LogitStore:
         return sum(part.file.size for part in self.parts)
 
     def clip_ids(self) -> pa.ChunkedArray:
-        """Read the clip ids of all parts, in their order."""
-        chunks = [chunk for part in self.parts for chunk in self._read(part, "clip_id").chunks]
+        """Read the clip ids of all parts, each clip's once, in their order."""
+        chunks = [chunk for part in self.parts for chunk in self.part_clip_ids(part).chunks]
         return pa.chunked_array(chunks, pa.string())
 
-    def part_logits(self, part: LogitPart) -> np.ndarray:
-        """Read one part's logits: (clips, classes), float16, in the order of its clip ids."""
-        flat = self._read(part, "logits").combine_chunks().flatten()
-        return flat.to_numpy().reshape(-1, self.stamp.classes)  # (clips, classes)
+    def part_clip_ids(self, part: LogitPart) -> pa.ChunkedArray:
+        """Read one part's clip ids, each clip's once."""
+        ids = self._read(part, ["clip_id"])["clip_id"]
+        return ids if self.stamp.views is None else ids.take(pa.array(np.arange(0, len(ids), self.stamp.view_count)))
 
-    def _read(self, part: LogitPart, column: str) -> pa.ChunkedArray:
+    def part_logits(self, part: LogitPart) -> np.ndarray:
+        """Read one part's logits of the clips as they are: (clips, classes), float16, in the order of its clip ids."""
+        return self.part_views(part)[:, 0]
+
+    def part_views(self, part: LogitPart) -> np.ndarray:
+        """Read one part's logits of all views: (clips, views, classes), float16; view 0 is the clip as it is.
+
+        Raises:
+            LogitStoreError: the part is damaged, or its views are not those that this version draws.
+        """
+        names = value_columns(self.stamp) + ([] if self.stamp.views is None else ["clip_id", *_CHECKED_VIEW_COLUMNS])
+        table = self._read(part, names)
+        if self.stamp.views is not None:
+            self._check_views(part, table)
+        rows = dense_logits(table, self.stamp)  # (clips x views, classes)
+        return rows.reshape(-1, self.stamp.view_count, self.stamp.classes)
+
+    def part_members(self, part: LogitPart) -> np.ndarray:
+        """Read one part's logits by each teacher: (teachers, rows, classes), float16; a clip's views are neighbours.
+
+        Raises:
+            LogitStoreError: the store does not keep them, or the part is damaged.
+        """
+        if self.stamp.members is None:
+            raise LogitStoreError(
+                f"{self.location}: holds the mean of its teachers' logits, not each teacher's own. Make a store with "
+                "`pipeline teacher-logits --keep-members`."
+            )
+        names = [member_column(number) for number in range(1, len(self.stamp.teachers) + 1)]
+        return member_logits(self._read(part, names), self.stamp)
+
+    def _check_views(self, part: LogitPart, table: pa.Table) -> None:
+        """Compare the order of the rows, and the first and the last clip's views, with what is drawn today."""
+        count = self.stamp.view_count
+        numbers = table["view"].to_numpy().reshape(-1, count)  # (clips, views)
+        good = bool((numbers == np.arange(count)).all())
+        for first in {0, max(len(table) - count, 0)} if good and len(table) else ():
+            rows = table.slice(first, count)
+            *_, shifts, gains, lows, highs = view_rows(self.stamp, rows["clip_id"].to_pylist()[:1])
+            drawn = zip(_CHECKED_VIEW_COLUMNS, ([*range(count)], shifts, gains, lows, highs), strict=True)
+            good = good and all(rows[name].to_pylist() == values for name, values in drawn)
+        if not good:
+            raise LogitStoreError(
+                f"{storage.join_path(self.location, part.file.name)}: its views are not those that its stamp and this "
+                "version of the program draw. Delete the part and run `pipeline teacher-logits` again."
+            )
+
+    def _read(self, part: LogitPart, columns: Sequence[str]) -> pa.Table:
         with _open_part(storage.join_path(self.location, part.file.name)) as file:
-            return file.read(columns=[column])[column]
+            return file.read(columns=list(columns))
 
     def check_vocabulary(self, vocabulary: Vocabulary, dataset: str) -> None:
         """Refuse a dataset whose classes are not the store's.
@@ -286,7 +382,7 @@ class LogitStore:
                 "or choose the store that was made with its class list."
             )
 
-    def align(self, manifest: Manifest, cache_dir: str | Path) -> AlignedLogits:
+    def align(self, manifest: Manifest, cache_dir: str | Path, *, all_views: bool = False) -> AlignedLogits:
         """Give the logits in the manifest's order, from the cache where this was done before.
 
         The cache is keyed by all that the array depends on. Processes may do this at the same time: each publishes
@@ -294,21 +390,25 @@ class LogitStore:
 
         Args:
             manifest: of any dataset with the store's class list.
-            cache_dir: a local folder; (clips x classes x 2) bytes are written there. It may be cleared at any time.
+            cache_dir: a local folder; (clips x classes x 2) bytes are written there, times the views where all are
+                wanted. It may be cleared at any time.
+            all_views: give (clips, views, classes), from a store with views, and not (clips, classes), which is what
+                the teachers said of the clips as they are.
 
         Raises:
             LogitStoreError: the class lists differ, no clip of the dataset has logits, or a part is damaged.
         """
         self.check_vocabulary(manifest.vocabulary, manifest.location)
         files = [(part.file.name, part.file.size, part.file.version) for part in self.parts]
-        key = json.dumps([manifest.identity, self.stamp.to_json().decode(), files])
+        parts_of_key = [manifest.identity, self.stamp.to_json().decode(), files]
+        key = json.dumps([*parts_of_key, "all views"] if all_views else parts_of_key)
         path = storage.local_path(cache_dir) / f"logits-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         try:
             return load_aligned(path)
         except FileNotFoundError:
-            return self._build(manifest, path)
+            return self._build(manifest, path, all_views=all_views)
 
-    def _build(self, manifest: Manifest, path: Path) -> AlignedLogits:
+    def _build(self, manifest: Manifest, path: Path, *, all_views: bool) -> AlignedLogits:
         rows, repeated = target_rows(self.clip_ids(), manifest.clip_ids)  # (store rows,)
         has_logits = np.zeros(len(manifest), dtype=bool)
         has_logits[rows[rows >= 0]] = True
@@ -319,13 +419,15 @@ class LogitStore:
             )
         if repeated:
             _log.warning("%s: %d clips are in several parts; the first part counts", self.location, repeated)
-        shape = (len(manifest), self.stamp.classes)
-        return write_aligned(path, shape, has_logits, repeated, self._pieces(rows))
+        views = (self.stamp.view_count,) if all_views else ()
+        shape = (len(manifest), *views, self.stamp.classes)
+        return write_aligned(path, shape, has_logits, repeated, self._pieces(rows, all_views=all_views))
 
-    def _pieces(self, rows: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _pieces(self, rows: np.ndarray, *, all_views: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         starts = np.cumsum([0] + [part.clips for part in self.parts])
         for part, start in zip(self.parts, starts, strict=False):
             targets = rows[start : start + part.clips]  # (part's clips,)
             wanted = targets >= 0
             if wanted.any():
-                yield targets[wanted], self.part_logits(part)[wanted]
+                logits = self.part_views(part) if all_views else self.part_logits(part)
+                yield targets[wanted], logits[wanted]

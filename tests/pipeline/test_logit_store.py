@@ -1,3 +1,4 @@
+import json
 import subprocess
 import sys
 import threading
@@ -12,8 +13,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.errors import LogitStoreError
+from pipeline.logit_forms import TopLogits, mean_of_members
 from pipeline.logit_store import (
     FAILED_NAME,
+    STORE_NAME,
     ClipFailure,
     finished_parts,
     list_parts,
@@ -25,7 +28,8 @@ from pipeline.logit_store import (
     write_stamp,
 )
 from pipeline.manifest import SCHEMA, Manifest, read_manifest, write_manifest
-from pipeline.store_stamp import StoreStamp, TeacherStamp
+from pipeline.store_stamp import ImportStamp, SourceFile, StoreStamp, TeacherStamp
+from pipeline.views import ViewConfig, ViewsStamp, draw_view
 from pipeline.vocabulary import LabelClass, Vocabulary
 
 CLASSES = 5
@@ -43,6 +47,23 @@ def logits_of(clip_ids: list[str]) -> np.ndarray:
     """(clips, classes), a number for each id and class."""
     seeds = [sum(map(ord, clip_id)) for clip_id in clip_ids]
     return (np.array(seeds).reshape(-1, 1) / 8 - np.arange(CLASSES)).astype(np.float16)
+
+
+TEACHERS = (*STAMP.teachers, TeacherStamp(name="ast_tiny", weight=3.0, sha256="b" * 64, front_end="fbank"))
+WITH_MEMBERS = replace(STAMP, teachers=TEACHERS, members="float16")
+TOP = replace(STAMP, top_k=2)
+WITH_VIEWS = replace(STAMP, views=ViewsStamp(count=3, config=ViewConfig(seed=5)))
+IMPORTED = replace(
+    STAMP,
+    teachers=(),
+    precision="unknown",
+    imported=ImportStamp(
+        layout="efficientat-npy",
+        files=(SourceFile(name="passt_ensemble.npy", size=12, sha256="d" * 64),),
+        origin="EfficientAT's release, an ensemble of nine PaSSTs",
+        held="logits",
+    ),
+)
 
 
 def publish(store: Path, stem: str, clip_ids: list[str], stamp: StoreStamp = STAMP, **kwargs: object) -> None:
@@ -240,6 +261,198 @@ def test_store_of_another_dataset_is_refused(store: Path, tmp_path: Path) -> Non
     manifest = manifest_of(tmp_path / "data", ["p", "q"])
     with pytest.raises(LogitStoreError, match="3 clips, but none of the 2 clips"):
         open_store(str(store)).align(manifest, tmp_path / "cache")
+
+
+# Other forms than one whole row a clip.
+
+
+def new_store(folder: Path, stamp: StoreStamp) -> str:
+    write_stamp(str(folder), stamp)
+    return str(folder)
+
+
+def three_views(clip_ids: list[str]) -> np.ndarray:
+    """(clips x views, classes): view v of a clip has its logits less v."""
+    return (logits_of(clip_ids)[:, None] - np.arange(3)[:, None]).reshape(-1, CLASSES).astype(np.float16)
+
+
+def test_plain_store_of_an_older_version_is_read_and_plain_stamps_are_as_they_were(store: Path) -> None:
+    old = {
+        "values": "logits",
+        "teachers": [{"name": "passt_tiny", "weight": 1.0, "sha256": "a" * 64, "front_end": "mel"}],
+        "vocabulary_sha256": VOCABULARY.sha256,
+        "classes": CLASSES,
+        "precision": "float32",
+    }
+    assert json.loads((store / STORE_NAME).read_bytes()) == old
+    (store / STORE_NAME).write_text(json.dumps(old, indent=2) + "\n")
+    assert open_store(str(store)).clip_count == 3
+
+
+def test_members_stand_beside_their_mean_in_any_reader(tmp_path: Path) -> None:
+    folder, ids = new_store(tmp_path / "store", WITH_MEMBERS), ["-x", "_y"]
+    members = np.stack([logits_of(ids), -logits_of(ids)])  # (teachers, rows, classes)
+    mean = mean_of_members(members, WITH_MEMBERS.weights)
+    publish_part(folder, "a", ids, mean, WITH_MEMBERS, "", members=members)
+    opened = open_store(folder)
+    np.testing.assert_array_equal(opened.part_members(opened.parts[0]), members)
+    np.testing.assert_array_equal(opened.part_logits(opened.parts[0]), mean)
+    query = f"SELECT clip_id, logits[1], teacher_1_logits[1], teacher_2_logits[1] FROM '{folder}/a.parquet'"
+    assert duckdb.execute(query).fetchall() == [
+        (clip_id, mean[row, 0], members[0, row, 0], members[1, row, 0]) for row, clip_id in enumerate(ids)
+    ]
+    assert pl.read_parquet(f"{folder}/a.parquet")["teacher_2_logits"].to_list() == members[1].tolist()
+
+
+def test_members_that_are_not_kept_are_told(store: Path) -> None:
+    opened = open_store(str(store))
+    with pytest.raises(LogitStoreError, match="--keep-members"):
+        opened.part_members(opened.parts[0])
+
+
+def test_largest_logits_align_as_whole_ones(tmp_path: Path) -> None:
+    folder, ids = new_store(tmp_path / "store", TOP), ["-x", "_y"]
+    publish_part(folder, "a", ids, logits_of(ids), TOP, "")
+    rows = duckdb.execute(f"SELECT clip_id, top_classes, top_logits, rest_logit FROM '{folder}/a.parquet'").fetchall()
+    assert [row[:3] for row in rows] == [(i, [0, 1], list(row[:2])) for i, row in zip(ids, logits_of(ids), strict=True)]
+    assert pl.read_parquet(f"{folder}/a.parquet")["top_classes"].to_list() == [[0, 1], [0, 1]]
+
+    aligned = open_store(folder).align(manifest_of(tmp_path / "data", ["_y", "-x"]), tmp_path / "cache").logits
+    assert aligned.shape == (2, CLASSES)
+    np.testing.assert_array_equal(aligned[:, :2], logits_of(["_y", "-x"])[:, :2])
+    np.testing.assert_array_equal(aligned[:, 2:], np.array([[row[3]] * 3 for row in rows[::-1]], np.float16))
+
+
+def test_largest_logits_from_elsewhere_are_kept_as_they_are(tmp_path: Path) -> None:
+    folder = new_store(tmp_path / "store", TOP)
+    given = TopLogits(
+        classes=np.array([[4, 1]], np.int16),
+        logits=np.array([[3.0, -1.0]], np.float16),
+        rest=np.array([-9.0], np.float16),
+    )
+    publish_part(folder, "a", ["x"], given, TOP, "")
+    opened = open_store(folder)
+    assert opened.part_logits(opened.parts[0]).tolist() == [[-9.0, -1.0, -9.0, -9.0, 3.0]]
+
+
+def test_class_number_out_of_range_is_refused(tmp_path: Path) -> None:
+    folder = new_store(tmp_path / "store", TOP)
+    given = TopLogits(
+        classes=np.array([[5, 1]], np.int16), logits=np.zeros((1, 2), np.float16), rest=np.zeros(1, np.float16)
+    )
+    publish_part(folder, "a", ["x"], given, TOP, "")
+    opened = open_store(folder)
+    with pytest.raises(LogitStoreError, match="top_classes holds 1 to 5"):
+        opened.part_logits(opened.parts[0])
+
+
+def test_each_view_has_a_row_that_says_what_it_is(tmp_path: Path) -> None:
+    folder, ids = new_store(tmp_path / "store", WITH_VIEWS), ["-x", "_y"]
+    publish_part(folder, "a", ids, three_views(ids), WITH_VIEWS, "")
+    assert WITH_VIEWS.views is not None
+    drawn = [draw_view(WITH_VIEWS.views.config, clip_id, number) for clip_id in ids for number in range(3)]
+    columns = "clip_id, view, view_seed, shift_ms, gain_db, low_rise_hz, high_rise_hz"
+    expected = [
+        (ids[row // 3], row % 3, one.seed, one.shift_ms, one.gain_db, one.low_rise_hz, one.high_rise_hz)
+        for row, one in enumerate(drawn)
+    ]
+    assert duckdb.execute(f"SELECT {columns} FROM '{folder}/a.parquet'").fetchall() == expected
+    assert pl.read_parquet(f"{folder}/a.parquet").select(columns.split(", ")).rows() == expected
+    clean = duckdb.execute(f"SELECT logits FROM '{folder}/a.parquet' WHERE view = 0").fetchall()
+    assert [row[0] for row in clean] == logits_of(ids).tolist()
+
+
+def test_views_align_together_or_the_clean_one_alone(tmp_path: Path) -> None:
+    folder, ids = new_store(tmp_path / "store", WITH_VIEWS), ["-x", "_y"]
+    publish_part(folder, "a", ids, three_views(ids), WITH_VIEWS, "")
+    opened, manifest = open_store(folder), manifest_of(tmp_path / "data", ["_y", "-x", "without"])
+    assert (opened.clip_count, opened.clip_ids().to_pylist()) == (2, ids)
+    clean = opened.align(manifest, tmp_path / "cache")
+    together = opened.align(manifest, tmp_path / "cache", all_views=True)
+    np.testing.assert_array_equal(clean.logits[:2], logits_of(["_y", "-x"]))
+    np.testing.assert_array_equal(together.logits[:2].reshape(-1, CLASSES), three_views(["_y", "-x"]))
+    assert together.has_logits.tolist() == clean.has_logits.tolist() == [True, True, False]
+    assert not together.logits[2].any()
+
+
+@pytest.mark.parametrize("column", ["view", "shift_ms", "high_rise_hz"])
+def test_views_that_are_not_those_of_the_stamp_are_refused(tmp_path: Path, column: str) -> None:
+    folder, ids = new_store(tmp_path / "store", WITH_VIEWS), ["-x", "_y"]
+    publish_part(folder, "a", ids, three_views(ids), WITH_VIEWS, "")
+    table = pq.read_table(f"{folder}/a.parquet")
+    values = table[column].to_pylist()
+    values[-1] += 1
+    place = table.column_names.index(column)
+    changed = table.set_column(place, table.field(column), pa.array(values, pa.int16()))
+    pq.write_table(changed.replace_schema_metadata(table.schema.metadata), f"{folder}/a.parquet")
+    opened = open_store(folder)
+    with pytest.raises(LogitStoreError, match=r"a\.parquet: its views are not those"):
+        opened.part_logits(opened.parts[0])
+
+
+def test_rows_that_are_not_whole_views_are_refused(tmp_path: Path) -> None:
+    folder = new_store(tmp_path / "store", WITH_VIEWS)
+    publish_part(folder, "a", ["x"], three_views(["x"]), WITH_VIEWS, "")
+    table = pq.read_table(f"{folder}/a.parquet")
+    pq.write_table(table.slice(0, 2), f"{folder}/a.parquet")
+    with pytest.raises(LogitStoreError, match="2 rows are no 3 views of each clip"):
+        open_store(folder)
+
+
+def test_imported_logits_say_where_they_came_from(tmp_path: Path) -> None:
+    folder = new_store(tmp_path / "store", IMPORTED)
+    publish_part(folder, "a", ["x"], logits_of(["x"]), IMPORTED, "")
+    opened = open_store(folder)
+    assert opened.stamp == IMPORTED
+    assert IMPORTED.imported is not None
+    changed = replace(IMPORTED, imported=replace(IMPORTED.imported, held="probabilities"))
+    assert changed.differences_from(IMPORTED) == "imported held is probabilities, not logits"
+
+
+@pytest.mark.parametrize(
+    ("stamp", "rows", "members", "complaint"),
+    [
+        (WITH_VIEWS, 2, None, "1 clips with 3 views of 5 classes"),
+        (WITH_MEMBERS, 1, None, "members"),
+        (STAMP, 1, np.zeros((1, 1, CLASSES), np.float16), "members"),
+        (WITH_MEMBERS, 1, np.full((2, 1, CLASSES), np.nan, np.float16), "members of a are not finite"),
+    ],
+)
+def test_values_that_do_not_fit_the_stamp_are_refused(
+    tmp_path: Path, stamp: StoreStamp, rows: int, members: np.ndarray | None, complaint: str
+) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        publish_part(str(tmp_path), "a", ["x"], np.zeros((rows, CLASSES)), stamp, "", members=members)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("settings", "complaint"), [({"top_k": 5}, "choose 1 to 4"), ({"top_k": 0}, "choose 1 to 4")])
+def test_number_of_largest_logits_out_of_range_is_refused(settings: dict, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        replace(STAMP, **settings)
+    with pytest.raises(ValueError, match="leave out top_k"):
+        replace(WITH_MEMBERS, top_k=2)
+
+
+def test_disk_without_room_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    """Under a real limit of the operating system, in a process of its own."""
+    write_stamp(str(tmp_path), STAMP)
+    code = f"""
+import resource, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+from test_logit_store import STAMP, logits_of
+from pipeline.errors import StoreFullError
+from pipeline.logit_store import publish_part
+ids = [str(number) for number in range(5000)]
+resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
+try:
+    publish_part({str(tmp_path)!r}, "a", ids, logits_of(ids), STAMP, "")
+except StoreFullError as error:
+    print(error)
+"""
+    told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "a.parquet: there is no room left to write it" in told
+    assert [path.name for path in tmp_path.iterdir()] == [STORE_NAME]
 
 
 def test_threads_that_align_at_once_agree(store: Path, tmp_path: Path) -> None:

@@ -37,5 +37,5 @@ def test_what_is_no_stamp_is_refused_with_its_place(text: bytes) -> None:
 
 
 def test_field_of_a_newer_version_is_refused() -> None:
-    with pytest.raises(LogitStoreError, match=r"top_k.*newer version"):
-        StoreStamp.from_json(STAMP.to_json().replace(b'"classes"', b'"top_k": 20, "classes"'), "store.json")
+    with pytest.raises(LogitStoreError, match=r"compression.*newer version"):
+        StoreStamp.from_json(STAMP.to_json().replace(b'"classes"', b'"compression": 2, "classes"'), "store.json")
