@@ -1,7 +1,10 @@
 """Work on millions of ids at once, in Arrow's own buffers: no Python object is made for each."""
 
+from typing import cast
+
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 _ROWS_AT_ONCE = 1 << 16
 
@@ -46,6 +49,12 @@ def repeated_rows(strings: pa.StringArray) -> np.ndarray:
             repeats.append(int(row))
         seen.add(text)
     return np.array(repeats, dtype=np.int64)
+
+
+def first_rows(wanted: pa.StringArray, strings: pa.StringArray) -> np.ndarray:
+    """Give the first row of `strings` that each wanted string is at: (wanted,) int32; all have to occur."""
+    rows = pc.call_function("index_in", [wanted], pc.SetLookupOptions(strings))
+    return cast("pa.Int32Array", rows).to_numpy()
 
 
 def _offsets(strings: pa.StringArray) -> np.ndarray:

@@ -1,124 +1,99 @@
 """AudioSet's segment lists and a folder of audio files → which file is which clip."""
 
-import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
+import pyarrow as pa
+
 from pipeline.clip_ids import clip_id_of_stem
-from pipeline.errors import DecodeError
-from pipeline.ingest.packing import PlannedClip
+from pipeline.errors import ManifestError
+from pipeline.ingest.audio_files import AudioFile, file_version, find_audio_files, open_file_reader
 from pipeline.ingest.rejections import Rejection
-from pipeline.manifest import MOST_CLIP_BYTES
-from pipeline.segments import Segment
-from pipeline.shards import AUDIO_FORMATS, UNREADABLE_FORMATS
+from pipeline.ingest.sources import ClipReader, PlannedClip, Source
+from pipeline.segments import read_segment_files
+from pipeline.shards import UNREADABLE_FORMATS
+from pipeline.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
-class AudioFile:
-    """One audio file of a folder."""
-
-    path: str
-    """Relative to the folder, with `/`."""
-    stem: str
-    """The name without its extension."""
-    extension: str
-    """Lower case, without the dot."""
-    version: str
-    """Size and modification time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Match:
-    """The lists' clips and the folder's files, brought together."""
-
-    clips: list[PlannedClip]
-    """The clips that have a file, in the order of the lists."""
-    rejections: list[Rejection]
-    """Clips without a file, and files that another file of the same clip was preferred to."""
-    unlisted_files: int
-    """Audio files that are no clip of the lists."""
-
-
-def match_files(segments: Sequence[Segment], files: Iterable[AudioFile]) -> Match:
-    """Find each segment's file.
+class AudiosetSource(Source):
+    """The clips of segment lists that have a file, in the order of the lists.
 
     Where several files claim one clip, a format that can be decoded comes first, then the name that is the id itself,
     then the path that comes first in the alphabet.
     """
-    listed = {segment.clip_id for segment in segments}
-    claims: dict[str, list[AudioFile]] = {}
-    unlisted_files = 0
-    for file in files:
-        clip_id = clip_id_of_stem(file.stem, listed)
-        if clip_id in listed:
-            claims.setdefault(clip_id, []).append(file)
-        else:
-            unlisted_files += 1
-    clips: list[PlannedClip] = []
-    rejections: list[Rejection] = []
-    for segment in segments:
-        if segment.clip_id not in claims:
-            rejections.append(Rejection(segment.clip_id, None, "file missing"))
-            continue
-        first, *others = sorted(claims[segment.clip_id], key=lambda file: _preference(file, segment.clip_id))
-        rejections += [
-            Rejection(segment.clip_id, file.path, "duplicate file", f"{first.path} was taken") for file in others
-        ]
-        clips.append(
-            PlannedClip(
-                segment.clip_id, first.path, first.version, segment.labels, segment.start_seconds, segment.end_seconds
+
+    segments: tuple[str, ...]
+    audio: Path
+
+    def scan(self, vocabulary: Vocabulary, notes: Counter[str]) -> Iterator[PlannedClip | Rejection]:
+        """Go through the lists.
+
+        Raises:
+            ManifestError: a list is malformed, or none of its clips has a file.
+        """
+        segments = read_segment_files(self.segments, vocabulary)
+        match = _match(segments["clip_id"], find_audio_files(self.audio), notes)
+        if not any(match.chosen):
+            raise ManifestError(
+                f"none of the {len(segments)} listed clips has a file in {self.audio}; is it the right folder?"
             )
+        row = 0
+        for batch in segments.to_batches(1 << 14):
+            for segment in batch.to_pylist():
+                yield from self._items(segment, match, row)
+                row += 1
+
+    def _items(self, segment: dict, match: "_Match", row: int) -> Iterator[PlannedClip | Rejection]:
+        clip_id, path = segment["clip_id"], match.chosen[row]
+        if path is None:
+            yield Rejection(clip_id, None, "file missing")
+            return
+        for other in sorted(match.others.get(row, ())):
+            yield Rejection(clip_id, other, "duplicate file", f"{path} was taken")
+        yield PlannedClip(
+            clip_id=clip_id,
+            file=path,
+            version=file_version(self.audio / path),
+            labels=tuple(segment["labels"]),
+            start_seconds=segment["start_seconds"],
+            end_seconds=segment["end_seconds"],
         )
-    return Match(clips, rejections, unlisted_files)
+
+    def open_reader(self) -> AbstractContextManager[ClipReader]:
+        """Open the folder."""
+        return open_file_reader(self.audio)
 
 
-def find_audio_files(folder: Path) -> Iterator[AudioFile]:
-    """Give the audio files below `folder`, by their extensions; links are followed, but no folder is walked twice."""
-    visited: set[tuple[int, int]] = set()
-    _is_new(str(folder), visited)
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in sorted(folders) if _is_new(os.path.join(parent, name), visited)]
-        for name in names:
-            stem, _, extension = name.rpartition(".")
-            if stem and extension.lower() in AUDIO_FORMATS | UNREADABLE_FORMATS:
-                path = os.path.join(parent, name)
-                yield AudioFile(os.path.relpath(path, folder), stem, extension.lower(), _version(path))
+@dataclass(slots=True)
+class _Match:
+    """The lists' clips and the folder's files, brought together; paths alone, of which there may be millions."""
+
+    chosen: list[str | None]
+    """Row of the lists → its file."""
+    others: dict[int, list[str]]
+    """Row → the files that another file of the same clip was preferred to."""
 
 
-def read_audio_file(folder: Path, clip: PlannedClip) -> bytes:
-    """Read the bytes of a clip that `match_files` found.
-
-    Raises:
-        DecodeError: there is no ordinary file, or it is too large.
-    """
-    path = folder / clip.path
-    try:
-        if not path.is_file():  # reading a pipe would wait for ever
-            raise DecodeError("no such file", "a dangling link, or no ordinary file")
-        if path.stat().st_size > MOST_CLIP_BYTES:
-            raise DecodeError("too long", f"{path.stat().st_size} bytes")
-        return path.read_bytes()
-    except OSError as error:
-        raise DecodeError("unreadable file", error.strerror or str(error)) from error
+def _match(clip_ids: pa.ChunkedArray, files: Iterable[AudioFile], notes: Counter[str]) -> _Match:
+    row_of = {clip_id: row for row, clip_id in enumerate(clip_ids.to_pylist())}
+    match = _Match([None] * len(row_of), {})
+    for file in files:
+        clip_id = clip_id_of_stem(file.stem, row_of)
+        if (row := row_of.get(clip_id)) is None:
+            notes["files in no list"] += 1
+            continue
+        taken, path = match.chosen[row], file.path
+        if taken is not None:
+            if _preference(AudioFile(taken), clip_id) <= _preference(file, clip_id):
+                taken, path = path, taken
+            match.others.setdefault(row, []).append(taken)
+        match.chosen[row] = path
+    return match
 
 
 def _preference(file: AudioFile, clip_id: str) -> tuple[bool, bool, str]:
     return file.extension in UNREADABLE_FORMATS, file.stem != clip_id, file.path
-
-
-def _is_new(folder: str, visited: set[tuple[int, int]]) -> bool:
-    """Tell whether `folder` was not walked yet; links can make a circle."""
-    stat = os.stat(folder)
-    key = stat.st_dev, stat.st_ino
-    is_new = key not in visited
-    visited.add(key)
-    return is_new
-
-
-def _version(path: str) -> str:
-    try:
-        stat = os.stat(path)
-    except OSError:
-        return "absent"
-    return f"{stat.st_size} {stat.st_mtime_ns}"

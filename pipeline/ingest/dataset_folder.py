@@ -1,8 +1,8 @@
-"""A dataset folder while it is being made: who may write there, what a stopped run had done, when it is finished."""
+"""A dataset folder that is being made or added to: who may write there, what a stopped run did, when it is finished."""
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -10,7 +10,14 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.errors import ManifestError, UsageError
-from pipeline.ingest.rejections import REJECTED_NAME, Rejection, count_by_reason, write_rejections
+from pipeline.ingest.rejections import (
+    REJECTED_NAME,
+    REJECTED_SCHEMA,
+    Rejection,
+    count_by_reason,
+    tabulate,
+    write_rejections,
+)
 from pipeline.manifest import CLASSES_NAME, MANIFEST_NAME, SCHEMA, Manifest, write_manifest
 from pipeline.vocabulary import Vocabulary
 
@@ -20,6 +27,8 @@ UNFINISHED = ".unfinished"
 ROW_SCHEMA = pa.schema([field.with_nullable(True) for field in SCHEMA])
 _FINGERPRINT_KEY = b"fingerprint"
 _REJECTED_KEY = b"rejected"
+_STARTED_NAME = "started"
+"""In `UNFINISHED`: what the folder held when the work began."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,53 +40,129 @@ class Ledger:
     rejections: list[Rejection]
 
 
-def check_folder(dataset: str, name: str, *, overwrite: bool) -> None:
-    """See that shards called `<name>-000000.tar`, `<name>-000001.tar` and so on may be made in a folder.
+@dataclass(frozen=True, slots=True)
+class DatasetFolder:
+    """A folder in which shards called `<name>-000000.tar`, `<name>-000001.tar` and so on are made."""
 
-    Raises:
-        UsageError: it is a finished dataset, or holds tars that no ingest of this name made.
-    """
-    if _is_finished(dataset) and not overwrite:
-        raise UsageError(f"{dataset}: is a finished dataset. Choose another --out, or replace it with --overwrite")
-    tars = [file.name for file in storage.list_files(dataset, ".tar")]
-    foreign = [tar for tar in tars if not re.fullmatch(re.escape(name) + r"-\d{6,}\.tar", tar)]
-    if tars and not (overwrite or storage.exists(storage.join_path(dataset, UNFINISHED))):
-        foreign = tars
-    if foreign:
-        raise UsageError(
-            f"{dataset}: holds tars that this command did not make, such as {foreign[0]}. "
-            f"Choose an empty --out, or run `pipeline index {dataset}` to use them as they are"
-        )
+    location: str
+    """A path or a URL."""
+    name: str
+    base: Manifest | None = None
+    """The finished dataset there that is added to; None makes a new one."""
 
+    @property
+    def first_number(self) -> int:
+        """Give the number of the first shard to make: behind those that are there."""
+        numbers = [int(shard[len(self.name) + 1 : -4]) for shard in self._kept if self._is_of_this_name(shard)]
+        return max(numbers, default=-1) + 1
 
-def claim_folder(dataset: str) -> None:
-    """Make a checked folder look unfinished from now on."""
-    unfinished = storage.join_path(dataset, UNFINISHED)
-    if _is_finished(dataset):
-        storage.remove(unfinished)  # ledgers of the dataset that is to be replaced
-    storage.publish_bytes(storage.join_path(unfinished, "started"), b"")
-    # The manifest goes before anything that it speaks of.
-    for file in (MANIFEST_NAME, CLASSES_NAME, REJECTED_NAME):
-        storage.remove(storage.join_path(dataset, file))
-    storage.remove_staged(dataset)
+    def check(self, *, overwrite: bool) -> None:
+        """See that the shards may be made.
 
+        Raises:
+            UsageError: the folder is a finished dataset that nobody asked to replace, or holds tars that no ingest of
+                this name made.
+        """
+        if self.base is None and _is_finished(self.location) and not overwrite:
+            raise UsageError(
+                f"{self.location}: is a finished dataset. Choose another --out, put more into it with --add, or "
+                "replace it with --overwrite"
+            )
+        tars = [file.name for file in storage.list_files(self.location, ".tar")]
+        foreign = [tar for tar in tars if not self._is_of_this_name(tar)] if self.base is None else []
+        if not (overwrite or self._is_under_way()):
+            foreign = [tar for tar in tars if self.base is None or self._is_ours(tar)]
+        if foreign:
+            raise UsageError(
+                f"{self.location}: holds tars that this command did not make, such as {foreign[0]}. "
+                f"Choose an empty --out, or run `pipeline index {self.location}` to use them as they are"
+            )
 
-def finished_ledgers(dataset: str, fingerprints: dict[str, str]) -> dict[str, Ledger]:
-    """Give the ledgers of the shards that a stopped run finished, and remove the tars that are of no use.
+    def claim(self) -> None:
+        """Make the checked folder look unfinished from now on; a dataset that is added to stays readable as it was."""
+        unfinished = storage.join_path(self.location, UNFINISHED)
+        if not self._is_under_way() or (self.base is None and _is_finished(self.location)):
+            storage.remove(unfinished)  # ledgers of other work
+            if self.base is not None and storage.exists(before := storage.join_path(self.location, REJECTED_NAME)):
+                storage.publish_bytes(storage.join_path(unfinished, REJECTED_NAME), storage.read_bytes(before))
+            storage.publish_bytes(storage.join_path(unfinished, _STARTED_NAME), self._beginning)
+        if self.base is None:
+            # The manifest goes before anything that it speaks of.
+            for file in (MANIFEST_NAME, CLASSES_NAME, REJECTED_NAME):
+                storage.remove(storage.join_path(self.location, file))
+        storage.remove_staged(self.location)
 
-    Args:
-        dataset: a claimed folder.
-        fingerprints: name of each planned shard → digest of its plan.
-    """
-    tars = {file.name for file in storage.list_files(dataset, ".tar")}
-    ledgers: dict[str, Ledger] = {}
-    for shard, fingerprint in fingerprints.items():
-        ledger = _read_ledger(dataset, shard, fingerprint)
-        if ledger is not None and (shard in tars or not ledger.rows.num_rows):
-            ledgers[shard] = ledger
-    for tar in tars - ledgers.keys():
-        storage.remove(storage.join_path(dataset, tar))
-    return ledgers
+    def finished_shards(self, fingerprints: Mapping[str, str]) -> set[str]:
+        """Give the shards that a stopped run finished, and remove the tars that are of no use.
+
+        Args:
+            fingerprints: name of each planned shard → digest of its plan.
+        """
+        tars = {file.name for file in storage.list_files(self.location, ".tar") if self._is_ours(file.name)}
+        finished: set[str] = set()
+        for shard, fingerprint in fingerprints.items():
+            ledger = _read_ledger(self.location, shard, fingerprint)
+            if ledger is not None and (shard in tars or not ledger.rows.num_rows):
+                finished.add(shard)
+        for tar in tars - finished:
+            storage.remove(storage.join_path(self.location, tar))
+        return finished
+
+    def ledgers(self, fingerprints: Mapping[str, str]) -> list[Ledger]:
+        """Give the ledgers of all shards, in order.
+
+        Raises:
+            ManifestError: a shard is not made.
+        """
+        ledgers = [_read_ledger(self.location, shard, fingerprint) for shard, fingerprint in fingerprints.items()]
+        made = [ledger for ledger in ledgers if ledger is not None]
+        if len(made) < len(ledgers):
+            missing = len(ledgers) - len(made)
+            raise ManifestError(f"{self.location}: {missing} shards are not made. The same command goes on from here")
+        return made
+
+    def finish(self, ledgers: Iterable[Ledger], rejected: pa.Table, vocabulary: Vocabulary) -> Manifest:
+        """Write the list of what was left out and then the manifest: from here on the dataset is finished.
+
+        Args:
+            ledgers: of all shards, in order.
+            rejected: what was left out besides the ledgers' own, in `REJECTED_SCHEMA`.
+            vocabulary: the classes that the labels point into.
+
+        Raises:
+            ManifestError: not one clip was accepted.
+        """
+        if self.base is None:
+            return finish_folder(self.location, ledgers, [rejected], vocabulary)
+        rows = self.base.table.cast(ROW_SCHEMA)
+        return finish_folder(self.location, ledgers, [*self._left_out_before(), rejected], vocabulary, [rows])
+
+    @property
+    def _kept(self) -> frozenset[str]:
+        return frozenset(self.base.shards if self.base is not None else ())
+
+    @property
+    def _beginning(self) -> bytes:
+        return self.base.identity.encode() if self.base is not None else b""
+
+    def _is_under_way(self) -> bool:
+        """Whether a stopped run of the same kind was at work here."""
+        started = storage.join_path(storage.join_path(self.location, UNFINISHED), _STARTED_NAME)
+        return storage.exists(started) and storage.read_bytes(started) == self._beginning
+
+    def _is_of_this_name(self, tar: str) -> bool:
+        return re.fullmatch(re.escape(self.name) + r"-\d{6,}\.tar", tar) is not None
+
+    def _is_ours(self, tar: str) -> bool:
+        """Whether a tar is none of the dataset that is added to, and called as this command calls its own."""
+        return tar not in self._kept and (self.base is None or self._is_of_this_name(tar))
+
+    def _left_out_before(self) -> list[pa.Table]:
+        before = storage.join_path(storage.join_path(self.location, UNFINISHED), REJECTED_NAME)
+        if not storage.exists(before):
+            return []
+        with storage.open_input(before) as stream:
+            return [pq.read_table(stream).cast(REJECTED_SCHEMA)]
 
 
 def publish_ledger(dataset: str, shard: str, fingerprint: str, ledger: Ledger) -> None:
@@ -89,25 +174,33 @@ def publish_ledger(dataset: str, shard: str, fingerprint: str, ledger: Ledger) -
 
 
 def finish_folder(
-    dataset: str, ledgers: Sequence[Ledger], rejections: list[Rejection], vocabulary: Vocabulary
+    dataset: str,
+    ledgers: Iterable[Ledger],
+    rejected: Iterable[pa.Table],
+    vocabulary: Vocabulary,
+    rows_before: Iterable[pa.Table] = (),
 ) -> Manifest:
-    """Write the list of what was left out and then the manifest: from here on the dataset is finished.
+    """Write the list of what was left out and then the manifest.
 
     Args:
-        dataset: a claimed folder.
+        dataset: the folder, a path or a URL.
         ledgers: of all shards, in order.
-        rejections: what was left out besides the ledgers' own.
+        rejected: what was left out besides the ledgers' own.
         vocabulary: the classes that the labels point into.
+        rows_before: of the dataset that is added to.
 
     Raises:
         ManifestError: not one clip was accepted.
     """
-    everything = rejections + [item for ledger in ledgers for item in ledger.rejections]
+    tables, left_out = [ROW_SCHEMA.empty_table(), *rows_before], [REJECTED_SCHEMA.empty_table(), *rejected]
+    for ledger in ledgers:
+        tables.append(ledger.rows)
+        left_out.append(tabulate(ledger.rejections))
+    everything, rows = pa.concat_tables(left_out), pa.concat_tables(tables)
     write_rejections(dataset, everything)
-    rows = pa.concat_tables([ROW_SCHEMA.empty_table(), *(ledger.rows for ledger in ledgers)])
     if not rows.num_rows:
         reasons = ", ".join(f"{count} {reason}" for reason, count in count_by_reason(everything).items())
-        first = next((f"; the first: {item.detail}" for item in everything if item.detail), "")
+        first = next((f"; the first: {detail}" for detail in everything["detail"].to_pylist() if detail), "")
         raise ManifestError(f"{dataset}: holds no clip that can be used ({reasons or 'none at all'}{first})")
     manifest = write_manifest(dataset, rows, vocabulary)
     storage.remove(storage.join_path(dataset, UNFINISHED))

@@ -1,15 +1,10 @@
-"""Packs checked clips into shards: the part of every ingest that doesn't depend on where the clips come from.
-
-The shard is the unit of work. Which clips go into which shard is decided before anything is read, so a shard can be
-made alone, skipped when a stopped run has made it already, and has the same bytes for any number of workers.
-"""
+"""Packs planned clips into one shard: the part of every ingest that doesn't depend on where the clips come from."""
 
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import TypeVar
 
 import pyarrow as pa
@@ -19,94 +14,69 @@ from pipeline.audio import SoundFacts, inspect_sound
 from pipeline.clips import Clip
 from pipeline.errors import DecodeError
 from pipeline.ingest.dataset_folder import ROW_SCHEMA, Ledger, publish_ledger
+from pipeline.ingest.plan import PlannedShard
 from pipeline.ingest.rejections import Rejection
+from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle
 from pipeline.shards import open_shard
-from pipeline.vocabulary import Vocabulary
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-
-@dataclass(frozen=True, slots=True)
-class PlannedClip:
-    """A clip whose bytes are known to exist somewhere."""
-
-    clip_id: str
-    path: str
-    """Where its bytes are, in the words of its source."""
-    version: str
-    """Changes when the bytes do, as far as can be told without reading them."""
-    labels: tuple[int, ...]
-    start_seconds: float | None = None
-    end_seconds: float | None = None
+Encoding = Callable[[bytes, SoundFacts], bytes]
+"""Encodes a sound anew, or gives the very bytes that it got; raises DecodeError."""
 
 
 @dataclass(frozen=True, slots=True)
-class PlannedShard:
-    """The clips that one shard is made of."""
-
-    name: str
-    """Of the tar."""
-    clips: Sequence[PlannedClip]
-    vocabulary: Vocabulary
-
-    def fingerprint(self) -> str:
-        """Give a digest that changes when the shard would."""
-        digest = sha256(f"{self.name} {self.vocabulary.sha256}".encode())
-        for clip in self.clips:
-            fields = (clip.clip_id, clip.path, clip.version, clip.labels, clip.start_seconds, clip.end_seconds)
-            digest.update(repr(fields).encode())
-        return digest.hexdigest()
-
-
-def plan_shards(
-    name: str, clips: Sequence[PlannedClip], clips_per_shard: int, vocabulary: Vocabulary
-) -> list[PlannedShard]:
-    """Cut a list of clips into shards called `<name>-000000.tar`, `<name>-000001.tar` and so on."""
-    starts = range(0, len(clips), clips_per_shard)
-    return [
-        PlannedShard(f"{name}-{number:06d}.tar", clips[start : start + clips_per_shard], vocabulary)
-        for number, start in enumerate(starts)
-    ]
+class _Accepted:
+    clip: PlannedClip
+    facts: SoundFacts
+    crc32: int
 
 
 def pack_shard(
     dataset: str,
     shard: PlannedShard,
-    read_audio: Callable[[PlannedClip], bytes],
+    read_clips: ClipReader,
     workers: int,
+    encode: Encoding | None = None,
     on_clip: Callable[[], None] = lambda: None,
-) -> Ledger:
+) -> None:
     """Make one shard: read and decode each of its clips, write those that are whole, publish tar and ledger.
 
     Args:
         dataset: the folder, a path or a URL.
         shard: what goes into it.
-        read_audio: gives a clip's bytes, or raises DecodeError.
-        workers: how many threads read and decode.
+        read_clips: of the shard's source.
+        workers: how many threads decode, and read where the source can be read in any order.
+        encode: what to do with the bytes; None keeps them.
         on_clip: called after each clip.
     """
-    accepted: list[tuple[PlannedClip, SoundFacts, int]] = []
+    accepted: list[_Accepted] = []
     rejections: list[Rejection] = []
+    clips = shard.clips()
+    handles = zip(clips, read_clips(clips), strict=True)
     with open_shard(dataset, shard.name) as writer:
-        for clip, (audio, found) in _ordered_map(lambda clip: _check(clip, read_audio), shard.clips, workers):
+        for (clip, _), (audio, found) in _ordered_map(lambda item: _prepare(item[1], encode), handles, workers):
             if isinstance(found, DecodeError):
                 rejections.append(Rejection(clip.clip_id, clip.path, found.reason, found.detail))
             else:
                 writer.write(Clip(clip_id=clip.clip_id, audio=audio, format=found.format), _facts(clip, found, shard))
-                accepted.append((clip, found, zlib.crc32(audio)))
+                accepted.append(_Accepted(clip, found, zlib.crc32(audio)))
             on_clip()
     if not accepted:
         storage.remove(storage.join_path(dataset, shard.name))  # plain webdataset fails on a shard without clips
     ledger = Ledger(_rows(shard.name, accepted, writer.ranges), rejections)
     publish_ledger(dataset, shard.name, shard.fingerprint(), ledger)
-    return ledger
 
 
-def _check(clip: PlannedClip, read_audio: Callable[[PlannedClip], bytes]) -> tuple[bytes, SoundFacts | DecodeError]:
+def _prepare(handle: ReadHandle, encode: Encoding | None) -> tuple[bytes, SoundFacts | DecodeError]:
+    """Read a clip, decode it to see that it can be, and encode it anew where that is wanted."""
     try:
-        audio = read_audio(clip)
-        return audio, inspect_sound(audio)
+        audio = handle()
+        facts = inspect_sound(audio)
+        if encode is not None and (encoded := encode(audio, facts)) is not audio:
+            return encoded, inspect_sound(encoded)
+        return audio, facts
     except DecodeError as error:
         return b"", error
 
@@ -141,23 +111,21 @@ def _facts(clip: PlannedClip, found: SoundFacts, shard: PlannedShard) -> dict[st
     }
 
 
-def _rows(
-    shard: str, accepted: Sequence[tuple[PlannedClip, SoundFacts, int]], ranges: Sequence[tuple[int, int]]
-) -> pa.Table:
+def _rows(shard: str, accepted: Sequence[_Accepted], ranges: Sequence[tuple[int, int]]) -> pa.Table:
     rows = [
         {
-            "clip_id": clip.clip_id,
+            "clip_id": item.clip.clip_id,
             "shard": shard,
             "offset": offset,
             "size": size,
-            "format": found.format,
-            "labels": clip.labels,
-            "sample_rate": found.sample_rate_hz,
-            "frames": found.frames,
-            "start_seconds": clip.start_seconds,
-            "end_seconds": clip.end_seconds,
-            "crc32": checksum,
+            "format": item.facts.format,
+            "labels": item.clip.labels,
+            "sample_rate": item.facts.sample_rate_hz,
+            "frames": item.facts.frames,
+            "start_seconds": item.clip.start_seconds,
+            "end_seconds": item.clip.end_seconds,
+            "crc32": item.crc32,
         }
-        for (clip, found, checksum), (offset, size) in zip(accepted, ranges, strict=True)
+        for item, (offset, size) in zip(accepted, ranges, strict=True)
     ]
     return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)

@@ -1,7 +1,6 @@
 """The clips that did not make it into a dataset: counted by reason, listed in `rejected.parquet`."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -9,6 +8,7 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from pipeline import storage
+from pipeline.row_tables import table_of_rows
 
 REJECTED_NAME = "rejected.parquet"
 REJECTED_SCHEMA = pa.schema(
@@ -42,18 +42,22 @@ class UnusableClipError(Exception):
         self.detail = detail
 
 
-def write_rejections(dataset: str, rejections: Iterable[Rejection]) -> None:
+def write_rejections(dataset: str, rejected: pa.Table) -> None:
     """Write `rejected.parquet`, whole; it is there also when nothing was rejected."""
-    rows = [(item.clip_id, item.path, item.reason, item.detail) for item in rejections]
-    columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in REJECTED_SCHEMA]
-    arrays = [pa.array(column, field.type) for column, field in zip(columns, REJECTED_SCHEMA, strict=True)]
     with storage.publish(storage.join_path(dataset, REJECTED_NAME)) as staged:
-        pq.write_table(pa.table(arrays, schema=REJECTED_SCHEMA), staged, compression="zstd")
+        pq.write_table(rejected.cast(REJECTED_SCHEMA), staged, compression="zstd")
 
 
-def count_by_reason(rejections: Sequence[Rejection]) -> dict[str, int]:
+def tabulate(rejections: Iterable[Rejection]) -> pa.Table:
+    """Put rejections into columns of `REJECTED_SCHEMA`."""
+    return table_of_rows(rejections, REJECTED_SCHEMA)
+
+
+def count_by_reason(rejected: pa.Table) -> dict[str, int]:
     """Count the rejections of each reason, the most frequent first."""
-    return dict(Counter(item.reason for item in rejections).most_common())
+    counts = rejected["reason"].value_counts()
+    by_reason = dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
+    return dict(sorted(by_reason.items(), key=lambda item: -item[1]))
 
 
 def rejection_table(counts: dict[str, int]) -> Table:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from pipeline import storage
 from pipeline.errors import UsageError
 from pipeline.ingest.dataset_folder import UNFINISHED, finish_folder
-from pipeline.ingest.rejections import count_by_reason, rejection_table
+from pipeline.ingest.rejections import count_by_reason, rejection_table, tabulate
 from pipeline.ingest.tars import DAMAGED_SHARD, TarRules, index_tar
 from pipeline.manifest import CLASSES_NAME
 from pipeline.progress import console, progress_bar
@@ -75,7 +75,7 @@ def run(config: Annotated[IndexConfig, Parameter(name="*")]) -> IndexResult:
             ledgers.append(ledger)
             bar.advance()
     manifest = finish_folder(config.dataset, ledgers, [], rules.vocabulary)
-    rejected = count_by_reason([item for ledger in ledgers for item in ledger.rejections])
+    rejected = count_by_reason(tabulate(item for ledger in ledgers for item in ledger.rejections))
     if rejected:
         console().print(rejection_table(rejected))
     result = IndexResult(clips=len(manifest), shards=len(manifest.shards), rejected=rejected)

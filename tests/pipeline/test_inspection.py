@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.checkpoints import save_checkpoint, save_weights
 from pipeline.errors import LogitStoreError, ManifestError, PipelineError
-from pipeline.ingest.rejections import REJECTED_NAME, Rejection, write_rejections
+from pipeline.ingest.rejections import REJECTED_NAME, Rejection, tabulate, write_rejections
 from pipeline.inspection import cover, failures_by_reason, summarise_dataset, summarise_run
 from pipeline.logit_store import ClipFailure, LogitStore, open_store, publish_part, write_stamp
 from pipeline.manifest import Manifest, write_manifest
@@ -76,7 +76,7 @@ def test_length_is_the_files_own_or_else_the_segments(data: Manifest) -> None:
 
 def test_rejected_files_are_counted_by_reason(data: Manifest) -> None:
     reasons = ["missing", "undecodable", "missing"]
-    write_rejections(data.location, [Rejection("a", None, reason) for reason in reasons])
+    write_rejections(data.location, tabulate(Rejection("a", None, reason) for reason in reasons))
     assert list(summarise_dataset(data).rejected.items()) == [("missing", 2), ("undecodable", 1)]
 
 

@@ -203,7 +203,7 @@ def stopped_ingest(ingest: Callable[..., Path], monkeypatch: pytest.MonkeyPatch)
 
     def run_and_stop(**settings: object) -> None:
         with monkeypatch.context() as patch:
-            patch.setattr("pipeline.stages.ingest_audioset.finish_folder", stop)
+            patch.setattr("pipeline.ingest.dataset_folder.finish_folder", stop)
             with pytest.raises(KeyboardInterrupt):
                 ingest(**settings)
 
@@ -242,12 +242,18 @@ def test_a_dataset_may_be_made_behind_a_url(tmp_path: Path, audio: Path, ingest:
         ({"workers": 0}, "--workers is 0"),
         ({"name": "../up"}, "--name '../up'"),
         ({"segments": ()}, "--segments needs"),
-        ({"audio": "s3://bucket"}, "has to be a local folder"),
+        ({"add": True, "overwrite": True}, "choose one"),
     ],
 )
 def test_settings_out_of_range_are_wrong_usage(settings: dict, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         IngestAudiosetConfig(**{"segments": ("a.csv",), "audio": "audio", "out": "train"} | settings)
+
+
+@pytest.mark.parametrize(("audio", "complaint"), [("s3://bucket", "has to be a local folder"), ("no", "is no folder")])
+def test_the_audio_has_to_be_a_local_folder(tmp_path: Path, audio: str, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        run(IngestAudiosetConfig(segments=("a.csv",), audio=audio, out=str(tmp_path / "train")))
 
 
 def test_a_folder_that_links_to_itself_is_walked_once(ingest: Callable[..., Path], audio: Path) -> None:
@@ -262,5 +268,5 @@ def test_real_sounds_are_ingested(sounds_dir: Path, tmp_path: Path) -> None:
         segments=(str(tmp_path / "few.csv"),), audio=str(sounds_dir / "audio"), out=str(tmp_path / "eval")
     )
     result = run(config)
-    assert (result.clips, result.rejected, result.unlisted_files) == (12, {}, 896 + 245 - 12)
+    assert (result.clips, result.rejected, result.notes) == (12, {}, {"files in no list": 896 + 245 - 12})
     assert len(read_manifest(tmp_path / "eval")) == 12

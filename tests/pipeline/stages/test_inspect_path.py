@@ -6,7 +6,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.errors import PipelineError, UsageError
-from pipeline.ingest.rejections import Rejection, write_rejections
+from pipeline.ingest.rejections import Rejection, tabulate, write_rejections
 from pipeline.logit_store import publish_part, write_stamp
 from pipeline.manifest import Manifest
 from pipeline.progress import MetricLog
@@ -47,7 +47,7 @@ def show(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
 
 
 def test_a_dataset_shows_counts_classes_and_what_was_rejected(data: Manifest, show: Callable[..., str]) -> None:
-    write_rejections(data.location, [Rejection("a", None, "file not found")])
+    write_rejections(data.location, tabulate([Rejection("a", None, "file not found")]))
     counts = data.label_counts()
     text = show(data.location)
     assert "clips 7 shards 2, 0.1 MB" in text

@@ -1,0 +1,162 @@
+"""What is to be packed: every clip of every source, in Arrow columns, before the first of them is read.
+
+Which clips go into which shard is decided here, so a shard can be made alone, on any machine, skipped when a stopped
+run has made it already, and has the same bytes for any number of workers.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import cast
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline.ingest.rejections import REJECTED_SCHEMA, Rejection, tabulate
+from pipeline.ingest.sources import PlannedClip, Source
+from pipeline.row_tables import table_of_rows
+from pipeline.string_columns import first_rows, repeated_rows
+from pipeline.vocabulary import Vocabulary
+
+_HELD = "what the dataset held already"
+_FEW = pa.dictionary(pa.int32(), pa.string())
+PLAN_SCHEMA = pa.schema(
+    [
+        pa.field("clip_id", pa.string()),
+        pa.field("file", _FEW),
+        pa.field("version", _FEW),
+        pa.field("member", pa.string()),
+        pa.field("position", pa.int64()),
+        pa.field("size", pa.int64()),
+        pa.field("labels", pa.list_(pa.int16())),
+        pa.field("start_seconds", pa.float64()),
+        pa.field("end_seconds", pa.float64()),
+    ]
+)
+"""The columns are the fields of `PlannedClip`."""
+
+_PLAIN_SCHEMA = pa.schema(
+    [pa.field(item.name, pa.string() if item.type == _FEW else item.type) for item in PLAN_SCHEMA]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Everything that a source holds."""
+
+    clips: pa.Table
+    """In `PLAN_SCHEMA`; no id occurs twice."""
+    rejected: pa.Table
+    """In `REJECTED_SCHEMA`: what is left out already."""
+    notes: Counter[str]
+    """What else was seen and counted."""
+
+
+def make_plan(source: Source, vocabulary: Vocabulary, taken_ids: pa.StringArray) -> Plan:
+    """Go through a source once, without reading sounds.
+
+    Of several clips with one id the first is taken; those that a dataset has already come before all.
+
+    Args:
+        source: where the clips are.
+        vocabulary: the classes that its labels are looked up in.
+        taken_ids: the ids of the clips that the dataset holds already.
+    """
+    rejections: list[Rejection] = []
+    rejected: list[pa.Table] = []
+    notes: Counter[str] = Counter()
+
+    def clips() -> Iterator[PlannedClip]:
+        for item in source.scan(vocabulary, notes):
+            if isinstance(item, PlannedClip):
+                yield item
+                continue
+            rejections.append(item)
+            if len(rejections) >= 1 << 14:
+                rejected.append(tabulate(rejections))
+                rejections.clear()
+
+    table = table_of_rows(clips(), PLAN_SCHEMA)
+    table, repeats = _without_repeats(table, taken_ids)
+    rejected.append(tabulate(rejections))
+    return Plan(table, pa.concat_tables([*rejected, repeats]), notes)
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedShard:
+    """The clips that one shard is made of."""
+
+    name: str
+    """Of the tar."""
+    rows: pa.Table
+    """In `PLAN_SCHEMA`."""
+    vocabulary: Vocabulary
+    recipe: str = ""
+    """What is done to the clips' bytes on their way."""
+
+    def __len__(self) -> int:
+        return self.rows.num_rows
+
+    def clips(self) -> list[PlannedClip]:
+        """Give the rows as objects."""
+        return [PlannedClip(**{**row, "labels": tuple(row["labels"])}) for row in self.rows.to_pylist()]
+
+    def alone(self) -> "PlannedShard":
+        """Give the shard without the memory of the plan that it is a slice of, to be sent elsewhere."""
+        return PlannedShard(self.name, self.rows.cast(_PLAIN_SCHEMA).combine_chunks(), self.vocabulary, self.recipe)
+
+    def fingerprint(self) -> str:
+        """Give a digest that changes when the shard would."""
+        digest = sha256(f"{self.name} {self.vocabulary.sha256} {self.recipe} ".encode())
+        plain = self.rows.cast(_PLAIN_SCHEMA).combine_chunks()
+        with pa.ipc.new_stream(sink := pa.BufferOutputStream(), _PLAIN_SCHEMA) as writer:
+            writer.write_table(plain)
+        digest.update(sink.getvalue())
+        return digest.hexdigest()
+
+
+def plan_shards(
+    name: str, clips: pa.Table, clips_per_shard: int, vocabulary: Vocabulary, *, recipe: str = "", first_number: int = 0
+) -> list[PlannedShard]:
+    """Cut a plan's clips into shards called `<name>-000000.tar`, `<name>-000001.tar` and so on."""
+    starts = range(0, clips.num_rows, clips_per_shard)
+    return [
+        PlannedShard(f"{name}-{number:06d}.tar", clips.slice(start, clips_per_shard), vocabulary, recipe)
+        for number, start in enumerate(starts, start=first_number)
+    ]
+
+
+def _without_repeats(clips: pa.Table, taken_ids: pa.StringArray) -> tuple[pa.Table, pa.Table]:
+    """Keep the first clip of each id; give the others as rejections that name the one that was taken."""
+    own_ids = clips["clip_id"].combine_chunks()
+    ids = pa.concat_arrays([taken_ids.cast(pa.string()), own_ids])
+    repeats = repeated_rows(ids)  # ascending; all behind the taken ids, which hold no repeats
+    if not len(repeats):
+        return clips, REJECTED_SCHEMA.empty_table()
+    own = repeats - len(taken_ids)
+    first = first_rows(ids.take(pa.array(repeats)), ids) - len(taken_ids)
+    paths = _paths(clips)
+    winners = _call("if_else", pa.array(first >= 0), paths.take(pa.array(np.maximum(first, 0))), pa.scalar(_HELD))
+    columns = {
+        "clip_id": own_ids.take(pa.array(own)),
+        "path": paths.take(pa.array(own)),
+        "reason": pa.repeat("repeated clip id", len(own)),
+        "detail": _call("binary_join_element_wise", winners, pa.scalar("was taken"), pa.scalar(" ")),
+    }
+    keep = np.ones(len(own_ids), bool)
+    keep[own] = False
+    return clips.filter(pa.array(keep)), pa.table(columns).cast(REJECTED_SCHEMA)
+
+
+def _paths(clips: pa.Table) -> pa.Array:
+    """Give `PlannedClip.path` of each row."""
+    files = clips["file"].cast(pa.string()).combine_chunks()
+    members = clips["member"].combine_chunks()
+    joined = _call("binary_join_element_wise", files, members, pa.scalar("/"))
+    return _call("if_else", _call("equal", members, pa.scalar("")), files, joined)
+
+
+def _call(function: str, *arguments: pa.Array | pa.Scalar) -> pa.Array:
+    return cast("pa.Array", pc.call_function(function, list(arguments)))

@@ -1,0 +1,114 @@
+"""What every source of clips offers to the packing: a list of its clips, and then their encoded bytes."""
+
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+
+from pipeline import storage
+from pipeline.errors import UsageError
+from pipeline.ingest.rejections import Rejection
+from pipeline.vocabulary import Vocabulary, audioset_vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedClip:
+    """A clip whose bytes are known to exist somewhere."""
+
+    clip_id: str
+    file: str
+    """The file that holds its bytes, in the words of its source."""
+    version: str
+    """Changes when the file does, as far as can be told without reading it."""
+    labels: tuple[int, ...]
+    """Class indices into the vocabulary, ascending."""
+    member: str = ""
+    """What the clip is called in the file; empty where the file is the clip."""
+    position: int = 0
+    """Its row in the file, or the offset of its first byte."""
+    size: int | None = None
+    """Bytes, where the source says so."""
+    start_seconds: float | None = None
+    end_seconds: float | None = None
+
+    @property
+    def path(self) -> str:
+        """Where the clip is, for people."""
+        return f"{self.file}/{self.member}" if self.member else self.file
+
+
+ReadHandle = Callable[[], bytes]
+"""Gives a clip's encoded bytes, in whichever thread calls it, or raises DecodeError."""
+
+ClipReader = Callable[[Sequence[PlannedClip]], Iterator[ReadHandle]]
+"""Gives a handle for each of the clips, in their order. Sources that are read in sequence have read the clip by then;
+the others read it when the handle is called."""
+
+
+class Source(ABC):
+    """A place that clips come from; small, and pickled to wherever a shard is packed."""
+
+    def own_vocabulary(self) -> Vocabulary:
+        """Give the classes that count unless the user names others: AudioSet's, or what the data itself holds."""
+        return audioset_vocabulary()
+
+    @abstractmethod
+    def scan(self, vocabulary: Vocabulary, notes: Counter[str]) -> Iterator[PlannedClip | Rejection]:
+        """Go through all clips in a fixed order, without reading their sounds.
+
+        Args:
+            vocabulary: the classes that labels are looked up in.
+            notes: counts what is worth a word but is no rejection.
+
+        Raises:
+            PipelineError: the source is not what it should be.
+        """
+
+    @abstractmethod
+    def open_reader(self) -> AbstractContextManager[ClipReader]:
+        """Open the source for reading clips that `scan` gave."""
+
+
+def versioned_files(paths: Iterable[str], extensions: Sequence[str], flag: str) -> list[tuple[str, str]]:
+    """Give (location, version) of the files that `paths` name; a folder stands for its files with the extensions.
+
+    Args:
+        paths: files and folders, local or URLs.
+        extensions: such as `.tar`.
+        flag: what the user called them by, for messages.
+
+    Raises:
+        UsageError: a path is not there, or a folder holds none.
+    """
+    found: dict[str, str] = {}
+    for path in paths:
+        inside = [file for file in storage.list_files(path) if file.name.endswith(tuple(extensions))]
+        if inside:
+            found |= {storage.join_path(path, file.name): f"{file.size} {file.version}" for file in inside}
+            continue
+        parent, _, name = path.rstrip("/").rpartition("/")
+        files = [file for file in storage.list_files(parent or ("/" if "/" in path else ".")) if file.name == name]
+        if not files:
+            wanted = " or ".join(extensions)
+            raise UsageError(f"{flag} {path}: there is no such file, and no folder of {wanted} files")
+        found[path] = f"{files[0].size} {files[0].version}"
+    return list(found.items())
+
+
+def local_folder(path: str, flag: str) -> Path:
+    """Give a folder that has to be local.
+
+    Args:
+        path: what the user gave.
+        flag: what the user gave it by, for messages.
+
+    Raises:
+        UsageError: it is a URL, or no folder.
+    """
+    if storage.is_remote(path):
+        raise UsageError(f"{flag} {path}: has to be a local folder; mount the bucket, or copy the files")
+    if not storage.local_path(path).is_dir():
+        raise UsageError(f"{flag} {path}: is no folder")
+    return storage.local_path(path).absolute()
