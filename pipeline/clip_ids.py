@@ -38,6 +38,27 @@ def clip_id_of_stem(stem: str, listed: Container[str] = ()) -> str:
     return next(filter(is_youtube_id, readings), stem)
 
 
+def clip_id_of_path(path: str, listed: Container[str] = ()) -> str:
+    """Give the id of the clip at `path`, whichever kind of file, archive or table names it so.
+
+    Where the name at its end is no clip of the list and no YouTube id, the whole path is the id: only the folders may
+    tell `dog/1` from `cat/1`.
+
+    Args:
+        path: relative to whatever holds the clips, with `/`, without the extension.
+        listed: the ids of the official list, where there is one.
+    """
+    clip_id = clip_id_of_stem(path.rpartition("/")[2], listed)
+    return clip_id if clip_id in listed or is_youtube_id(clip_id) else path.removeprefix("./")
+
+
+def without_extension(path: str) -> str:
+    """Cut a file's name at its last dot; a dot that begins the name is none."""
+    folder, slash, name = path.rpartition("/")
+    stem = name.rpartition(".")[0]
+    return f"{folder}{slash}{stem}" if stem else path
+
+
 def _readings(stem: str) -> Iterator[str]:
     """Give what `stem` may stand for, the most literal first."""
     without_end = _TIMES.sub("", stem)

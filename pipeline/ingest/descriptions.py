@@ -1,10 +1,10 @@
 """What the json beside a clip's audio says: its id and its labels, in the spellings that are in use."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from pipeline.clip_ids import clip_id_of_stem, has_control_characters, is_youtube_id
+from pipeline.clip_ids import clip_id_of_path, has_control_characters
 from pipeline.clips import from_shard_key
 from pipeline.ingest.rejections import UnusableClipError
 from pipeline.vocabulary import Vocabulary
@@ -49,13 +49,19 @@ def clip_id_of(description: Description, key: str) -> str:
         if isinstance(value, str | int) and not isinstance(value, bool) and str(value):
             break
     else:
-        key = from_shard_key(key)
-        # Where the file's name is no YouTube id, only the folders may tell it from others: dog/1.wav, cat/1.wav.
-        in_folder = clip_id_of_stem(key.rpartition("/")[2])
-        value = in_folder if is_youtube_id(in_folder) else key
-    if len(str(value)) > _MOST_ID_CHARACTERS or has_control_characters(str(value)):
-        raise UnusableClipError("unusable clip id", ascii(value)[:100])
-    return str(value)
+        value = clip_id_of_path(from_shard_key(key))
+    return usable_clip_id(str(value))
+
+
+def usable_clip_id(text: str) -> str:
+    """Give an id back.
+
+    Raises:
+        UnusableClipError: it is nothing that can be one.
+    """
+    if not text or len(text) > _MOST_ID_CHARACTERS or has_control_characters(text):
+        raise UnusableClipError("unusable clip id", ascii(text)[:100])
+    return text
 
 
 def labels_of(description: Description, vocabulary: Vocabulary, *, may_lack: bool = False) -> tuple[int, ...]:
@@ -74,7 +80,8 @@ def labels_of(description: Description, vocabulary: Vocabulary, *, may_lack: boo
     for field in LABEL_FIELDS:
         if description.get(field) is not None:
             try:
-                found[field] = _resolve(description[field], vocabulary)
+                value = description[field]
+                found[field] = indices_of(value if isinstance(value, list) else [value], vocabulary)
             except UnusableClipError as error:
                 faults.append(error)
     if len(set(found.values())) > 1:
@@ -101,8 +108,12 @@ def _number(value: Any, kind: type) -> int | float | None:
     return value if 0 <= value < 2**31 else None
 
 
-def _resolve(value: object, vocabulary: Vocabulary) -> tuple[int, ...]:
-    labels = value if isinstance(value, list) else [value]
+def indices_of(labels: Iterable[object], vocabulary: Vocabulary) -> tuple[int, ...]:
+    """Give the class indices, ascending, of labels that are mids, display names or indices.
+
+    Raises:
+        UnusableClipError: one is none of the classes.
+    """
     return tuple(sorted({_index_of(label, vocabulary) for label in labels}))
 
 

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.ingest.rejections import REJECTED_SCHEMA, Rejection, tabulate
+from pipeline.ingest.descriptions import usable_clip_id
+from pipeline.ingest.rejections import REJECTED_SCHEMA, Rejection, UnusableClipError, tabulate
 from pipeline.ingest.sources import PlannedClip, Source
 from pipeline.row_tables import table_of_rows
 from pipeline.string_columns import first_rows, repeated_rows
@@ -71,8 +72,13 @@ def make_plan(source: Source, vocabulary: Vocabulary, taken_ids: pa.StringArray)
     def clips() -> Iterator[PlannedClip]:
         for item in source.scan(vocabulary, notes):
             if isinstance(item, PlannedClip):
-                yield item
-                continue
+                try:
+                    usable_clip_id(item.clip_id)
+                except UnusableClipError as error:
+                    item = Rejection(None, item.path, error.reason, error.detail)
+                else:
+                    yield item
+                    continue
             rejections.append(item)
             if len(rejections) >= 1 << 14:
                 rejected.append(tabulate(rejections))

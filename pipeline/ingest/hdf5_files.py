@@ -1,0 +1,141 @@
+"""HDF5 files of clips in rows: what the copies that PaSST and PANNs made have in common."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import ClassVar, cast
+
+import h5py
+import numpy as np
+
+from pipeline import storage
+from pipeline.clip_ids import clip_id_of_path, without_extension
+from pipeline.errors import DecodeError, ManifestError, UsageError
+from pipeline.ingest.rejections import Rejection
+from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle, Source, versioned_files
+from pipeline.vocabulary import Vocabulary
+
+EXTENSIONS = (".hdf", ".hdf5", ".h5")
+_ROWS_AT_ONCE = 1 << 14
+
+
+@dataclass(frozen=True, slots=True)
+class Hdf5Source(Source):
+    """Rows of HDF5 files: a name, a sound, and the classes as a vector of bits.
+
+    HDF5 knows only a machine's own files, and one thread at a time; sounds are read row by row, so that no file is ever
+    in memory.
+    """
+
+    paths: tuple[str, ...]
+    """Files, or folders of them."""
+
+    sound: ClassVar[str]
+    """The dataset within the file that holds the sounds."""
+
+    def scan(self, vocabulary: Vocabulary, notes: Counter[str]) -> Iterator[PlannedClip | Rejection]:
+        """Go through the rows of all files.
+
+        Raises:
+            ManifestError: a file is no HDF5, or its datasets are not those that are expected.
+        """
+        for location, version in _files(self.paths):
+            with open_hdf5(location) as file:
+                self.check(file, location, len(vocabulary))
+                all_names = dataset(file, "audio_name")
+                for start in range(0, len(all_names), _ROWS_AT_ONCE):
+                    names = all_names[start : start + _ROWS_AT_ONCE]
+                    targets = self.targets(file, slice(start, start + _ROWS_AT_ONCE), len(vocabulary))
+                    for row, (name, target) in enumerate(zip(names, targets, strict=True), start=start):
+                        yield self._clip(location, version, row, bytes(name), target)
+
+    def _clip(self, location: str, version: str, row: int, name: bytes, target: np.ndarray) -> PlannedClip | Rejection:
+        if not name.strip(b"\0"):
+            return Rejection(None, f"{location}/row {row}", "empty row", "its name is empty: the clip was not there")
+        text = name.rstrip(b"\0").decode("utf-8", "backslashreplace")
+        labels = tuple(np.flatnonzero(target).tolist())
+        return PlannedClip(
+            clip_id_of_path(without_extension(text)), location, version, labels, member=text, position=row
+        )
+
+    def open_reader(self) -> AbstractContextManager[ClipReader]:
+        """Open the files, each with its first clip."""
+        return _open_reader(self.read_row)
+
+    def check(self, file: h5py.File, location: str, classes: int) -> None:
+        """See that a file has the datasets that are read; the subclass adds their widths.
+
+        Raises:
+            ManifestError: it has not.
+        """
+        needed = ("audio_name", self.sound, "target")
+        missing = [name for name in needed if not isinstance(file.get(name), h5py.Dataset)]
+        if missing:
+            raise ManifestError(
+                f"{location}: has no dataset {missing[0]}; it holds {', '.join(map(str, file)) or 'nothing'}"
+            )
+        lengths = {name: len(dataset(file, name)) for name in needed}
+        if len(set(lengths.values())) > 1:
+            told = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            raise ManifestError(f"{location}: its datasets are not of one length ({told} rows)")
+
+    def targets(self, file: h5py.File, rows: slice, classes: int) -> np.ndarray:
+        """Read the classes of some rows: (rows, classes), bool or 0 and 1."""
+        raise NotImplementedError
+
+    @staticmethod
+    def read_row(file: h5py.File, row: int) -> bytes:
+        """Read one row's sound as the bytes of an audio file."""
+        raise NotImplementedError
+
+
+def dataset(file: h5py.File, name: str) -> h5py.Dataset:
+    """Give a dataset that `Hdf5Source.check` has seen."""
+    return cast("h5py.Dataset", file[name])
+
+
+@contextmanager
+def open_hdf5(location: str) -> Iterator[h5py.File]:
+    """Open a file for reading.
+
+    Raises:
+        ManifestError: it is no HDF5, or damaged where its list of contents is.
+    """
+    try:
+        file = h5py.File(location, "r")
+    except OSError as error:
+        raise ManifestError(f"{location}: is no readable HDF5 file ({error})") from error
+    with file:
+        yield file
+
+
+@contextmanager
+def _open_reader(read_row: Callable[[h5py.File, int], bytes]) -> Iterator[ClipReader]:
+    with ExitStack() as stack:
+        opened: dict[str, h5py.File] = {}
+
+        def handles(clips: Sequence[PlannedClip]) -> Iterator[ReadHandle]:
+            for clip in clips:
+                if clip.file not in opened:
+                    opened[clip.file] = stack.enter_context(open_hdf5(clip.file))
+                yield partial(_read, read_row, opened[clip.file], clip.position)
+
+        yield handles
+
+
+def _read(read_row: Callable[[h5py.File, int], bytes], file: h5py.File, row: int) -> bytes:
+    try:
+        return read_row(file, row)
+    except (OSError, RuntimeError, ValueError) as error:  # what h5py raises for a damaged chunk
+        raise DecodeError("unreadable row", str(error)) from error
+
+
+def _files(paths: Sequence[str]) -> list[tuple[str, str]]:
+    for path in paths:
+        if storage.is_remote(path):
+            raise UsageError(f"--hdf5 {path}: has to be on this machine; mount the bucket, or copy the files")
+    files = versioned_files(paths, EXTENSIONS, "--hdf5")
+    return [(str(Path(location).absolute()), version) for location, version in files]
