@@ -1,7 +1,7 @@
 """What the json beside a clip's audio says: its id and its labels, in the spellings that are in use."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
 from pipeline.clip_ids import clip_id_of_path, has_control_characters
@@ -34,12 +34,13 @@ def parse_description(content: bytes) -> Description:
     return description
 
 
-def clip_id_of(description: Description, key: str) -> str:
+def clip_id_of(description: Description, key: str, listed: Container[str] = ()) -> str:
     """Give a clip's id: what its json says, else what its name in the tar says.
 
     Args:
         description: the clip's json.
         key: its members' common name in the tar, with folders, without the extension.
+        listed: the ids of the official list, where there is one.
 
     Raises:
         UnusableClipError: the json's id is nothing that can be one.
@@ -49,7 +50,7 @@ def clip_id_of(description: Description, key: str) -> str:
         if isinstance(value, str | int) and not isinstance(value, bool) and str(value):
             break
     else:
-        value = clip_id_of_path(from_shard_key(key))
+        value = clip_id_of_path(from_shard_key(key), listed)
     return usable_clip_id(str(value))
 
 
@@ -86,10 +87,12 @@ def labels_of(description: Description, vocabulary: Vocabulary, *, may_lack: boo
                 faults.append(error)
     if len(set(found.values())) > 1:
         raise UnusableClipError("label fields disagree", ", ".join(found))
+    if faults and not any(found.values()):  # an empty field beside one of unknown labels names nothing
+        raise faults[0]
     if not found:
-        if may_lack and not faults:
+        if may_lack:
             return ()
-        raise faults[0] if faults else UnusableClipError("no labels", f"none of {', '.join(LABEL_FIELDS)}")
+        raise UnusableClipError("no labels", f"none of {', '.join(LABEL_FIELDS)}")
     return next(iter(found.values()))
 
 

@@ -1,11 +1,11 @@
 """HDF5 files of clips in rows: what the copies that PaSST and PANNs made have in common."""
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import ClassVar, cast
 
 import h5py
@@ -15,7 +15,7 @@ from pipeline import storage
 from pipeline.clip_ids import clip_id_of_path, without_extension
 from pipeline.errors import DecodeError, ManifestError, UsageError
 from pipeline.ingest.rejections import Rejection
-from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle, Source, versioned_files
+from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle, Source, from_folder, versioned_files
 from pipeline.vocabulary import Vocabulary
 
 EXTENSIONS = (".hdf", ".hdf5", ".h5")
@@ -32,6 +32,8 @@ class Hdf5Source(Source):
 
     paths: tuple[str, ...]
     """Files, or folders of them."""
+    working_folder: str = field(default_factory=os.getcwd)
+    """What paths that aren't absolute are relative to."""
 
     sound: ClassVar[str]
     """The dataset within the file that holds the sounds."""
@@ -43,7 +45,7 @@ class Hdf5Source(Source):
             ManifestError: a file is no HDF5, or its datasets are not those that are expected.
         """
         for location, version in _files(self.paths):
-            with open_hdf5(location) as file:
+            with open_hdf5(from_folder(self.working_folder, location)) as file:
                 self.check(file, location, len(vocabulary))
                 all_names = dataset(file, "audio_name")
                 for start in range(0, len(all_names), _ROWS_AT_ONCE):
@@ -63,7 +65,7 @@ class Hdf5Source(Source):
 
     def open_reader(self) -> AbstractContextManager[ClipReader]:
         """Open the files, each with its first clip."""
-        return _open_reader(self.read_row)
+        return _open_reader(self.working_folder, self.read_row)
 
     def check(self, file: h5py.File, location: str, classes: int) -> None:
         """See that a file has the datasets that are read; the subclass adds their widths.
@@ -113,14 +115,14 @@ def open_hdf5(location: str) -> Iterator[h5py.File]:
 
 
 @contextmanager
-def _open_reader(read_row: Callable[[h5py.File, int], bytes]) -> Iterator[ClipReader]:
+def _open_reader(folder: str, read_row: Callable[[h5py.File, int], bytes]) -> Iterator[ClipReader]:
     with ExitStack() as stack:
         opened: dict[str, h5py.File] = {}
 
         def handles(clips: Sequence[PlannedClip]) -> Iterator[ReadHandle]:
             for clip in clips:
                 if clip.file not in opened:
-                    opened[clip.file] = stack.enter_context(open_hdf5(clip.file))
+                    opened[clip.file] = stack.enter_context(open_hdf5(from_folder(folder, clip.file)))
                 yield partial(_read, read_row, opened[clip.file], clip.position)
 
         yield handles
@@ -137,5 +139,4 @@ def _files(paths: Sequence[str]) -> list[tuple[str, str]]:
     for path in paths:
         if storage.is_remote(path):
             raise UsageError(f"--hdf5 {path}: has to be on this machine; mount the bucket, or copy the files")
-    files = versioned_files(paths, EXTENSIONS, "--hdf5")
-    return [(str(Path(location).absolute()), version) for location, version in files]
+    return versioned_files(paths, EXTENSIONS, "--hdf5")

@@ -6,7 +6,7 @@ run has made it already, and has the same bytes for any number of workers.
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import cast
 
@@ -70,15 +70,10 @@ def make_plan(source: Source, vocabulary: Vocabulary, taken_ids: pa.StringArray)
     notes: Counter[str] = Counter()
 
     def clips() -> Iterator[PlannedClip]:
-        for item in source.scan(vocabulary, notes):
+        for item in map(_checked, source.scan(vocabulary, notes)):
             if isinstance(item, PlannedClip):
-                try:
-                    usable_clip_id(item.clip_id)
-                except UnusableClipError as error:
-                    item = Rejection(None, item.path, error.reason, error.detail)
-                else:
-                    yield item
-                    continue
+                yield item
+                continue
             rejections.append(item)
             if len(rejections) >= 1 << 14:
                 rejected.append(tabulate(rejections))
@@ -132,6 +127,28 @@ def plan_shards(
         PlannedShard(f"{name}-{number:06d}.tar", clips.slice(start, clips_per_shard), vocabulary, recipe)
         for number, start in enumerate(starts, start=first_number)
     ]
+
+
+def _checked(item: PlannedClip | Rejection) -> PlannedClip | Rejection:
+    """Refuse names that can't be written down."""
+    if isinstance(item, Rejection):
+        return item if _is_unicode(item.path or "") else replace(item, path=_escaped(item.path or ""))
+    if not _is_unicode(item.path):
+        return Rejection(None, _escaped(item.path), "name not in UTF-8")
+    try:
+        usable_clip_id(item.clip_id)
+    except UnusableClipError as error:
+        return Rejection(None, item.path, error.reason, error.detail)
+    return item
+
+
+def _is_unicode(name: str) -> bool:
+    # File names that are not UTF-8 come as lone surrogates.
+    return name.isascii() or _escaped(name) == name
+
+
+def _escaped(name: str) -> str:
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _without_repeats(clips: pa.Table, taken_ids: pa.StringArray) -> tuple[pa.Table, pa.Table]:

@@ -97,6 +97,11 @@ def versioned_files(paths: Iterable[str], extensions: Sequence[str], flag: str) 
     return list(found.items())
 
 
+def from_folder(folder: str, location: str) -> str:
+    """Give where `location` is, as a user in the working folder `folder` means it; others work in other folders."""
+    return location if storage.is_remote(location) else str(Path(folder) / storage.local_path(location))
+
+
 def local_folder(path: str, flag: str) -> Path:
     """Give a folder that has to be local.
 

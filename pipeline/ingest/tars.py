@@ -1,5 +1,6 @@
 """WebDataset tars made by anyone → the rows of a manifest; no audio is decoded."""
 
+import logging
 import zlib
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -21,6 +22,8 @@ DAMAGED_SHARD = "damaged shard"
 
 _CHUNK_BYTES = 1 << 20
 
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TarRules:
@@ -34,20 +37,66 @@ class TarRules:
 
 
 @dataclass(slots=True)
-class _Sample:
+class Sample:
     """The members of one tar that share a name up to the last dot."""
 
     audio: TarMember | None = None
     crc32: int | None = None
     description: Description | None = None
 
+    def checked_audio(self) -> TarMember:
+        """Give the audio member.
+
+        Raises:
+            UnusableClipError: there is none, or it can't be a sound.
+        """
+        if self.audio is None:
+            raise UnusableClipError("json without audio")
+        if self.format in UNREADABLE_FORMATS:
+            raise UnusableClipError("unsupported format", self.format)
+        if not 0 < self.audio.size <= MOST_CLIP_BYTES:
+            raise UnusableClipError("empty file" if not self.audio.size else "too long", f"{self.audio.size} bytes")
+        return self.audio
+
+    @property
+    def format(self) -> str:
+        """The audio member's extension, lower case."""
+        return self.audio.name.rpartition(".")[2].lower() if self.audio else ""
+
+
+def is_tar(name: str) -> bool:
+    """Tell whether a file is called like a tar. Compressed ones can't be read in place; they count, to be named."""
+    return name.endswith((".tar", ".tgz")) or ".tar." in name
+
+
+def read_samples(stream: BinaryIO, shard: str, *, checksums: bool) -> tuple[dict[str, Sample], list[Rejection]]:
+    """Group the members of one tar into samples: name up to the last dot → sample, in the tar's order.
+
+    A sample is the audio member and the json member that share a name up to the **last** dot, wherever in the tar they
+    are; WebDataset itself ends the name at the first dot, where dotted names clash. Of two members with the same part
+    in a sample the first is taken and the other rejected.
+
+    Args:
+        stream: a seekable stream of the tar.
+        shard: what rejections call it.
+        checksums: whether the audio is read for its CRC-32.
+    """
+    rejections: list[Rejection] = []
+    samples: dict[str, Sample] = {}
+    try:
+        for member in iter_members(stream, shard):
+            try:
+                _collect(stream, member, samples, checksums)
+            except UnusableClipError as error:
+                rejections.append(Rejection(None, f"{shard}/{member.name}", error.reason, error.detail))
+    except ShardError as error:
+        _log.warning("%s", error)  # may stand for thousands of clips
+        rejections.append(Rejection(None, shard, DAMAGED_SHARD, str(error)))
+    return samples, rejections
+
 
 def index_tar(dataset: str, shard: str, rules: TarRules, taken_ids: set[str]) -> Ledger:
-    """Find the clips of one tar.
-
-    A clip is the audio member and the json member that share a name up to the **last** dot, wherever in the tar they
-    are; WebDataset itself ends the name at the first dot, where dotted names clash. Of two members with the same part
-    in a clip, and of two clips with the same id, the first is taken and the other rejected.
+    """Find the clips of one tar: samples, as `read_samples` groups them. Of two with the same id the first is taken.
 
     Args:
         dataset: the folder, a path or a URL.
@@ -55,17 +104,8 @@ def index_tar(dataset: str, shard: str, rules: TarRules, taken_ids: set[str]) ->
         rules: how members become clips.
         taken_ids: the ids of earlier shards; this shard's are added.
     """
-    rejections: list[Rejection] = []
-    samples: dict[str, _Sample] = {}
     with storage.open_input(storage.join_path(dataset, shard)) as stream:
-        try:
-            for member in iter_members(stream, shard):
-                try:
-                    _collect(stream, member, samples, rules)
-                except UnusableClipError as error:
-                    rejections.append(Rejection(None, f"{shard}/{member.name}", error.reason, error.detail))
-        except ShardError as error:
-            rejections.append(Rejection(None, shard, DAMAGED_SHARD, str(error)))
+        samples, rejections = read_samples(stream, shard, checksums=rules.checksums)
     rows: list[dict[str, Any]] = []
     for key, sample in samples.items():
         try:
@@ -75,7 +115,7 @@ def index_tar(dataset: str, shard: str, rules: TarRules, taken_ids: set[str]) ->
     return Ledger(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), rejections)
 
 
-def _collect(stream: BinaryIO, member: TarMember, samples: dict[str, _Sample], rules: TarRules) -> None:
+def _collect(stream: BinaryIO, member: TarMember, samples: dict[str, Sample], checksums: bool) -> None:
     """Put a member where it belongs; members that are neither audio nor json are none of a clip's business."""
     if member.refusal:
         raise UnusableClipError(member.refusal)
@@ -83,7 +123,7 @@ def _collect(stream: BinaryIO, member: TarMember, samples: dict[str, _Sample], r
     extension = extension.lower()
     if not key or extension not in {"json"} | AUDIO_FORMATS | UNREADABLE_FORMATS:
         return
-    sample = samples.setdefault(key, _Sample())
+    sample = samples.setdefault(key, Sample())
     if extension == "json":
         if sample.description is not None:
             raise UnusableClipError("repeated member")
@@ -95,19 +135,13 @@ def _collect(stream: BinaryIO, member: TarMember, samples: dict[str, _Sample], r
     if sample.audio is not None:
         raise UnusableClipError("repeated member")
     sample.audio = member
-    if rules.checksums:
+    if checksums:
         sample.crc32 = _checksum(stream, member)
 
 
-def _row(key: str, sample: _Sample, rules: TarRules, taken_ids: set[str]) -> dict[str, Any]:
+def _row(key: str, sample: Sample, rules: TarRules, taken_ids: set[str]) -> dict[str, Any]:
     """Give the manifest's columns of one clip, but for its shard."""
-    if sample.audio is None:
-        raise UnusableClipError("json without audio")
-    format = sample.audio.name.rpartition(".")[2].lower()
-    if format in UNREADABLE_FORMATS:
-        raise UnusableClipError("unsupported format", format)
-    if not 0 < sample.audio.size <= MOST_CLIP_BYTES:
-        raise UnusableClipError("empty file" if not sample.audio.size else "too long", f"{sample.audio.size} bytes")
+    audio = sample.checked_audio()
     if sample.description is None and not rules.keep_unlabelled:
         raise UnusableClipError("audio without json")
     description = sample.description or {}
@@ -118,9 +152,9 @@ def _row(key: str, sample: _Sample, rules: TarRules, taken_ids: set[str]) -> dic
     taken_ids.add(clip_id)
     return {
         "clip_id": clip_id,
-        "offset": sample.audio.offset,
-        "size": sample.audio.size,
-        "format": format,
+        "offset": audio.offset,
+        "size": audio.size,
+        "format": sample.format,
         "labels": labels,
         "crc32": sample.crc32,
         **facts_of(description),

@@ -1,6 +1,5 @@
 """`pipeline index`: a manifest for WebDataset tars that somebody else made."""
 
-import logging
 from dataclasses import KW_ONLY, dataclass
 from typing import Annotated
 
@@ -10,12 +9,10 @@ from pipeline import storage
 from pipeline.errors import UsageError
 from pipeline.ingest.dataset_folder import UNFINISHED, finish_folder
 from pipeline.ingest.rejections import count_by_reason, rejection_table, tabulate
-from pipeline.ingest.tars import DAMAGED_SHARD, TarRules, index_tar
+from pipeline.ingest.tars import TarRules, index_tar, is_tar
 from pipeline.manifest import CLASSES_NAME
 from pipeline.progress import console, progress_bar
 from pipeline.vocabulary import Vocabulary, audioset_vocabulary, read_vocabulary
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +57,7 @@ def run(config: Annotated[IndexConfig, Parameter(name="*")]) -> IndexResult:
             f"{config.dataset}: an ingest was stopped here. Run its command again, or remove {UNFINISHED} to index "
             "the shards that it finished"
         )
-    shards = [file.name for file in storage.list_files(config.dataset) if _is_tar(file.name)]
+    shards = [file.name for file in storage.list_files(config.dataset) if is_tar(file.name)]
     if not shards:
         raise UsageError(f"{config.dataset}: holds no tars")
     rules = TarRules(vocabulary=_vocabulary(config), checksums=config.checksums, keep_unlabelled=config.keep_unlabelled)
@@ -68,11 +65,7 @@ def run(config: Annotated[IndexConfig, Parameter(name="*")]) -> IndexResult:
     ledgers = []
     with progress_bar("index", len(shards), unit="shards") as bar:
         for shard in shards:
-            ledger = index_tar(config.dataset, shard, rules, taken_ids)
-            for item in ledger.rejections:
-                if item.reason == DAMAGED_SHARD:  # may stand for thousands of clips
-                    _log.warning("%s", item.detail)
-            ledgers.append(ledger)
+            ledgers.append(index_tar(config.dataset, shard, rules, taken_ids))
             bar.advance()
     manifest = finish_folder(config.dataset, ledgers, [], rules.vocabulary)
     rejected = count_by_reason(tabulate(item for ledger in ledgers for item in ledger.rejections))
@@ -86,11 +79,6 @@ def run(config: Annotated[IndexConfig, Parameter(name="*")]) -> IndexResult:
         soft_wrap=True,
     )
     return result
-
-
-def _is_tar(name: str) -> bool:
-    # Compressed tars can't be read in place; they are listed so that the user hears about them.
-    return name.endswith((".tar", ".tgz")) or ".tar." in name
 
 
 def _vocabulary(config: IndexConfig) -> Vocabulary:

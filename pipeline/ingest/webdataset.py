@@ -1,0 +1,140 @@
+"""WebDataset tars of anyone's layout, and tars of nothing but sounds with a list beside them."""
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from pipeline import storage
+from pipeline.errors import DecodeError
+from pipeline.ingest.descriptions import clip_id_of, facts_of, labels_of
+from pipeline.ingest.rejections import Rejection, UnusableClipError
+from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle, Source, from_folder, versioned_files
+from pipeline.ingest.tars import Sample, read_samples
+from pipeline.segments import read_segment_files
+from pipeline.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True, slots=True)
+class WebdatasetSource(Source):
+    """The clips of tars, in the tars' order; ids and labels by the rules of `pipeline index`, or labels from lists."""
+
+    paths: tuple[str, ...]
+    """Tars, or folders of them, local or URLs."""
+    segments: tuple[str, ...] = ()
+    """AudioSet's segment lists; without any, the json beside each sound has the labels."""
+    keep_unlabelled: bool = False
+    """Take clips whose json is missing or names no labels."""
+    working_folder: str = field(default_factory=os.getcwd)
+    """What paths that aren't absolute are relative to."""
+
+    def scan(self, vocabulary: Vocabulary, notes: Counter[str]) -> Iterator[PlannedClip | Rejection]:
+        """Go through the headers of all tars, and the jsons in them.
+
+        Raises:
+            ManifestError: a list is malformed.
+            UsageError: a path is not there.
+        """
+        labeller = _ListLabeller(self.segments, vocabulary) if self.segments else None
+        for location, version in versioned_files(self.paths, (".tar", ".tgz", ".tar.gz"), "--tars"):
+            with storage.open_input(from_folder(self.working_folder, location)) as stream:
+                samples, rejections = read_samples(stream, location, checksums=False)
+            yield from rejections
+            for key, sample in samples.items():
+                try:
+                    if labeller is None:
+                        yield self._described_clip(location, version, key, sample, vocabulary)
+                    elif clip := labeller.clip(location, version, key, sample):
+                        yield clip
+                    else:
+                        notes["sounds in no list"] += 1
+                except UnusableClipError as error:
+                    yield Rejection(None, f"{location}/{key}", error.reason, error.detail)
+        if labeller is not None:
+            yield from labeller.missing()
+
+    def _described_clip(
+        self, location: str, version: str, key: str, sample: Sample, vocabulary: Vocabulary
+    ) -> PlannedClip:
+        sample.checked_audio()
+        if sample.description is None and not self.keep_unlabelled:
+            raise UnusableClipError("audio without json")
+        description = sample.description or {}
+        labels = labels_of(description, vocabulary, may_lack=self.keep_unlabelled)
+        return _planned(location, version, sample, clip_id_of(description, key), labels, facts_of(description))
+
+    def open_reader(self) -> AbstractContextManager[ClipReader]:
+        """Open the tars, each with its first clip."""
+        return _open_reader(self.working_folder)
+
+
+class _ListLabeller:
+    """Gives sounds without a json the labels and times that AudioSet's lists have for them."""
+
+    def __init__(self, segments: Sequence[str], vocabulary: Vocabulary) -> None:
+        self._segments = read_segment_files(segments, vocabulary).combine_chunks()
+        self._row_of = {clip_id: row for row, clip_id in enumerate(self._segments["clip_id"].to_pylist())}
+        self._is_found = bytearray(len(self._row_of))
+
+    def clip(self, location: str, version: str, key: str, sample: Sample) -> PlannedClip | None:
+        """Give the clip, or None where no list has it.
+
+        Raises:
+            UnusableClipError: it can't be a sound.
+        """
+        clip_id = clip_id_of(sample.description or {}, key, self._row_of)
+        row = self._row_of.get(clip_id)
+        if row is None:
+            return None
+        self._is_found[row] = True
+        segment = self._segments.slice(row, 1).to_pylist()[0]
+        return _planned(location, version, sample, clip_id, tuple(segment["labels"]), segment)
+
+    def missing(self) -> Iterator[Rejection]:
+        """Give the listed clips that no tar has."""
+        for clip_id, row in self._row_of.items():
+            if not self._is_found[row]:
+                yield Rejection(clip_id, None, "file missing")
+
+
+def _planned(
+    location: str, version: str, sample: Sample, clip_id: str, labels: tuple[int, ...], times: Mapping[str, Any]
+) -> PlannedClip:
+    audio = sample.checked_audio()
+    return PlannedClip(
+        clip_id=clip_id,
+        file=location,
+        version=version,
+        labels=labels,
+        member=audio.name,
+        position=audio.offset,
+        size=audio.size,
+        start_seconds=times.get("start_seconds"),
+        end_seconds=times.get("end_seconds"),
+    )
+
+
+@contextmanager
+def _open_reader(working_folder: str) -> Iterator[ClipReader]:
+    own = threading.local()  # a reader of ranges serves one thread
+
+    def read(clip: PlannedClip) -> bytes:
+        if not hasattr(own, "readers"):
+            own.readers = {}
+        folder, _, name = from_folder(working_folder, clip.file).rpartition("/")
+        reader = own.readers.setdefault(folder, storage.RangeReader(folder or "/"))
+        size = clip.size or 0
+        data = reader.read(name, clip.position, size)
+        if len(data) < size:
+            raise DecodeError("cut short", f"{clip.file} became shorter while it was read")
+        return data
+
+    def handles(clips: Sequence[PlannedClip]) -> Iterator[ReadHandle]:
+        for clip in clips:
+            yield partial(read, clip)
+
+    yield handles
