@@ -27,6 +27,8 @@ COMMANDS = {
     "ingest panns": ("ingest_panns", "PANNs' HDF5 files of waveforms, as FLAC → a dataset."),
     "ingest huggingface": ("ingest_huggingface", "The Hugging Face Hub's Parquet, bytes as they are → a dataset."),
     "ingest webdataset": ("ingest_webdataset", "WebDataset tars of any layout, or bare tars and a list → a dataset."),
+    "ingest folder": ("ingest_folder", "A folder of sounds for each class → a dataset."),
+    "ingest csv": ("ingest_csv", "Any CSV of paths and labels, and the sounds → a dataset."),
     "index": ("index_dataset", "A manifest for WebDataset tars that somebody else made."),
     "teacher-logits": ("teacher_logits", "Stage 1: run transformers over a dataset on Ray → a store of their logits."),
     "train-student": ("train_student", "Stage 2: train a small CNN on shards joined with the teachers' logits."),

@@ -1,0 +1,27 @@
+"""The class list of data that brings its own labels."""
+
+import csv
+import io
+from collections.abc import Iterable
+
+from pipeline.vocabulary import Vocabulary, parse_vocabulary
+
+
+def vocabulary_of(labels: Iterable[str], where: str) -> Vocabulary:
+    """Make a class list of the labels that occur: in the order of their characters' codes, numbers by their value.
+
+    Args:
+        labels: any number of times each, in any order.
+        where: what the labels come from, for messages.
+
+    Raises:
+        ManifestError: there are none or too many, or one holds control characters.
+    """
+    found = set(labels)
+    numbers = all(label.isdecimal() for label in found)
+    ordered = sorted(found, key=(lambda label: (int(label), label)) if numbers else None)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["index", "mid", "display_name"])
+    writer.writerows([index, label, label] for index, label in enumerate(ordered))
+    return parse_vocabulary(text.getvalue().encode("utf-8", "backslashreplace"), where)

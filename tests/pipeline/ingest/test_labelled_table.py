@@ -1,0 +1,124 @@
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from published_copies import RealClip
+
+from pipeline.errors import ManifestError, PipelineError, UsageError
+from pipeline.ingest.labelled_table import LabelledTableSource, TableColumns
+from pipeline.manifest import read_manifest
+from pipeline.stages.ingest_csv import IngestCsvConfig, run
+
+
+@pytest.fixture
+def audio(tmp_path: Path, mp3s: list[RealClip]) -> Path:
+    """sub/0.mp3 to sub/3.mp3."""
+    for number, clip in enumerate(mp3s):
+        (tmp_path / "audio" / "sub").mkdir(parents=True, exist_ok=True)
+        (tmp_path / "audio" / "sub" / f"{number}.mp3").write_bytes(clip.audio)
+    return tmp_path / "audio"
+
+
+def ingest(audio: Path, text: str, **settings: object):
+    table = audio.parent / "labels.csv"
+    table.write_text(text)
+    return run(IngestCsvConfig(csv=(str(table),), audio=str(audio), out=str(audio.parent / "train"), **settings))  # pyright: ignore[reportArgumentType]
+
+
+def labels(dataset: Path) -> dict[str, list[str]]:
+    manifest = read_manifest(dataset)
+    names = manifest.vocabulary.names
+    rows = manifest.table.to_pylist()
+    return {row["clip_id"]: [names[label] for label in row["labels"]] for row in rows}
+
+
+def test_one_label_a_row(audio: Path, tmp_path: Path) -> None:
+    ingest(audio, "fold,path,label\n1,sub/0.mp3,zebra\n2,sub/1.mp3,Ape\n3,sub/2.mp3,zebra\n")
+    assert labels(tmp_path / "train") == {"sub/0": ["zebra"], "sub/1": ["Ape"], "sub/2": ["zebra"]}
+    assert read_manifest(tmp_path / "train").vocabulary.names == ("Ape", "zebra")
+
+
+def test_many_labels_a_field_and_columns_of_any_name(audio: Path, tmp_path: Path) -> None:
+    text = 'fname\tclasses\tkey\nsub/0\ta;b\tone\nsub/1.mp3\t\ttwo\nsub/2.mp3\tb; a ;b\t"th;ree"\n'
+    options = {"path_column": "fname", "label_column": "classes", "id_column": "key", "label_separator": ";"}
+    ingest(audio, text, delimiter="\\t", **options)
+    assert labels(tmp_path / "train") == {"one": ["a", "b"], "two": [], "th;ree": ["a", "b"]}
+
+
+def test_many_rows_a_clip(audio: Path, tmp_path: Path) -> None:
+    ingest(audio, "path,label\nsub/0.mp3,b\nsub/1.mp3,a\nsub/0.mp3,a\n")
+    assert labels(tmp_path / "train") == {"sub/0": ["a", "b"], "sub/1": ["a"]}
+
+
+def test_only_the_rows_of_one_split(audio: Path, tmp_path: Path) -> None:
+    ingest(audio, "path,label,fold\nsub/0.mp3,a,1\nsub/1.mp3,b,2\nsub/2.mp3,c,1\n", only=("fold=1",))
+    assert labels(tmp_path / "train") == {"sub/0": ["a"], "sub/2": ["c"]}
+    assert read_manifest(tmp_path / "train").vocabulary.names == ("a", "c")
+
+
+def test_numbers_are_ordered_by_value(audio: Path, tmp_path: Path) -> None:
+    ingest(audio, "path,label\nsub/0.mp3,10\nsub/1.mp3,9\n")
+    assert read_manifest(tmp_path / "train").vocabulary.names == ("9", "10")
+
+
+def test_what_cannot_be_used_is_listed(audio: Path, tmp_path: Path, rejected) -> None:
+    own = tmp_path / "own.csv"
+    own.write_text('index,mid,display_name\n0,a,"A"\n')
+    text = (
+        f"path,label\nsub/0.mp3,A\n,a\nsub/9.mp3,a\nsub/1.mp3,b\nsub/2.mp3,a,b\n\n{audio}/sub/3.mp3,a\n{'x' * 300},a\n"
+    )
+    ingest(audio, text, classes=str(own))
+    assert labels(tmp_path / "train") == {"sub/0": ["A"], "sub/3": ["A"]}
+    table = tmp_path / "labels.csv"
+    assert rejected(tmp_path / "train") == [
+        (None, f"{table}:3", "malformed row"),
+        (None, f"{table}:6", "malformed row"),
+        ("sub/9", "sub/9.mp3", "file missing"),
+        ("sub/1", "sub/1.mp3", "unknown label"),
+        ("x" * 300, "x" * 300, "file missing"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "complaint"),
+    [
+        ("path,labels\nsub/0.mp3,a\n", UsageError, "the column 'label' is not there; its columns are path, labels"),
+        ("path,label,label\nsub/0.mp3,a,b\n", UsageError, "the column 'label' is twice there"),
+        ("", UsageError, "its columns are none"),
+        ('path,label\n"sub/0.mp3,a\n', ManifestError, r"labels\.csv:2: is no CSV"),
+        ("path,label\nsub/0.mp3,a\0\n", ManifestError, "control characters"),
+    ],
+)
+def test_a_table_that_is_none_is_an_error_that_says_where(
+    audio: Path, text: str, error: type[PipelineError], complaint: str
+) -> None:
+    with pytest.raises(error, match=complaint):
+        ingest(audio, text)
+
+
+@pytest.mark.parametrize(
+    ("settings", "complaint"),
+    [
+        ({"csv": ()}, "--csv needs"),
+        ({"delimiter": ";;"}, "--delimiter is ';;'"),
+        ({"only": ("split",)}, "--only is 'split'"),
+        ({"label_separator": ""}, "--label-separator is empty"),
+    ],
+)
+def test_settings_out_of_range_are_wrong_usage(settings: dict, complaint: str) -> None:
+    with pytest.raises(UsageError, match=complaint):
+        IngestCsvConfig(**{"csv": ("a.csv",), "audio": "audio", "out": "train"} | settings)
+
+
+@given(st.binary() | st.text('path,label";\n\r\0 aé', max_size=60).map(lambda text: f"path,label\n{text}".encode()))
+@example(b"path,label\n" + b'"' * 200_000)
+def test_nothing_but_our_errors_come_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    (folder / "junk.csv").write_bytes(junk)
+    source = LabelledTableSource((str(folder / "junk.csv"),), folder, TableColumns(path="path", label="label"))
+    with suppress(ManifestError, UsageError):
+        vocabulary = source.own_vocabulary()
+        for _ in source.scan(vocabulary, None):  # pyright: ignore[reportArgumentType]
+            pass
