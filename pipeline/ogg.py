@@ -1,11 +1,14 @@
-"""Checks an Ogg stream's page checksums, which decoders pass over in silence when they lose a page."""
+"""Checks an Ogg stream's page checksums, which decoders pass over in silence when they lose a page; numbers streams."""
 
 import struct
 import zlib
+from collections.abc import Iterator
 
 from pipeline.errors import DecodeError
 
 _HEADER = struct.Struct("<4sBBqIIIB")  # capture, version, flags, granule, serial, sequence, checksum, segments
+_SERIAL, _SERIAL_AT = struct.Struct("<I"), 14
+_CHECKSUM, _CHECKSUM_AT = struct.Struct("<I"), 22
 _REVERSED_BITS = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
 
 
@@ -17,20 +20,44 @@ def check_ogg(data: bytes) -> None:
 
     Ogg encapsulation: RFC 3533, section 6.
     """
+    for page, (start, end) in enumerate(_pages(data)):
+        (checksum,) = _CHECKSUM.unpack_from(data, start + _CHECKSUM_AT)
+        if _page_checksum(data[start:end]) != checksum:
+            raise DecodeError("corrupt stream", f"the checksum of Ogg page {page} is wrong")
+
+
+def with_serial_number(data: bytes, number: int) -> bytes:
+    """Give a file of one logical stream a serial number; encoders draw one, so that equal sounds give unequal files.
+
+    Raises:
+        DecodeError: it is no unbroken run of Ogg pages.
+    """
+    renumbered = bytearray(data)
+    for start, end in _pages(data):
+        _SERIAL.pack_into(renumbered, start + _SERIAL_AT, number)
+        _CHECKSUM.pack_into(renumbered, start + _CHECKSUM_AT, _page_checksum(bytes(renumbered[start:end])))
+    return bytes(renumbered)
+
+
+def _pages(data: bytes) -> Iterator[tuple[int, int]]:
+    """Give where each page begins and ends."""
     offset = page = 0
     while offset < len(data):
         header = data[offset : offset + _HEADER.size]
         if len(header) < _HEADER.size or not header.startswith(b"OggS"):
             raise DecodeError("corrupt stream", f"no Ogg page at byte {offset}")
-        *_, checksum, segments = _HEADER.unpack(header)
+        *_, segments = _HEADER.unpack(header)
         body = offset + _HEADER.size + segments
         end = body + sum(data[offset + _HEADER.size : body])
         if end > len(data):
             raise DecodeError("cut short", f"Ogg page {page} ends {end - len(data)} bytes behind the file")
-        # The checksum is taken with its own field as zeros.
-        if _ogg_crc(data[offset : offset + 22] + bytes(4) + data[offset + 26 : end]) != checksum:
-            raise DecodeError("corrupt stream", f"the checksum of Ogg page {page} is wrong")
+        yield offset, end
         offset, page = end, page + 1
+
+
+def _page_checksum(page: bytes) -> int:
+    # It is taken with its own field as zeros.
+    return _ogg_crc(page[:_CHECKSUM_AT] + bytes(_CHECKSUM.size) + page[_CHECKSUM_AT + _CHECKSUM.size :])
 
 
 def _ogg_crc(data: bytes) -> int:

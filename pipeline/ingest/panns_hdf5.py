@@ -11,6 +11,7 @@ import soundfile
 from pipeline.audio import HIGHEST_RATE_HZ, LOWEST_RATE_HZ
 from pipeline.errors import DecodeError, ManifestError
 from pipeline.ingest.hdf5_files import Hdf5Source, dataset
+from pipeline.ingest.transcoding import quantise
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,9 @@ class PannsHdf5Source(Hdf5Source):
         samples = dataset(file, "waveform")[row]  # (samples,)
         if samples.dtype != np.int16 and not np.isfinite(samples).all():
             raise DecodeError("non-finite samples")
-        subtype = "PCM_16" if samples.dtype == np.int16 else "PCM_24"
-        stream = io.BytesIO()
+        is_16_bit = samples.dtype == np.int16
+        stream, subtype = io.BytesIO(), "PCM_16" if is_16_bit else "PCM_24"
+        samples = samples if is_16_bit else quantise(samples, 24)
         soundfile.write(stream, samples, _rate_hz(file), format="FLAC", subtype=subtype)
         return stream.getvalue()
 

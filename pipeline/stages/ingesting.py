@@ -6,16 +6,19 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import pyarrow as pa
 
 from pipeline import storage
+from pipeline.audio import LOWEST_RATE_HZ
 from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest.dataset_folder import DatasetFolder
 from pipeline.ingest.packing import pack_shard
 from pipeline.ingest.plan import Plan, PlannedShard, make_plan, plan_shards
 from pipeline.ingest.rejections import count_by_reason, rejection_table, tabulate
 from pipeline.ingest.sources import Source
+from pipeline.ingest.transcoding import HIGHEST_FLAC_RATE_HZ, OPUS_RATES_HZ, Transcoding
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.progress import console, progress_bar
 from pipeline.vocabulary import Vocabulary, read_vocabulary
@@ -35,6 +38,12 @@ class IngestConfig:
     """Clips in one shard, at least 1. A shard of 1000 ten-second clips is 100 MB to 1 GB."""
     workers: int | None = None
     """Clips read and decoded at the same time, at least 1; one for each processor unless given."""
+    transcode: Literal["flac", "opus"] | None = None
+    """Encode every sound anew: flac loses nothing, opus (in Ogg) has 64 kbit/s a channel. The bytes stay as they are
+    unless given."""
+    sample_rate: int | None = None
+    """Sample rate in Hz of what --transcode encodes; each sound's own unless given. Opus knows 8000, 12000, 16000,
+    24000 and 48000."""
     classes: str | None = None
     """The class list that the labels are looked up in, in the format of AudioSet's class_labels_indices.csv. Unless
     given: that of the dataset that is added to, else AudioSet's own 527, or the classes that own data names."""
@@ -50,8 +59,24 @@ class IngestConfig:
             raise UsageError(f"--workers is {self.workers}; choose 1 or more")
         if not re.fullmatch(r"\w[\w.+-]*", self.shard_name):
             raise UsageError(f"--name {self.shard_name!r}: use letters, digits and any of `_ . + -`")
+        if self.sample_rate is not None and self.transcode is None:
+            raise UsageError("--sample-rate needs --transcode flac or opus; without, the bytes are kept as they are")
+        if self.sample_rate is not None and not LOWEST_RATE_HZ <= self.sample_rate <= HIGHEST_FLAC_RATE_HZ:
+            raise UsageError(
+                f"--sample-rate is {self.sample_rate} Hz; choose {LOWEST_RATE_HZ} to {HIGHEST_FLAC_RATE_HZ}"
+            )
+        if self.transcode == "opus" and self.sample_rate not in (None, *OPUS_RATES_HZ):
+            rates = ", ".join(map(str, OPUS_RATES_HZ))
+            raise UsageError(
+                f"--sample-rate {self.sample_rate}: Opus knows only {rates} Hz; --transcode flac takes any"
+            )
         if self.add and self.overwrite:
             raise UsageError("--add keeps the dataset that --overwrite would replace; choose one")
+
+    @property
+    def transcoding(self) -> Transcoding | None:
+        """What is done to the bytes."""
+        return None if self.transcode is None else Transcoding(self.transcode, self.sample_rate)
 
     @property
     def shard_name(self) -> str:
@@ -97,7 +122,12 @@ def ingest(config: IngestConfig, source: Source) -> IngestResult:
         return _conclude_without_clips(folder, plan)
 
     shards = plan_shards(
-        config.shard_name, plan.clips, config.clips_per_shard, vocabulary, first_number=folder.first_number
+        config.shard_name,
+        plan.clips,
+        config.clips_per_shard,
+        vocabulary,
+        recipe=str(config.transcoding or ""),
+        first_number=folder.first_number,
     )
     fingerprints = {shard.name: shard.fingerprint() for shard in shards}
     folder.claim()
@@ -130,7 +160,8 @@ def _pack(config: IngestConfig, source: Source, shards: Sequence[PlannedShard], 
     with progress_bar("ingest", sum(map(len, shards)), done=done) as bar, source.open_reader() as read_clips:
         for shard in shards:
             if shard.name not in finished:
-                pack_shard(config.out, shard, read_clips, config.workers or os.cpu_count() or 1, on_clip=bar.advance)
+                workers = config.workers or os.cpu_count() or 1
+                pack_shard(config.out, shard, read_clips, workers, config.transcoding, on_clip=bar.advance)
 
 
 def _conclude_without_clips(folder: DatasetFolder, plan: Plan) -> IngestResult:

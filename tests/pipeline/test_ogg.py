@@ -5,7 +5,7 @@ import pytest
 import soundfile
 
 from pipeline.errors import DecodeError
-from pipeline.ogg import check_ogg
+from pipeline.ogg import check_ogg, with_serial_number
 
 
 @pytest.fixture(params=["VORBIS", "OPUS"])
@@ -36,3 +36,12 @@ def test_a_cut_stream_is_found(ogg: bytes) -> None:
 def test_bytes_between_pages_are_found(ogg: bytes) -> None:
     with pytest.raises(DecodeError, match=f"no Ogg page at byte {len(ogg)}"):
         check_ogg(ogg + b"tail")
+
+
+def test_a_new_serial_number_is_all_that_changes(ogg: bytes) -> None:
+    renumbered = with_serial_number(ogg, 7)
+    check_ogg(renumbered)
+    assert renumbered != ogg
+    assert renumbered[14:18] == (7).to_bytes(4, "little")
+    assert with_serial_number(renumbered, int.from_bytes(ogg[14:18], "little")) == ogg
+    np.testing.assert_array_equal(soundfile.read(io.BytesIO(renumbered))[0], soundfile.read(io.BytesIO(ogg))[0])
