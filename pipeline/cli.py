@@ -20,6 +20,7 @@ from rich.logging import RichHandler
 from rich.markup import escape
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.redaction import install, redact, redacted_traceback
 
 COMMANDS = {
     "ingest audioset": ("ingest_audioset", "AudioSet's CSV and audio files → a dataset of shards and a manifest."),
@@ -132,6 +133,7 @@ def _log_to_stderr(verbose: bool) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and give its exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C."""
+    install()
     errors = Console(stderr=True, highlight=False)
     try:
         build_app(_called_command(arguments)).meta(list(arguments))
@@ -148,8 +150,8 @@ def run(arguments: Sequence[str]) -> int:
 
 def _complain(console: Console, message: str, exit_code: int) -> int:
     if "--verbose" in sys.argv and exit_code == 1:
-        console.print_exception()
-    console.print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+        console.print(redacted_traceback(*sys.exc_info()), markup=False, soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(redact(message))}", soft_wrap=True)
     return exit_code
 
 

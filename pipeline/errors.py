@@ -1,16 +1,32 @@
 """The kinds of failure that a user can mend; each message says what went wrong, where, and how to fix it."""
 
+from pipeline.redaction import redact
+
 
 class PipelineError(Exception):
-    """A run can't go on. The command line prints the message as one line and exits with 1."""
+    """A run can't go on. The command line prints the message as one line and exits with 1.
+
+    Messages name files, and a URL may hold credentials: they are masked here, wherever the message goes.
+    """
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redact(arg) if isinstance(arg, str) else arg for arg in args))
 
 
 class UsageError(PipelineError):
     """The command or its settings are wrong: nothing was started. Exits with 2."""
 
     exit_code = 2
+
+
+class StorageError(PipelineError):
+    """A file can't be read or written where it is: refused, no room, no such bucket."""
+
+
+class StorageUnavailableError(StorageError):
+    """A server can't be reached or keeps failing; the same command may succeed later."""
 
 
 class ManifestError(PipelineError):

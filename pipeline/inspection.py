@@ -71,7 +71,7 @@ def summarise_dataset(manifest: Manifest) -> DatasetSummary:
     Raises:
         ManifestError: its list of rejected files can't be read.
     """
-    sizes = {file.name: file.size for file in storage.list_files(manifest.location, ".tar")}
+    sizes = {file.name: file.size for file in storage.find_files(manifest.location, manifest.shards)}
     seconds = _seconds(manifest.table)  # (clips,), NaN where not known
     known = np.isfinite(seconds)
     indptr, _ = manifest.labels_csr

@@ -4,7 +4,8 @@ A store may keep each teacher's own logits too, only the K largest, or several v
 has the columns. Whatever the form, `LogitStore.align` gives the same array, and readers know no other.
 
 `STORE/<shard stem>.parquet` holds a shard's rows in shard order. `STORE/store.json` is the stamp of the whole, and
-`STORE/failed.parquet` lists the clips that have no logits, with reasons.
+`STORE/failed.parquet` lists the clips that have no logits, with reasons. `STORE/files.json` lists the files, for
+readers behind a web server.
 """
 
 import errno
@@ -228,9 +229,9 @@ def _read_footer(store: str, file: storage.StoredFile) -> LogitPart:
 
 
 @contextmanager
-def _open_part(location: str) -> Iterator[pq.ParquetFile]:
+def _open_part(location: str, *, whole: bool = False) -> Iterator[pq.ParquetFile]:
     try:
-        with storage.open_input(location) as stream, pq.ParquetFile(stream) as part:
+        with storage.open_input(location, whole=whole) as stream, pq.ParquetFile(stream) as part:
             yield part
     except (pa.ArrowException, OSError) as error:
         raise LogitStoreError(
@@ -365,7 +366,8 @@ class LogitStore:
             )
 
     def _read(self, part: LogitPart, columns: Sequence[str]) -> pa.Table:
-        with _open_part(storage.join_path(self.location, part.file.name)) as file:
+        whole = any(name != "clip_id" for name in columns)
+        with _open_part(storage.join_path(self.location, part.file.name), whole=whole) as file:
             return file.read(columns=list(columns))
 
     def check_vocabulary(self, vocabulary: Vocabulary, dataset: str) -> None:

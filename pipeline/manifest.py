@@ -201,7 +201,7 @@ def read_manifest(dataset: str | Path) -> Manifest:
             f"{dataset}: has no {MANIFEST_NAME}. Run `pipeline index {dataset}` to make it from the tars."
         )
     try:
-        with storage.open_input(location) as stream:
+        with storage.open_input(location, whole=True) as stream:
             table = _read_columns(stream)
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(

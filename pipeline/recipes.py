@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from pipeline.redaction import redact
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
@@ -17,8 +19,9 @@ def to_toml(config: "DataclassInstance") -> str:
     """Spell a settings object, defaults included: its fields as keys, nested settings as tables.
 
     A field that is None is left out: TOML has no word for it, and None is the default of every field that may be so.
+    Credentials in URLs are masked; who runs the settings again has to give them again.
     """
-    return "".join(_table_lines(_known(asdict(config)), ()))
+    return redact("".join(_table_lines(_known(asdict(config)), ())))
 
 
 def _known(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,20 +1,23 @@
 """Files on a local path or behind an fsspec URL: list, read ranges, publish whole."""
 
+import errno
+import json
 import os
 import re
 import secrets
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
-import fsspec
-from fsspec.core import url_to_fs
+from pipeline import object_store
+from pipeline.errors import PipelineError, StorageError
 
-from pipeline.errors import PipelineError
+LISTING_NAME = "files.json"
+"""Says what a folder holds, for readers behind a web server, which can't be asked."""
 
 _URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
 _STAGED = ".staged-"
@@ -53,40 +56,63 @@ def local_path(location: str | Path) -> Path:
 def join_path(folder: str | Path, name: str) -> str:
     """Give the location of `name` inside `folder`."""
     if is_remote(folder):
-        return f"{str(folder).rstrip('/')}/{name}"
+        return object_store.join_url(str(folder), name)
     return str(local_path(folder) / name)
 
 
+def file_name(location: str | Path) -> str:
+    """Give the name of the file at a location, without its folder and without a URL's query."""
+    return object_store.url_name(str(location)) if is_remote(location) else local_path(location).name
+
+
 def exists(location: str | Path) -> bool:
-    """Whether a file or folder is there."""
-    if not is_remote(location):
-        return local_path(location).exists()
-    filesystem, path = _resolve(location)
-    return bool(filesystem.exists(path))
+    """Whether a file or folder is there.
+
+    Raises:
+        StorageError: the server can't say.
+    """
+    return object_store.exists(str(location)) if is_remote(location) else local_path(location).exists()
 
 
 def list_files(folder: str | Path, suffix: str = "") -> list[StoredFile]:
-    """List the finished files directly inside `folder`, by name; an absent folder is empty."""
-    filesystem, path = _resolve(folder)
-    if not is_remote(folder):
+    """List the finished files directly inside `folder`, by name; an absent folder is empty.
+
+    A folder behind a web server is known by its `files.json`, see `write_listing`; where names are known from
+    elsewhere, `find_files` needs none.
+
+    Raises:
+        StorageError: the server refuses, fails, or is a web server and has no `files.json` there.
+    """
+    if object_store.is_web(folder):
+        entries = _read_listing(str(folder))
+    elif is_remote(folder):
+        entries = [
+            StoredFile(info["name"].rsplit("/", 1)[-1], int(info["size"] or 0), _version(info))
+            for info in object_store.list_folder(str(folder))
+            if info["type"] == "file"
+        ]
+    else:
         root = local_path(folder)
         entries = [
             StoredFile(entry.name, stat.st_size, str(stat.st_mtime_ns))
             for entry in (os.scandir(root) if root.is_dir() else ())
             if entry.is_file() and (stat := entry.stat())
         ]
-    else:
-        try:
-            infos = cast("list[dict[str, Any]]", filesystem.ls(path, detail=True))
-        except FileNotFoundError:
-            infos = []
-        entries = [
-            StoredFile(info["name"].rsplit("/", 1)[-1], int(info["size"] or 0), _version(info))
-            for info in infos
-            if info["type"] == "file"
-        ]
     finished = [entry for entry in entries if entry.name.endswith(suffix) and _STAGED not in entry.name]
-    return sorted(finished, key=lambda entry: entry.name)
+    return sorted((entry for entry in finished if entry.name), key=lambda entry: entry.name)
+
+
+def find_files(folder: str | Path, names: Sequence[str]) -> list[StoredFile]:
+    """Tell which of the named files are in a folder; also behind a web server, which is asked for each.
+
+    Raises:
+        StorageError: the server refuses or fails.
+    """
+    if object_store.is_web(folder):
+        sizes = object_store.sizes_of([join_path(folder, name) for name in names])
+        return [StoredFile(name, size, "") for name, size in zip(names, sizes, strict=True) if size is not None]
+    known = {file.name: file for file in list_files(folder)}
+    return [known[name] for name in names if name in known]
 
 
 def _version(info: dict[str, Any]) -> str:
@@ -96,35 +122,92 @@ def _version(info: dict[str, Any]) -> str:
     return ""
 
 
+def write_listing(folder: str | Path) -> None:
+    """Write `files.json`, which tells readers behind a web server what the folder holds now."""
+    entries = [asdict(entry) for entry in list_files(folder) if entry.name != LISTING_NAME]
+    publish_bytes(join_path(folder, LISTING_NAME), json.dumps(entries, indent=0).encode() + b"\n")
+
+
+def _read_listing(folder: str) -> list[StoredFile]:
+    location = join_path(folder, LISTING_NAME)
+    try:
+        return [
+            StoredFile(str(entry["name"]), int(entry["size"]), str(entry["version"]))
+            for entry in json.loads(object_store.read_whole(location))
+        ]
+    except FileNotFoundError as error:
+        raise StorageError(
+            f"{location}: no such file. A web server can't be asked what a folder holds, so `pipeline teacher-logits` "
+            f"leaves {LISTING_NAME} in a store: run it again where the store was made, and copy that file, too"
+        ) from error
+    except (ValueError, TypeError, KeyError) as error:
+        raise StorageError(f"{location}: not a listing of files ({error!r})") from error
+
+
 def read_bytes(location: str | Path) -> bytes:
     """Read a whole file.
 
     Raises:
         PipelineError: the file is not there.
+        StorageError: it can't be read.
     """
+    if is_remote(location):
+        with _missing_file_told(location):
+            return object_store.read_whole(str(location))
     with open_input(location) as stream:
         return stream.read()
 
 
 @contextmanager
-def open_input(location: str | Path) -> Iterator[BinaryIO]:
+def open_input(location: str | Path, *, whole: bool = False) -> Iterator[BinaryIO]:
     """Open a file for reading in any order.
+
+    Args:
+        location: a path or URL.
+        whole: fetch a remote file to the local disk first: faster for who reads all of it in an order of their own.
 
     Raises:
         PipelineError: the file is not there.
+        StorageError: it can't be read.
     """
+    if is_remote(location) and whole:
+        with local_copy(location) as path, path.open("rb") as stream:
+            yield stream
+        return
+    with _missing_file_told(location):
+        stream = object_store.open_remote(str(location)) if is_remote(location) else local_path(location).open("rb")
+    with stream:
+        yield stream
+
+
+@contextmanager
+def local_copy(location: str | Path) -> Iterator[Path]:
+    """Give a file as a path on this machine for as long as the block lasts; a local file as it is.
+
+    A remote file is copied to a temporary folder under its own name, so nothing stale can be used later.
+
+    Raises:
+        PipelineError: the file is not there.
+        StorageError: it can't be read, or the local disk is full.
+    """
+    if not is_remote(location):
+        yield local_path(location)
+        return
+    with tempfile.TemporaryDirectory(prefix="fetched-") as folder:
+        path = Path(folder) / (file_name(location) or "file")
+        with _missing_file_told(location), _full_disk_told(path):
+            object_store.download(str(location), path)
+        yield path
+
+
+@contextmanager
+def _missing_file_told(location: str | Path) -> Iterator[None]:
     try:
-        if is_remote(location):
-            filesystem, path = _resolve(location)
-            stream = cast("BinaryIO", filesystem.open(path, "rb"))
-        else:
-            stream = local_path(location).open("rb")
+        yield
     except FileNotFoundError as error:
         raise PipelineError(f"{location}: no such file") from error
     except IsADirectoryError as error:
         raise PipelineError(f"{location}: is a folder, not a file") from error
-    with stream:
-        yield stream
 
 
 class RangeReader:
@@ -146,12 +229,28 @@ class RangeReader:
             PipelineError: the file is not there.
         """
         if is_remote(self._folder):
-            filesystem, path = _resolve(join_path(self._folder, name))
-            try:
-                return cast("bytes", filesystem.cat_file(path, start=offset, end=offset + size))
-            except FileNotFoundError as error:
-                raise PipelineError(f"{join_path(self._folder, name)}: no such file") from error
+            return _bytes_or_error(self.read_many([(name, offset, size)])[0])
         return os.pread(self._descriptor(name), size, offset)
+
+    def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes | PipelineError]:
+        """Read many (name, offset, size) at once; from a server with a bounded number of requests side by side.
+
+        Returns:
+            In their order the bytes, or why they can't be read.
+        """
+        if not is_remote(self._folder):
+            return [self._read_or_error(*one) for one in wanted]
+        ranges = [object_store.ByteRange(join_path(self._folder, name), offset, size) for name, offset, size in wanted]
+        found = object_store.read_ranges(ranges)
+        return [_as_pipeline_error(one, asked.location) for one, asked in zip(found, ranges, strict=True)]
+
+    def _read_or_error(self, name: str, offset: int, size: int) -> bytes | PipelineError:
+        try:
+            return self.read(name, offset, size)
+        except PipelineError as error:
+            return error
+        except OSError as error:
+            return StorageError(f"{join_path(self._folder, name)}: {error.strerror}")
 
     def _descriptor(self, name: str) -> int:
         if name not in self._descriptors:
@@ -175,31 +274,102 @@ class RangeReader:
         self.close()
 
 
+def _bytes_or_error(found: bytes | PipelineError) -> bytes:
+    if isinstance(found, PipelineError):
+        raise found
+    return found
+
+
+def _as_pipeline_error(found: bytes | Exception, location: str) -> bytes | PipelineError:
+    if isinstance(found, bytes | PipelineError):
+        return found
+    return PipelineError(f"{location}: {'no such file' if isinstance(found, FileNotFoundError) else found}")
+
+
+def check_writable(location: str | Path) -> None:
+    """Refuse, before anything is done, a place that nothing can be written to.
+
+    Raises:
+        StorageError: it is behind a web server.
+    """
+    if object_store.is_web(location):
+        raise StorageError(
+            f"{location}: http and https can only be read. Write to a local folder, s3://, gs:// or hf://"
+        )
+
+
 @contextmanager
 def publish(location: str | Path) -> Iterator[Path]:
     """Give a path to write to; when the block ends without an error, the file appears at `location`, whole.
 
     Readers see the old file or the new one, never a part: a local file is renamed into place after its bytes are on
     the disk, a remote one is put in one piece. A block that fails leaves nothing behind.
+
+    Raises:
+        StorageError: the disk is full, nothing may be written there, or the server refuses.
     """
+    check_writable(location)
     if is_remote(location):
         with tempfile.TemporaryDirectory(prefix="publish-") as folder:
-            staged = Path(folder) / "file"
-            yield staged
-            filesystem, path = _resolve(location)
-            filesystem.put_file(str(staged), path)
+            # The suffix stays at the end: writers such as numpy and TensorBoard choose the format by it.
+            staged = Path(folder) / f"file{Path(file_name(location)).suffix}"
+            with _full_disk_told(staged):
+                yield staged
+            object_store.upload(staged, str(location))
         return
     target = local_path(location)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix stays at the end: writers such as numpy and TensorBoard choose the format by it.
     staged = target.with_name(f".{target.stem[:100]}{_STAGED}{secrets.token_hex(4)}{target.suffix}")
+    with _full_disk_told(staged):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield staged
+            _flush_to_disk(staged)
+            staged.replace(target)
+            _flush_to_disk(target.parent)
+        except BaseException:
+            _raise_where_full(staged)
+            raise
+        finally:
+            staged.unlink(missing_ok=True)
+
+
+_NO_ROOM = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota is used up",
+    errno.EFBIG: "a file may not grow so large",
+}
+_PROBE_BYTES = 64 << 10
+
+
+@contextmanager
+def _full_disk_told(staged: Path) -> Iterator[None]:
     try:
-        yield staged
-        _flush_to_disk(staged)
-        staged.replace(target)
-        _flush_to_disk(target.parent)
-    finally:
-        staged.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise _no_room(staged, error) from error
+        if isinstance(error, PermissionError) and str(staged.parent) in str(error.filename):
+            raise StorageError(f"{staged.parent}: permission denied; nothing can be written there") from error
+        raise
+
+
+def _raise_where_full(staged: Path) -> None:
+    """Ask the disk whether it was full: torch and safetensors say only that a write failed."""
+    if not staged.exists():
+        return
+    try:
+        with staged.open("ab") as stream:
+            stream.write(bytes(_PROBE_BYTES))
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise _no_room(staged, error) from error
+
+
+def _no_room(staged: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{staged.parent}: {_NO_ROOM[error.errno or 0]} ({error.strerror}). Nothing half-written is left; make room, "
+        "or write elsewhere, and run the same command again"
+    )
 
 
 def publish_bytes(location: str | Path, content: bytes) -> None:
@@ -210,10 +380,9 @@ def publish_bytes(location: str | Path, content: bytes) -> None:
 
 def remove(location: str | Path) -> None:
     """Remove a file or a folder with all it holds; nothing there is no error."""
+    check_writable(location)
     if is_remote(location):
-        filesystem, path = _resolve(location)
-        if filesystem.exists(path):
-            filesystem.rm(path, recursive=True)
+        object_store.remove(str(location))
         return
     path = local_path(location)
     if path.is_dir() and not path.is_symlink():
@@ -228,16 +397,6 @@ def remove_staged(folder: str | Path) -> None:
         for path in root.iterdir():
             if path.name.startswith(".") and _STAGED in path.name:
                 path.unlink(missing_ok=True)
-
-
-def _resolve(location: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
-    try:
-        return url_to_fs(str(location))
-    except ImportError as error:
-        raise PipelineError(
-            f"{location}: reading this kind of URL needs another package ({error}). "
-            "For s3:// install the extra: pip install 'audioset-distill[s3]'"
-        ) from error
 
 
 def _flush_to_disk(path: Path) -> None:

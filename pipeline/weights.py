@@ -1,12 +1,10 @@
 """Files of weights: where they are, what they are, and what made them."""
 
 import hashlib
-import shutil
-import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Json, PositiveInt, ValidationError
@@ -15,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 from pipeline import storage
 from pipeline.errors import CheckpointError, PipelineError
 
-_CHUNK_BYTES = 1 << 20
 _FILES_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -51,11 +48,9 @@ def local_file(location: str | Path) -> Iterator[Path]:
     if not storage.is_remote(location):
         yield _file_in(storage.local_path(location))
         return
-    with tempfile.TemporaryDirectory(prefix="weights-") as folder:
-        path = Path(folder) / PurePosixPath(str(location)).name
+    with ExitStack() as fetched:
         try:
-            with storage.open_input(location) as source, path.open("wb") as target:
-                shutil.copyfileobj(source, target, _CHUNK_BYTES)
+            path = fetched.enter_context(storage.local_copy(location))
         except (OSError, PipelineError) as error:
             raise CheckpointError(f"{location}: can't be fetched ({error})") from error
         yield path

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, StorageError
 from pipeline.fetching import ask_host, download
 from pipeline.storage import publish_bytes
 from pipeline.weights import check_whole, sha256_of_file
@@ -126,7 +126,7 @@ def _compare_with_record(path: Path) -> str:
     if expected is None:
         try:
             publish_bytes(record, f"{found}  {path.name}\n".encode())  # as sha256sum writes and checks it
-        except OSError as error:  # a cache that many share may be for reading alone
+        except (OSError, StorageError) as error:  # a cache that many share may be for reading alone
             _log.debug("%s: can't be written (%s)", record, error)
     elif found != expected:
         files = f"{path.resolve()} and {record.name}" if record.exists() else str(path.resolve())

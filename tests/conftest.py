@@ -3,12 +3,14 @@
 import json
 import sys
 import tarfile
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 from hypothesis import settings
+from object_servers import ACCESS_KEY, BUCKET, SECRET_KEY, Proxy, S3Server, proxy_before, s3_server
 
 # A busy machine is no failure; each test's own time limit catches what hangs.
 settings.register_profile("patient", deadline=None)
@@ -110,3 +112,38 @@ def make_dataset() -> DatasetMaker:
         return folder
 
     return make
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """An S3 server on loopback, for the whole session."""
+    with s3_server(tmp_path_factory.mktemp("s3") / "objects") as server:
+        yield server
+
+
+@pytest.fixture
+def s3_folder(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The URL of an empty folder on the S3 server, with the environment that finds it."""
+    _use_s3(monkeypatch, s3.endpoint)
+    return f"s3://{BUCKET}/{uuid.uuid4().hex}"
+
+
+@pytest.fixture(scope="session")
+def _session_proxy(s3: S3Server) -> Iterator[Proxy]:
+    with proxy_before(s3.port) as proxy:
+        yield proxy
+
+
+@pytest.fixture
+def s3_proxy(_session_proxy: Proxy, s3_folder: str, monkeypatch: pytest.MonkeyPatch) -> Proxy:
+    """A proxy before the S3 server, which the environment names instead of the server itself."""
+    _session_proxy.reset()
+    _use_s3(monkeypatch, _session_proxy.endpoint)
+    return _session_proxy
+
+
+def _use_s3(monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("AWS_ENDPOINT_URL", endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", ACCESS_KEY)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET_KEY)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")

@@ -63,6 +63,7 @@ class DatasetFolder:
             UsageError: the folder is a finished dataset that nobody asked to replace, or holds tars that no ingest of
                 this name made.
         """
+        storage.check_writable(self.location)
         if self.base is None and _is_finished(self.location) and not overwrite:
             raise UsageError(
                 f"{self.location}: is a finished dataset. Choose another --out, put more into it with --add, or "

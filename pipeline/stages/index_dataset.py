@@ -52,6 +52,7 @@ def run(config: Annotated[IndexConfig, Parameter(name="*")]) -> IndexResult:
         ManifestError: no clip could be used.
         UsageError: there are no tars, or an ingest into the folder has not finished.
     """
+    storage.check_writable(config.dataset)
     if storage.exists(storage.join_path(config.dataset, UNFINISHED)):
         raise UsageError(
             f"{config.dataset}: an ingest was stopped here. Run its command again, or remove {UNFINISHED} to index "

@@ -23,6 +23,7 @@ from pipeline.inspection import (
 from pipeline.logit_store import STORE_NAME, LogitStore, open_store
 from pipeline.manifest import MANIFEST_NAME, Manifest, read_manifest
 from pipeline.progress import METRICS_NAME, console
+from pipeline.redaction import redact
 from pipeline.run_folder import CONFIG_NAME
 from pipeline.vocabulary import Vocabulary
 
@@ -158,7 +159,7 @@ def _show_run(path: str, summary: RunSummary) -> None:
 
 def _show(title: str, rows: Mapping[str, str]) -> None:
     """Print a title and the rows that say something."""
-    table = Table(title=Text(title), title_justify="left", show_header=False)
+    table = Table(title=Text(redact(title)), title_justify="left", show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():

@@ -16,6 +16,7 @@ import teacher
 from pipeline import storage
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.manifest import Manifest
+from pipeline.redaction import redact
 from pipeline.vocabulary import Vocabulary, audioset_vocabulary, parse_vocabulary
 from pipeline.weights import CheckpointMetadata, load_checkpoint_metadata, local_file, sha256_of_file
 from pipeline.weights_cache import fetch
@@ -146,7 +147,7 @@ def load_model(
     return LoadedModel(
         network=network.to(device).eval(),
         name=_display_name(location),
-        source=weights.source,
+        source=redact(weights.source),
         sha256=weights.sha256,
         sample_rate_hz=network.sample_rate_hz,
         input_seconds=network.input_seconds,
@@ -201,5 +202,5 @@ def is_registered(package: object, name: str) -> bool:
 
 def _display_name(location: str) -> str:
     """Name a run's weights after the run, any other file after itself."""
-    path = PurePosixPath(location)
+    path = PurePosixPath(location.partition("?")[0] if storage.is_remote(location) else location)
     return path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem

@@ -26,6 +26,7 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
+from pipeline import redaction
 from pipeline.errors import PipelineError, UsageError
 from pipeline.memory import keep_freed_memory
 from pipeline.stages.shard_labeller import LabellerConfig, ShardLabeller
@@ -152,6 +153,7 @@ class _LabelActor:
     """Loads the teachers with the first shard, so that a failure comes back as an outcome, not as a dead actor."""
 
     def __init__(self, config: LabellerConfig, cpus: int, board: Any) -> None:
+        redaction.install()  # Ray keeps what an actor logs
         self._config = config
         self._cpus = cpus
         self._board = board

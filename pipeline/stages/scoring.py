@@ -15,6 +15,7 @@ from pipeline.logit_store import LogitStore
 from pipeline.manifest import Manifest
 from pipeline.predictions import Precision, predict
 from pipeline.progress import ProgressBar, progress_bar
+from pipeline.redaction import redact
 from pipeline.report import EvaluationReport, SystemScores, hash_of_ids
 from pipeline.stages.model_loading import LoadedModel
 from student import d_prime, tagging_scores
@@ -117,7 +118,7 @@ def read_store(store: LogitStore, manifest: Manifest) -> System:
     ids = manifest.clip_ids.take(pa.array(missing)).to_pylist()
     return System(
         name=_teachers_name(store),
-        source=store.location,
+        source=redact(store.location),
         logits=logits,
         failures={
             int(row): reasons.get(clip_id, "no logits in the store") for row, clip_id in zip(missing, ids, strict=True)
@@ -148,7 +149,7 @@ def score(systems: Sequence[System], manifest: Manifest, *, max_failed: float) -
     rows = np.setdiff1d(np.arange(len(manifest)), np.fromiter(failures, np.int64, len(failures)))
     labels = manifest.label_matrix(rows)  # (scored clips, classes)
     return EvaluationReport(
-        data=manifest.location,
+        data=redact(manifest.location),
         clips=len(rows),
         clip_ids_sha256=hash_of_ids(manifest.clip_ids.take(pa.array(rows))),
         class_mids=tuple(label.mid for label in manifest.vocabulary.classes),

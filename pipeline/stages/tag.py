@@ -16,6 +16,7 @@ from pipeline.audio import decode, fit_length, resample
 from pipeline.errors import DecodeError, TooManyFailuresError, UsageError
 from pipeline.predictions import choose_device
 from pipeline.progress import console
+from pipeline.redaction import redact
 from pipeline.stages.model_loading import LoadedModel, load_model
 
 
@@ -92,7 +93,7 @@ def _tag_file(file: str, model: LoadedModel, config: TagConfig) -> Iterator[Tagg
         probabilities = _listen(model, window)  # (classes,)
         best = np.argsort(-probabilities, kind="stable")[: config.top]
         yield TaggedWindow(
-            file=file,
+            file=redact(file),
             start_seconds=start / rate,
             end_seconds=min(start + length, len(samples)) / rate,
             tags=tuple(

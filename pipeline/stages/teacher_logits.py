@@ -124,6 +124,7 @@ def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
     errors = _label(config, labeller, manifest, shards) if shards else {}
 
     write_failures(store, list(finished_parts(store, stamp).values()))
+    storage.write_listing(store)
     _conclude(manifest, store, list(_finished(store, stamp, manifest).values()), errors, config.max_failed)
 
 
@@ -144,6 +145,7 @@ def _check_part_names(manifest: Manifest) -> None:
 
 def _claim_store(store: str, stamp: StoreStamp, *, overwrite: bool) -> None:
     """Make the store ours: new, made alike, or emptied of what was made otherwise."""
+    storage.check_writable(store)
     found = read_stamp(store)
     if found != stamp:
         others = other_parts(store, stamp)

