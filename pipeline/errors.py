@@ -25,6 +25,10 @@ class StorageError(PipelineError):
     """A file can't be read or written where it is: refused, no room, no such bucket."""
 
 
+class StorageFullError(StorageError):
+    """There is no room for a file: the disk is full, a quota is used up, or a file may not grow so large."""
+
+
 class StorageUnavailableError(StorageError):
     """A server can't be reached or keeps failing; the same command may succeed later."""
 
@@ -51,10 +55,6 @@ class DecodeError(PipelineError):
 
 class LogitStoreError(PipelineError):
     """A logit store is missing, damaged, or was made for something else."""
-
-
-class StoreFullError(LogitStoreError):
-    """There is no room for a part of a logit store; no other part will fare better."""
 
 
 class CheckpointError(PipelineError):

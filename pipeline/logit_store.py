@@ -8,11 +8,9 @@ has the columns. Whatever the form, `LogitStore.align` gives the same array, and
 readers behind a web server.
 """
 
-import errno
 import hashlib
 import json
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from pipeline import storage
 from pipeline.alignment import AlignedLogits, load_aligned, target_rows, write_aligned
-from pipeline.errors import LogitStoreError, StoreFullError
+from pipeline.errors import LogitStoreError
 from pipeline.logit_forms import (
     VIEW_COLUMNS,
     TopLogits,
@@ -50,7 +48,6 @@ _STAMP_KEY, _IDENTITY_KEY, _FAILURES_KEY = b"stamp", b"shard_identity", b"failur
 _FAILED_SCHEMA = pa.schema([(name, pa.string()) for name in ("part", "clip_id", "reason", "detail")])
 _FOOTER_READERS = 16
 _CHECKED_VIEW_COLUMNS = [name for name in VIEW_COLUMNS if name != "view_seed"]
-_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 _log = logging.getLogger(__name__)
 
@@ -129,23 +126,15 @@ def publish_part(
 
     Raises:
         ValueError: the shapes disagree, or a logit is not finite.
-        StoreFullError: there is no room for the part.
+        StorageFullError: there is no room for the part.
     """
     location = storage.join_path(store, shard_stem + _PART_SUFFIX)
     logits = logits if isinstance(logits, TopLogits) else np.asarray(logits, dtype=np.float16)
     _check_values(shard_stem, len(clip_ids), logits, members, stamp)
     table = table_of(part_schema(stamp, shard_identity, failures), stamp, clip_ids, logits, members)
-    try:
-        with storage.publish(location) as staged:
-            # Plain pages: BYTE_STREAM_SPLIT would save 12 %, but DuckDB does not read it for half floats.
-            pq.write_table(table, staged, compression="zstd", use_dictionary=False)
-    except OSError as error:
-        if error.errno in _DISK_FULL:
-            raise StoreFullError(
-                f"{location}: there is no room left to write it ({os.strerror(error.errno)}). Make room; "
-                "the same command then does what is missing."
-            ) from error
-        raise
+    with storage.publish(location) as staged:
+        # Plain pages: BYTE_STREAM_SPLIT would save 12 %, but DuckDB does not read it for half floats.
+        pq.write_table(table, staged, compression="zstd", use_dictionary=False)
 
 
 def _check_values(

@@ -8,13 +8,13 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline import object_store
-from pipeline.errors import PipelineError, StorageError
+from pipeline.errors import PipelineError, StorageError, StorageFullError
 
 LISTING_NAME = "files.json"
 """Says what a folder holds, for readers behind a web server, which can't be asked."""
@@ -195,7 +195,7 @@ def local_copy(location: str | Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="fetched-") as folder:
         path = Path(folder) / (file_name(location) or "file")
-        with _missing_file_told(location), _full_disk_told(path):
+        with _missing_file_told(location), _lack_of_room_told(path, path):
             object_store.download(str(location), path)
         yield path
 
@@ -313,23 +313,21 @@ def publish(location: str | Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="publish-") as folder:
             # The suffix stays at the end: writers such as numpy and TensorBoard choose the format by it.
             staged = Path(folder) / f"file{Path(file_name(location)).suffix}"
-            with _full_disk_told(staged):
+            with _lack_of_room_told(staged, location):
                 yield staged
             object_store.upload(staged, str(location))
         return
     target = local_path(location)
     staged = target.with_name(f".{target.stem[:100]}{_STAGED}{secrets.token_hex(4)}{target.suffix}")
-    with _full_disk_told(staged):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
+    try:
+        with _lack_of_room_told(staged, target):
+            target.parent.mkdir(parents=True, exist_ok=True)
             yield staged
             _flush_to_disk(staged)
             staged.replace(target)
             _flush_to_disk(target.parent)
-        except BaseException:
-            _raise_where_full(staged)
-            raise
-        finally:
+    finally:
+        with suppress(NotADirectoryError):
             staged.unlink(missing_ok=True)
 
 
@@ -338,38 +336,43 @@ _NO_ROOM = {
     errno.EDQUOT: "the quota is used up",
     errno.EFBIG: "a file may not grow so large",
 }
+_NOT_ALLOWED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST}
 _PROBE_BYTES = 64 << 10
 
 
 @contextmanager
-def _full_disk_told(staged: Path) -> Iterator[None]:
+def _lack_of_room_told(staged: Path, target: str | Path) -> Iterator[None]:
+    """Turn an error that comes from a full or forbidden disk into one line, whoever was writing."""
     try:
         yield
-    except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise _no_room(staged, error) from error
-        if isinstance(error, PermissionError) and str(staged.parent) in str(error.filename):
-            raise StorageError(f"{staged.parent}: permission denied; nothing can be written there") from error
+    except PipelineError:
+        raise
+    except Exception as error:
+        number = _errno_of(error) or _why_nothing_more_fits(staged)
+        if number in _NO_ROOM:
+            raise StorageFullError(
+                f"{target}: there is no room left to write it ({_NO_ROOM[number]}). Nothing half-written is left; make "
+                "room, or write elsewhere, and run the same command again"
+            ) from error
+        place = getattr(error, "filename", None)
+        if number in _NOT_ALLOWED and place and str(staged).startswith(str(place)):
+            raise StorageError(f"{target}: can't be written ({os.strerror(number)}: {place})") from error
         raise
 
 
-def _raise_where_full(staged: Path) -> None:
-    """Ask the disk whether it was full: torch and safetensors say only that a write failed."""
-    if not staged.exists():
-        return
+def _errno_of(error: Exception) -> int | None:
+    rust = re.search(r"\(os error (\d+)\)", str(error))  # safetensors, which takes its broken file away
+    return int(rust.group(1)) if rust else getattr(error, "errno", None)
+
+
+def _why_nothing_more_fits(staged: Path) -> int | None:
+    """Ask the disk itself: torch and NumPy say only that a write failed."""
     try:
         with staged.open("ab") as stream:
             stream.write(bytes(_PROBE_BYTES))
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise _no_room(staged, error) from error
-
-
-def _no_room(staged: Path, error: OSError) -> StorageError:
-    return StorageError(
-        f"{staged.parent}: {_NO_ROOM[error.errno or 0]} ({error.strerror}). Nothing half-written is left; make room, "
-        "or write elsewhere, and run the same command again"
-    )
+        return error.errno
+    return None
 
 
 def publish_bytes(location: str | Path, content: bytes) -> None:

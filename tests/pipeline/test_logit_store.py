@@ -441,13 +441,13 @@ def test_disk_without_room_is_told_and_leaves_nothing(tmp_path: Path) -> None:
 import resource, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from test_logit_store import STAMP, logits_of
-from pipeline.errors import StoreFullError
+from pipeline.errors import StorageFullError
 from pipeline.logit_store import publish_part
 ids = [str(number) for number in range(5000)]
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 try:
     publish_part({str(tmp_path)!r}, "a", ids, logits_of(ids), STAMP, "")
-except StoreFullError as error:
+except StorageFullError as error:
     print(error)
 """
     told = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout

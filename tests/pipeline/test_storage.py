@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pipeline import storage
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, StorageError
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -104,3 +104,52 @@ def test_urls_and_paths_are_told_apart(tmp_path: Path) -> None:
     assert storage.join_path("s3://bucket/data/", "a.tar") == "s3://bucket/data/a.tar"
     with pytest.raises(ValueError, match="not a local path"):
         storage.local_path("s3://bucket")
+
+
+FILL = """
+import resource, sys
+import numpy as np, pyarrow as pa, pyarrow.parquet as pq, torch
+from safetensors.torch import save_file
+from pipeline import storage
+from pipeline.errors import StorageFullError
+noise = np.random.default_rng(0).standard_normal(200_000)
+writers = {
+    "bytes": lambda path: path.write_bytes(noise.tobytes()),
+    "numpy": lambda path: np.save(path.with_suffix(".npy"), noise),
+    "parquet": lambda path: pq.write_table(pa.table({"x": noise}), path),
+    "torch": lambda path: torch.save({"x": torch.from_numpy(noise)}, path),
+    "safetensors": lambda path: save_file({"x": torch.from_numpy(noise)}, path),
+}
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+for name, write in writers.items():
+    try:
+        with storage.publish(f"{sys.argv[1]}/{name}.npy") as staged:
+            write(staged)
+        print(name, "was written")
+    except StorageFullError as error:
+        print(error)
+try:
+    with storage.publish(f"{sys.argv[1]}/other"):
+        raise ValueError("no lack of room")
+except ValueError as error:
+    print(error)
+"""
+
+
+def test_a_disk_without_room_ends_in_one_line_whoever_writes_and_leaves_nothing(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True, check=True)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6, done.stdout
+    for name, line in zip(("bytes", "numpy", "parquet", "torch", "safetensors"), lines, strict=False):
+        assert line.startswith(
+            f"{tmp_path}/{name}.npy: there is no room left to write it (a file may not grow so large)"
+        )
+    assert lines[-1] == "no lack of room"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_where_no_folder_can_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    for folder in ("file", "file/deeper"):
+        with pytest.raises(StorageError, match="can't be written"):
+            storage.publish_bytes(tmp_path / folder / "a.bin", b"x")
