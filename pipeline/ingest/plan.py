@@ -18,7 +18,7 @@ from pipeline.ingest.descriptions import usable_clip_id
 from pipeline.ingest.rejections import REJECTED_SCHEMA, Rejection, UnusableClipError, tabulate
 from pipeline.ingest.sources import PlannedClip, Source
 from pipeline.row_tables import table_of_rows
-from pipeline.string_columns import first_rows, repeated_rows
+from pipeline.string_columns import first_rows, repeated_rows, string_bytes
 from pipeline.vocabulary import Vocabulary
 
 _HELD = "what the dataset held already"
@@ -111,10 +111,9 @@ class PlannedShard:
     def fingerprint(self) -> str:
         """Give a digest that changes when the shard would."""
         digest = sha256(f"{self.name} {self.vocabulary.sha256} {self.recipe} ".encode())
-        plain = self.rows.cast(_PLAIN_SCHEMA).combine_chunks()
-        with pa.ipc.new_stream(sink := pa.BufferOutputStream(), _PLAIN_SCHEMA) as writer:
-            writer.write_table(plain)
-        digest.update(sink.getvalue())
+        for column in self.rows.cast(_PLAIN_SCHEMA).combine_chunks().itercolumns():
+            for part in _spelled(column.chunk(0)):
+                digest.update(len(part).to_bytes(8, "little") + part)
         return digest.hexdigest()
 
 
@@ -127,6 +126,17 @@ def plan_shards(
         PlannedShard(f"{name}-{number:06d}.tar", clips.slice(start, clips_per_shard), vocabulary, recipe)
         for number, start in enumerate(starts, start=first_number)
     ]
+
+
+def _spelled(column: pa.Array) -> Iterator[bytes]:
+    """Give a column's values as bytes; Arrow's own buffers also hold what lies around a slice."""
+    if pa.types.is_string(column.type):
+        yield string_bytes(cast("pa.StringArray", column))
+    elif pa.types.is_list(column.type):
+        yield _call("list_value_length", column).to_numpy().tobytes()
+        yield cast("pa.ListArray", column).flatten().to_numpy().tobytes()
+    else:
+        yield column.fill_null(-1).to_numpy(zero_copy_only=False).tobytes()
 
 
 def _checked(item: PlannedClip | Rejection) -> PlannedClip | Rejection:

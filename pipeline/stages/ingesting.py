@@ -17,10 +17,10 @@ from pipeline.ingest.dataset_folder import DatasetFolder
 from pipeline.ingest.packing import pack_shard
 from pipeline.ingest.plan import Plan, PlannedShard, make_plan, plan_shards
 from pipeline.ingest.rejections import count_by_reason, rejection_table, tabulate
-from pipeline.ingest.sources import Source
+from pipeline.ingest.sources import Source, from_folder
 from pipeline.ingest.transcoding import HIGHEST_FLAC_RATE_HZ, OPUS_RATES_HZ, Transcoding
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.progress import console, progress_bar
+from pipeline.progress import ProgressBar, console, progress_bar
 from pipeline.vocabulary import Vocabulary, read_vocabulary
 
 _log = logging.getLogger(__name__)
@@ -38,6 +38,9 @@ class IngestConfig:
     """Clips in one shard, at least 1. A shard of 1000 ten-second clips is 100 MB to 1 GB."""
     workers: int | None = None
     """Clips read and decoded at the same time, at least 1; one for each processor unless given."""
+    address: str | None = None
+    """Of a Ray cluster that packs the shards: HOST:PORT, or auto where this machine belongs to one. Its machines have
+    to see the source and --out under the same paths; --workers is then how many shards are packed at the same time."""
     transcode: Literal["flac", "opus"] | None = None
     """Encode every sound anew: flac loses nothing, opus (in Ogg) has 64 kbit/s a channel. The bytes stay as they are
     unless given."""
@@ -59,6 +62,11 @@ class IngestConfig:
             raise UsageError(f"--workers is {self.workers}; choose 1 or more")
         if not re.fullmatch(r"\w[\w.+-]*", self.shard_name):
             raise UsageError(f"--name {self.shard_name!r}: use letters, digits and any of `_ . + -`")
+        if self.address is not None and self.address.startswith("ray://"):
+            raise UsageError(
+                f"--address {self.address}: is for Ray's client. Run the command on a machine of the cluster with "
+                "--address auto, such as with `ray job submit --address http://HEAD:8265 -- pipeline ingest …`"
+            )
         if self.sample_rate is not None and self.transcode is None:
             raise UsageError("--sample-rate needs --transcode flac or opus; without, the bytes are kept as they are")
         if self.sample_rate is not None and not LOWEST_RATE_HZ <= self.sample_rate <= HIGHEST_FLAC_RATE_HZ:
@@ -156,12 +164,27 @@ def _vocabulary(config: IngestConfig, source: Source, base: Manifest | None) -> 
 
 def _pack(config: IngestConfig, source: Source, shards: Sequence[PlannedShard], finished: set[str]) -> None:
     """Make the shards that an earlier run of the same command has not made."""
-    done = sum(len(shard) for shard in shards if shard.name in finished)
-    with progress_bar("ingest", sum(map(len, shards)), done=done) as bar, source.open_reader() as read_clips:
-        for shard in shards:
-            if shard.name not in finished:
-                workers = config.workers or os.cpu_count() or 1
+    left = [shard for shard in shards if shard.name not in finished]
+    clips, clips_left = sum(map(len, shards)), sum(map(len, left))
+    with progress_bar("ingest", clips, done=clips - clips_left) as bar:
+        if config.address is not None and left:
+            _pack_on_ray(config, source, left, bar)
+            return
+        with source.open_reader() as read_clips:
+            workers = config.workers or os.cpu_count() or 1
+            for shard in left:
                 pack_shard(config.out, shard, read_clips, workers, config.transcoding, on_clip=bar.advance)
+
+
+def _pack_on_ray(config: IngestConfig, source: Source, shards: Sequence[PlannedShard], bar: ProgressBar) -> None:
+    # Ray takes seconds to import; a run on this machine should not wait for it.
+    from pipeline.stages.packing_pool import pack_shards
+    from pipeline.stages.ray_pool import running_ray
+
+    dataset = from_folder(os.getcwd(), config.out)  # a worker's working folder is Ray's affair
+    with running_ray(config.address):
+        for clips in pack_shards(dataset, source, shards, config.transcoding, config.workers):
+            bar.advance(clips)
 
 
 def _conclude_without_clips(folder: DatasetFolder, plan: Plan) -> IngestResult:

@@ -7,14 +7,17 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from published_copies import real_clips, write_passt_hdf5
 
-from pipeline.errors import ManifestError, UsageError
+from pipeline.errors import ManifestError, PipelineError, UsageError
 from pipeline.ingest.dataset_folder import UNFINISHED
 from pipeline.manifest import read_manifest
 from pipeline.shards import read_clip_bytes
 from pipeline.stages.index_dataset import IndexConfig
 from pipeline.stages.index_dataset import run as run_index
 from pipeline.stages.ingest_folder import IngestFolderConfig, run
+from pipeline.stages.ingest_passt import IngestPasstConfig
+from pipeline.stages.ingest_passt import run as run_passt
 from pipeline.storage import RangeReader
 
 
@@ -172,6 +175,38 @@ def test_nothing_to_pack_leaves_a_dataset_that_was_to_be_replaced(
     assert contents(first) == before
 
 
+@pytest.mark.ray
+def test_a_cluster_makes_the_same_bytes(
+    ingest: Callable[..., Path], tmp_path: Path, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audio = write_sounds(tmp_path / "first", "abcdefg")
+    (audio / "dog" / "bad.wav").write_bytes(b"")
+    here = contents(ingest(audio, "here/train", transcode="opus"))
+    monkeypatch.chdir(tmp_path)  # paths that aren't absolute mean the same to the workers
+    run(IngestFolderConfig(audio="first", out="there/train", clips_per_shard=2, transcode="opus", address="auto"))
+    assert contents(tmp_path / "there" / "train") == here
+
+
+@pytest.mark.ray
+def test_what_stops_a_worker_is_told_and_the_rest_is_done_by_the_same_command(
+    tmp_path: Path, shared_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.ingest.passt_hdf5 import PasstHdf5Source
+
+    file = write_passt_hdf5(tmp_path / "a.hdf", real_clips("mp3", 2))
+    config = IngestPasstConfig(hdf5=(str(file),), out=str(tmp_path / "train"), clips_per_shard=1, address="auto")
+    whole = PasstHdf5Source.scan
+    with monkeypatch.context() as patch:
+        # The file goes away between planning and packing.
+        patch.setattr(
+            PasstHdf5Source, "scan", lambda *arguments: [*whole(*arguments), file.rename(tmp_path / "b")][:-1]
+        )
+        with pytest.raises(PipelineError, match=r"train-00000\d\.tar: .*a\.hdf: is no readable HDF5.*goes on"):
+            run_passt(config)
+    (tmp_path / "b").rename(file)
+    assert run_passt(config).clips == 2
+
+
 def test_every_sound_is_encoded_anew_when_asked_and_the_dataset_says_so(
     ingest: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -204,11 +239,12 @@ def test_a_stopped_run_with_another_encoding_leaves_none_of_its_shards(
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
+        ({"address": "ray://head:10001"}, "--address auto"),
         ({"sample_rate": 32_000}, "--sample-rate needs --transcode"),
         ({"sample_rate": 32_000, "transcode": "opus"}, "Opus knows only 8000, 12000, 16000, 24000, 48000 Hz"),
         ({"sample_rate": 100, "transcode": "flac"}, "--sample-rate is 100 Hz"),
     ],
 )
-def test_a_rate_that_cannot_be_is_wrong_usage(settings: dict, complaint: str) -> None:
+def test_a_setting_that_cannot_be_is_wrong_usage(settings: dict, complaint: str) -> None:
     with pytest.raises(UsageError, match=complaint):
         IngestFolderConfig(audio="audio", out="train", **settings)

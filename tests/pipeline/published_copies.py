@@ -15,7 +15,7 @@ import soundfile
 
 from pipeline.vocabulary import audioset_vocabulary
 
-SAMPLE = Path(__file__).resolve().parents[3] / "manifests" / "sample"
+SAMPLE = Path(__file__).resolve().parents[2] / "manifests" / "sample"
 CLASSES = 527
 
 
