@@ -18,10 +18,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from pipeline.alignment import AlignedLogits
 from pipeline.audio import load_waveform
-from pipeline.errors import DecodeError, PipelineError, TooManyFailuresError
+from pipeline.cache import ShardMirror
+from pipeline.errors import DecodeError, PipelineError, StorageUnavailableError, TooManyFailuresError
 from pipeline.manifest import Manifest
-from pipeline.shards import read_clip_bytes
-from pipeline.storage import RangeReader
+from pipeline.shards import read_ahead, read_clip_bytes
+from pipeline.storage import RangeReader, is_remote
 from pipeline.waveform_cache import WaveformCache
 
 
@@ -33,6 +34,20 @@ class FailedClip:
     reason: str
     """A short fixed phrase that can be counted."""
     detail: str
+
+
+_UNREACHABLE = "storage unavailable"
+
+
+def check_reachable(failures: Iterable[FailedClip]) -> None:
+    """Tell an unreachable server from clips that are no good; loader workers can only hand on what they found.
+
+    Raises:
+        StorageUnavailableError: a clip failed because of the server.
+    """
+    for failure in failures:
+        if failure.reason == _UNREACHABLE:
+            raise StorageUnavailableError(failure.detail)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +101,7 @@ class JoinedDataset(Dataset[TrainingBatch]):
         seconds: the model's input length; longer clips are cut, shorter ones padded with silence.
         logits: the teachers' logits in the manifest's order; None where nobody needs them.
         cache: keeps decoded waveforms; None decodes every time.
+        mirror: keeps what was read of a remote dataset; None asks its server every time.
     """
 
     def __init__(
@@ -96,13 +112,14 @@ class JoinedDataset(Dataset[TrainingBatch]):
         seconds: float,
         logits: AlignedLogits | None = None,
         cache: WaveformCache | None = None,
+        mirror: ShardMirror | None = None,
     ) -> None:
         self.manifest = manifest
         self.sample_rate_hz = sample_rate_hz
         self.seconds = seconds
         self._logits = logits
         self._cache = cache
-        self._reader = RangeReader(manifest.location)
+        self._reader = RangeReader(manifest.location, mirror)
 
     @property
     def samples(self) -> int:
@@ -111,6 +128,8 @@ class JoinedDataset(Dataset[TrainingBatch]):
 
     def __getitem__(self, rows: np.ndarray) -> TrainingBatch:
         """Read the clips at `rows`, (batch,) int64."""
+        if is_remote(self.manifest.location):
+            read_ahead(self._reader, self.manifest, self._not_kept(rows))
         waveforms = np.zeros((len(rows), self.samples), dtype=np.float32)
         failures: list[FailedClip] = []
         for place, row in enumerate(rows.tolist()):
@@ -118,6 +137,8 @@ class JoinedDataset(Dataset[TrainingBatch]):
                 waveforms[place] = self._waveform(row)
             except DecodeError as error:
                 failures.append(FailedClip(row, error.reason, error.detail))
+            except StorageUnavailableError as error:
+                failures.append(FailedClip(row, _UNREACHABLE, str(error)))
             except PipelineError as error:
                 failures.append(FailedClip(row, "shard unreadable", str(error)))
         teacher_logits, has_teacher = self._teacher_logits(rows)
@@ -130,6 +151,10 @@ class JoinedDataset(Dataset[TrainingBatch]):
             valid=torch.from_numpy(~np.isin(rows, [failure.row for failure in failures])),
             failures=tuple(failures),
         )
+
+    def _not_kept(self, rows: np.ndarray) -> np.ndarray:
+        cache = self._cache
+        return rows if cache is None else rows[[not cache.holds(row) for row in rows.tolist()]]
 
     def _waveform(self, row: int) -> np.ndarray:
         if self._cache is not None and (kept := self._cache.read(row)) is not None:
@@ -191,7 +216,12 @@ class FailureTally:
         self._failed: dict[int, tuple[str, str]] = {}
 
     def add(self, batch: TrainingBatch) -> None:
-        """Count a batch's clips."""
+        """Count a batch's clips.
+
+        Raises:
+            StorageUnavailableError: the dataset's server can't be reached, so that no clip was tried.
+        """
+        check_reachable(batch.failures)
         self._drawn[batch.rows.numpy()] = True
         for failure in batch.failures:
             self._failed.setdefault(failure.row, (failure.reason, failure.detail))

@@ -27,7 +27,19 @@ _log = logging.getLogger(__name__)
 # What a resumed run may do otherwise: none of it reaches the weights, but for more epochs, which only come later.
 _FREE = frozenset(
     (
-        *("data", "store", "eval_data", "run", "resume", "epochs", "device", "workers", "cache", "cache_audio"),
+        *(
+            "data",
+            "store",
+            "eval_data",
+            "run",
+            "resume",
+            "epochs",
+            "device",
+            "workers",
+            "cache",
+            "cache_size",
+            "cache_audio",
+        ),
         *("max_failed", "evaluate_every", "checkpoint_minutes", "keep_checkpoints", "log_every"),
     )
 )

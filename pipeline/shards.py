@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from pipeline import storage
 from pipeline.clips import Clip, to_shard_key
-from pipeline.errors import PipelineError, ShardError
+from pipeline.errors import PipelineError, ShardError, StorageUnavailableError
 from pipeline.manifest import Manifest
 from pipeline.tar_index import iter_members
 
@@ -65,6 +67,22 @@ def open_shard(dataset: str, shard: str) -> Iterator[ShardWriter]:
         writer.ranges = [found[name] for name in writer.audio_names]
 
 
+def read_ahead(reader: storage.RangeReader, manifest: Manifest, rows: np.ndarray) -> None:
+    """Fetch the clips at `rows`, (clips,), side by side if the dataset is remote; `read_clip_bytes` then has them."""
+    reader.read_ahead(
+        [
+            storage.StoredRange(manifest.shards[shard], offset, size, crc32)
+            for shard, offset, size, crc32 in zip(
+                manifest.shard_of_clip[rows].tolist(),
+                manifest.offsets[rows].tolist(),
+                manifest.sizes[rows].tolist(),
+                manifest.crc32s[rows].tolist(),
+                strict=True,
+            )
+        ]
+    )
+
+
 def read_clip_bytes(reader: storage.RangeReader, manifest: Manifest, row: int) -> bytes:
     """Read the encoded audio of one clip.
 
@@ -75,11 +93,14 @@ def read_clip_bytes(reader: storage.RangeReader, manifest: Manifest, row: int) -
 
     Raises:
         ShardError: the shard is missing, ends too early, or holds other bytes than the manifest was made from.
+        StorageUnavailableError: the server can't be reached: no fault of the clip's.
     """
     shard = manifest.shards[manifest.shard_of_clip[row]]
     offset, size = int(manifest.offsets[row]), int(manifest.sizes[row])
     try:
-        data = reader.read(shard, offset, size)
+        data = reader.read(shard, offset, size, int(manifest.crc32s[row]))
+    except StorageUnavailableError:
+        raise
     except (PipelineError, OSError) as error:
         raise ShardError(f"{manifest.location}: can't read {shard} ({error})") from error
     checksum = int(manifest.crc32s[row])

@@ -7,6 +7,7 @@ import re
 import secrets
 import shutil
 import tempfile
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pipeline import object_store
+from pipeline.cache import ShardMirror
 from pipeline.errors import PipelineError, StorageError, StorageFullError
 
 LISTING_NAME = "files.json"
@@ -210,47 +212,104 @@ def _missing_file_told(location: str | Path) -> Iterator[None]:
         raise PipelineError(f"{location}: is a folder, not a file") from error
 
 
+@dataclass(frozen=True, slots=True)
+class StoredRange:
+    """A stretch of a file of a folder."""
+
+    name: str
+    """Of the file."""
+    offset: int
+    size: int
+    """Bytes."""
+    crc32: int = -1
+    """Of the bytes; -1 where nobody knows. Only what is known can be kept in a mirror."""
+
+    def fits(self, content: bytes) -> bool:
+        """Whether these are the bytes, as far as anybody knows."""
+        return len(content) == self.size and (self.crc32 < 0 or zlib.crc32(content) == self.crc32)
+
+
 class RangeReader:
     """Reads byte ranges of the files of one folder, many times; keeps local files open.
 
     Not shared between processes: each loader worker makes its own (an unpickled one starts with no open files).
+
+    Args:
+        folder: a path or URL.
+        mirror: keeps on the local disk what was read of a remote folder; without it every read asks the server.
     """
 
     _MOST_OPEN = 64
 
-    def __init__(self, folder: str | Path) -> None:
+    def __init__(self, folder: str | Path, mirror: ShardMirror | None = None) -> None:
         self._folder = str(folder)
+        self._mirror = mirror if is_remote(folder) else None
         self._descriptors: dict[str, int] = {}
+        self._ahead: dict[tuple[str, int, int], bytes | PipelineError] = {}
 
-    def read(self, name: str, offset: int, size: int) -> bytes:
+    def read(self, name: str, offset: int, size: int, crc32: int = -1) -> bytes:
         """Read `size` bytes at `offset` of the file `name`; fewer where the file ends before.
 
         Raises:
             PipelineError: the file is not there.
         """
-        if is_remote(self._folder):
-            return _bytes_or_error(self.read_many([(name, offset, size)])[0])
-        return os.pread(self._descriptor(name), size, offset)
+        if not is_remote(self._folder):
+            return os.pread(self._descriptor(name), size, offset)
+        found = self._ahead.pop((name, offset, size), None)
+        if found is None:
+            [found] = self.read_many([StoredRange(name, offset, size, crc32)])
+        if isinstance(found, PipelineError):
+            raise found
+        return found
 
-    def read_many(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes | PipelineError]:
-        """Read many (name, offset, size) at once; from a server with a bounded number of requests side by side.
+    def read_ahead(self, wanted: Sequence[StoredRange]) -> None:
+        """Fetch at once what the next calls of `read` will ask for; local files are read when they are asked for.
+
+        What an earlier call fetched and nobody took is forgotten.
+        """
+        if is_remote(self._folder):
+            found = self.read_many(wanted)
+            self._ahead = {(one.name, one.offset, one.size): what for one, what in zip(wanted, found, strict=True)}
+
+    def read_many(self, wanted: Sequence[StoredRange]) -> list[bytes | PipelineError]:
+        """Read many ranges; from a server with a bounded number of requests side by side.
 
         Returns:
             In their order the bytes, or why they can't be read.
         """
         if not is_remote(self._folder):
-            return [self._read_or_error(*one) for one in wanted]
-        ranges = [object_store.ByteRange(join_path(self._folder, name), offset, size) for name, offset, size in wanted]
-        found = object_store.read_ranges(ranges)
-        return [_as_pipeline_error(one, asked.location) for one, asked in zip(found, ranges, strict=True)]
+            return [self._read_or_error(one) for one in wanted]
+        found: list[bytes | PipelineError] = [self._mirrored(one) for one in wanted]
+        missing = [place for place, one in enumerate(wanted) if one.size and not found[place]]
+        ranges = [
+            object_store.ByteRange(join_path(self._folder, one.name), one.offset, one.size)
+            for one in (wanted[place] for place in missing)
+        ]
+        for place, asked, content in zip(missing, ranges, object_store.read_ranges(ranges), strict=True):
+            found[place] = _as_pipeline_error(content, asked.location)
+            self._keep(wanted[place], content)
+        return found
 
-    def _read_or_error(self, name: str, offset: int, size: int) -> bytes | PipelineError:
+    def _mirrored(self, wanted: StoredRange) -> bytes:
+        if self._mirror is None or wanted.crc32 < 0:
+            return b""
+        content = self._mirror.read(wanted.name, wanted.offset, wanted.size)
+        if not wanted.fits(content):
+            return b""
+        self._mirror.touch(wanted.name)
+        return content
+
+    def _keep(self, wanted: StoredRange, content: bytes | Exception) -> None:
+        if self._mirror is not None and wanted.crc32 >= 0 and isinstance(content, bytes) and wanted.fits(content):
+            self._mirror.write(wanted.name, wanted.offset, content)
+
+    def _read_or_error(self, wanted: StoredRange) -> bytes | PipelineError:
         try:
-            return self.read(name, offset, size)
+            return self.read(wanted.name, wanted.offset, wanted.size)
         except PipelineError as error:
             return error
         except OSError as error:
-            return StorageError(f"{join_path(self._folder, name)}: {error.strerror}")
+            return StorageError(f"{join_path(self._folder, wanted.name)}: {error.strerror}")
 
     def _descriptor(self, name: str) -> int:
         if name not in self._descriptors:
@@ -268,16 +327,10 @@ class RangeReader:
             os.close(self._descriptors.popitem()[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"_folder": self._folder, "_descriptors": {}}
+        return {"_folder": self._folder, "_mirror": self._mirror, "_descriptors": {}, "_ahead": {}}
 
     def __del__(self) -> None:
         self.close()
-
-
-def _bytes_or_error(found: bytes | PipelineError) -> bytes:
-    if isinstance(found, PipelineError):
-        raise found
-    return found
 
 
 def _as_pipeline_error(found: bytes | Exception, location: str) -> bytes | PipelineError:

@@ -8,18 +8,21 @@ an uninterrupted one would have done.
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
 import torch
+from cyclopts import Parameter
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from pipeline.cache import GIGABYTE, CacheFolder
 from pipeline.errors import UsageError
 from pipeline.join import TrainingBatch
 from pipeline.manifest import Manifest
 from pipeline.sampling import EpochPlan, Sampling, seed_for
+from pipeline.storage import local_path
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,8 +110,11 @@ class TrainingConfig:
     """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
     workers: int = 4
     """Processes that read and decode, at most one a core; 0 decodes between the steps. The result is the same."""
-    cache: str = "~/.cache/audioset-distill"
-    """Local folder for what can be made again: aligned logits (2 bytes a clip and class) and decoded audio."""
+    cache: Annotated[str, Parameter(name=("--cache-dir", "--cache"))] = "~/.cache/audioset-distill"
+    """Local folder for what can be made or fetched again: aligned logits (2 bytes a clip and class), clips of remote
+    datasets, decoded audio. Several runs may share it."""
+    cache_size: float = 100.0
+    """Most that folder may hold, in GB, above 0; what was not used for longest goes first, never what a run uses."""
     cache_audio: bool = False
     """Keep decoded audio in the cache (1.3 MB a clip of 10 s at 32 kHz), so that each clip is decoded only once."""
     max_failed: float = 0.01
@@ -132,8 +138,14 @@ class TrainingConfig:
                 raise UsageError(f"{name} is {getattr(self, name)}; choose 0 or more")
         if not 0 <= self.max_failed <= 1:
             raise UsageError(f"max_failed is {self.max_failed}; choose a share from 0 to 1")
+        if not self.cache_size > 0:
+            raise UsageError(f"cache_size is {self.cache_size}; choose a value above 0, in GB")
         if not self.learning_rate > 0:
             raise UsageError(f"learning_rate is {self.learning_rate}; choose a value above 0")
+
+    def cache_folder(self) -> CacheFolder:
+        """Give the cache that `cache` and `cache_size` describe."""
+        return CacheFolder(local_path(self.cache), self.cache_size * GIGABYTE)
 
 
 class Learner(Protocol):

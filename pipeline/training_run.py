@@ -12,7 +12,14 @@ import numpy as np
 import torch
 
 from pipeline.alignment import AlignedLogits
-from pipeline.errors import CheckpointError, TooManyFailuresError, TrainingDivergedError, UsageError
+from pipeline.cache import ShardMirror
+from pipeline.errors import (
+    CheckpointError,
+    StorageUnavailableError,
+    TooManyFailuresError,
+    TrainingDivergedError,
+    UsageError,
+)
 from pipeline.join import FailureTally, JoinedDataset, TrainingBatch, batch_loader
 from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
@@ -21,7 +28,6 @@ from pipeline.progress import MetricLog, ProgressBar, progress_bar
 from pipeline.run_folder import BEST_NAME, LAST_NAME, RunFolder
 from pipeline.sampling import EpochPlan, sampling_weights
 from pipeline.stopping import StopRequest, StopRequestedError, stop_on_signals
-from pipeline.storage import local_path
 from pipeline.training import Learner, StepReport, Trainer, TrainingConfig
 from pipeline.waveform_cache import WaveformCache
 
@@ -62,10 +68,12 @@ def open_clips(
         UsageError: decoded audio is to be kept, but the disk has no room for it.
     """
     rate, seconds, cache = model.sample_rate_hz, model.input_seconds, None
+    folder = config.cache_folder()
     if config.cache_audio:
         samples = round(rate * seconds)
-        cache = WaveformCache(local_path(config.cache), manifest, sample_rate_hz=rate, samples=samples)
-    return JoinedDataset(manifest, sample_rate_hz=rate, seconds=seconds, logits=logits, cache=cache)
+        cache = WaveformCache(folder, manifest, sample_rate_hz=rate, samples=samples)
+    mirror = ShardMirror(folder, manifest.location)
+    return JoinedDataset(manifest, sample_rate_hz=rate, seconds=seconds, logits=logits, cache=cache, mirror=mirror)
 
 
 def run_training(
@@ -246,7 +254,7 @@ class TrainingRun:
                 self._save()
                 _log.warning("stopped after step %d of %d; --resume goes on", self._trainer.step, total)
                 return self._result(finished=False)
-            except TooManyFailuresError:
+            except (TooManyFailuresError, StorageUnavailableError):
                 self._save()
                 raise
             self._save()

@@ -10,10 +10,10 @@ import logging
 import os
 import shutil
 import zlib
-from pathlib import Path
 
 import numpy as np
 
+from pipeline.cache import CacheFolder
 from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
 
@@ -25,32 +25,40 @@ class WaveformCache:
     """Waveforms of one dataset at one rate and length.
 
     Args:
-        folder: a local folder; it may be cleared when no run uses it.
+        cache: the folder, and its limit; it may be cleared when no run uses it.
         manifest: the dataset; other bytes or other rows have another file.
         sample_rate_hz: of the waveforms.
         samples: a waveform's length.
 
     Raises:
-        UsageError: the disk has no room for the whole dataset.
+        UsageError: the disk or the limit has no room for the whole dataset.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, *, sample_rate_hz: int, samples: int) -> None:
+    def __init__(self, cache: CacheFolder, manifest: Manifest, *, sample_rate_hz: int, samples: int) -> None:
         self._samples = samples
         self._record_bytes = _HEADER_BYTES + 4 * samples
         self._descriptor: int | None = None
         key = [manifest.identity, *(manifest.shard_identity(shard) for shard in manifest.shards)]
         key += [str(sample_rate_hz), str(samples)]
-        self.path = folder / f"waveforms-{hashlib.sha256(' '.join(key).encode()).hexdigest()[:32]}.f32"
-        self._check_room(len(manifest))
+        self.path = cache.folder / f"waveforms-{hashlib.sha256(' '.join(key).encode()).hexdigest()[:32]}.f32"
+        self._check_room(len(manifest), cache)
+        self._open()
+        cache.hold(self.path)
+        cache.make_room(len(manifest) * self._record_bytes - self.path.stat().st_blocks * 512)
 
-    def _check_room(self, clips: int) -> None:
+    def _check_room(self, clips: int, cache: CacheFolder) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         used = self.path.stat().st_blocks * 512 if self.path.exists() else 0
         full, free = clips * self._record_bytes, shutil.disk_usage(self.path.parent).free
+        if full > cache.most_bytes:
+            raise UsageError(
+                f"{self.path.parent}: {clips} decoded clips take {full / 1e9:.1f} GB, but --cache-size allows "
+                f"{cache.most_bytes / 1e9:g} GB. Allow more, or leave --cache-audio off"
+            )
         if full - used > free:
             raise UsageError(
                 f"{self.path.parent}: {clips} decoded clips take {full / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are "
-                "free. Choose another --cache folder, or leave --cache-audio off"
+                "free. Choose another --cache-dir, or leave --cache-audio off"
             )
         _log.info("decoded audio is kept in %s: %.2f GB when complete, now %.2f", self.path, full / 1e9, used / 1e9)
 
@@ -60,6 +68,11 @@ class WaveformCache:
         if len(record) < self._record_bytes or record[:_HEADER_BYTES] != _checksum(record[_HEADER_BYTES:]):
             return None
         return np.frombuffer(record, dtype=np.float32, offset=_HEADER_BYTES)
+
+    def holds(self, row: int) -> bool:
+        """Whether something was written for the clip at `row`; only `read` knows whether it is whole."""
+        start = os.pread(self._open(), _HEADER_BYTES, row * self._record_bytes)
+        return any(start)
 
     def write(self, row: int, waveform: np.ndarray) -> None:
         """Keep the waveform of the clip at `row`; on a disk that filled up meanwhile it is not kept."""

@@ -10,7 +10,7 @@ import pyarrow as pa
 import torch
 
 from pipeline.errors import ManifestError, TooManyFailuresError
-from pipeline.join import JoinedDataset, TrainingBatch, batch_loader
+from pipeline.join import JoinedDataset, TrainingBatch, batch_loader, check_reachable
 from pipeline.logit_store import LogitStore
 from pipeline.manifest import Manifest
 from pipeline.predictions import Precision, predict
@@ -73,6 +73,7 @@ def run_models(
 
 def _watch(batches: Iterable[TrainingBatch], failures: dict[int, str], bar: ProgressBar) -> Iterator[TrainingBatch]:
     for batch in batches:
+        check_reachable(batch.failures)
         failures.update((failure.row, failure.reason) for failure in batch.failures)
         yield batch
         bar.advance(len(batch))

@@ -20,7 +20,6 @@ from pipeline.manifest import Manifest, read_manifest
 from pipeline.recipes import read_options
 from pipeline.stages.judging import judge
 from pipeline.stages.model_loading import open_weights
-from pipeline.storage import local_path
 from pipeline.training import TrainingConfig, start_at_class_shares
 from pipeline.training_run import RunResult, open_clips, run_training
 
@@ -152,7 +151,11 @@ def _open_logits(config: TrainStudentConfig, manifest: Manifest) -> AlignedLogit
     if config.store is None:
         _log.info("no --store: the student learns from the labels alone")
         return None
-    logits = open_store(config.store).align(manifest, local_path(config.cache))
+    cache, store = config.cache_folder(), open_store(config.store)
+    cache.make_room(2 * len(manifest) * len(manifest.vocabulary))
+    logits = store.align(manifest, cache.folder)
+    while not cache.hold(logits.path):  # another run made room just now
+        logits = store.align(manifest, cache.folder)
     missing = int(np.count_nonzero(~logits.has_logits))
     if missing:
         _log.warning(

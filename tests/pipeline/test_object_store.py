@@ -63,7 +63,7 @@ def test_near_ranges_share_a_request_and_all_travel_side_by_side(s3_folder: str,
     wanted = near + far + beyond
     reader = storage.RangeReader(s3_folder)
     for _ in range(2):
-        found = reader.read_many(wanted)
+        found = reader.read_many([storage.StoredRange(*one) for one in wanted])
         assert found == [CONTENT[offset : offset + size] for _, offset, size in wanted]
     gets = len(s3_proxy.requests) / 2
     assert gets == 1 + 10 + 2  # the last of the far ones is not near the end
@@ -74,7 +74,7 @@ def test_near_ranges_share_a_request_and_all_travel_side_by_side(s3_folder: str,
 def test_no_more_than_the_stated_number_of_requests_is_under_way(s3_folder: str, s3_proxy: Proxy) -> None:
     storage.publish_bytes(storage.join_path(s3_folder, "a.bin"), CONTENT)
     s3_proxy.latency_seconds, s3_proxy.most_at_once = 0.02, 0
-    ranges = [("a.bin", 10_000 * place, 10) for place in range(60)]
+    ranges = [storage.StoredRange("a.bin", 10_000 * place, 10) for place in range(60)]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(object_store, "MERGE_GAP_BYTES", 0)
         assert all(isinstance(found, bytes) for found in storage.RangeReader(s3_folder).read_many(ranges))

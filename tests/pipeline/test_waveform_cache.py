@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from pipeline.cache import CacheFolder
 from pipeline.errors import UsageError
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.waveform_cache import WaveformCache
@@ -18,7 +19,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..
 
 
 def open_cache(folder: Path, manifest: Manifest, samples: int = 100) -> WaveformCache:
-    return WaveformCache(folder, manifest, sample_rate_hz=8000, samples=samples)
+    return WaveformCache(CacheFolder(folder, 1e9), manifest, sample_rate_hz=8000, samples=samples)
 
 
 def test_a_waveform_comes_back_bit_for_bit_in_every_process(tmp_path: Path, manifest: Manifest) -> None:
@@ -54,7 +55,7 @@ def test_other_clips_rates_and_lengths_have_another_file(
         open_cache(tmp_path, manifest).path,
         open_cache(tmp_path, other).path,
         open_cache(tmp_path, manifest, samples=50).path,
-        WaveformCache(tmp_path, manifest, sample_rate_hz=16000, samples=100).path,
+        WaveformCache(CacheFolder(tmp_path, 1e9), manifest, sample_rate_hz=16000, samples=100).path,
     }
     assert len(paths) == 4
 
