@@ -1,6 +1,5 @@
 """Turns waveforms into the log-mel images that the students see, number for number as EfficientAT does."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -66,29 +65,32 @@ class FrontEndConfig:
 
 
 def mel_filters(
-    config: FrontEndConfig, low_hz: float, high_hz: float, device: torch.device | str | None = None
+    config: FrontEndConfig, low_hz: float | Tensor, high_hz: float | Tensor, device: torch.device | str | None = None
 ) -> Tensor:
     """Build Kaldi's triangular filter bank, whose slopes are straight on the mel scale, without area normalisation.
 
     Args:
         config: gives the number of bands, the FFT length and the sampling rate.
-        low_hz: lower edge of the lowest band.
-        high_hz: upper edge of the highest band.
+        low_hz: lower edge of the lowest band; or (batch,), a bank each, on `device`.
+        high_hz: upper edge of the highest band; likewise.
         device: where to build it.
 
     Returns:
-        (mels, bins), float32, 0 to 1; the bin at half the sampling rate is zero, as in Kaldi.
+        (mels, bins), or (batch, mels, bins); float32, 0 to 1; the bin at half the sampling rate is zero, as in Kaldi.
 
     The values are those of `torchaudio.compliance.kaldi.get_mel_banks`: edges in double, bands in single precision.
     """
-    low_mel, high_mel = (1127.0 * math.log(1.0 + hz / 700.0) for hz in (low_hz, high_hz))
+    low_mel, high_mel = (
+        1127.0 * (1.0 + torch.as_tensor(hz, dtype=torch.float64, device=device)[..., None] / 700.0).log()
+        for hz in (low_hz, high_hz)
+    )  # (1,) or (batch, 1)
     step = (high_mel - low_mel) / (config.mels + 1)
-    edges = low_mel + step * torch.arange(config.mels + 2, device=device)  # (mels + 2,)
-    left, center, right = (edges[start : start + config.mels, None] for start in range(3))  # (mels, 1)
+    edges = low_mel.float() + step.float() * torch.arange(config.mels + 2, device=device)  # (…, mels + 2)
+    left, center, right = (edges[..., start : start + config.mels, None] for start in range(3))  # (…, mels, 1)
     bins_hz = config.sample_rate_hz / config.fft_samples * torch.arange(config.fft_samples // 2, device=device)
     bins_mel = 1127.0 * (1.0 + bins_hz / 700.0).log()  # (bins - 1,)
-    rising, falling = (bins_mel - left) / (center - left), (right - bins_mel) / (right - center)  # (mels, bins - 1)
-    return F.pad(torch.minimum(rising, falling).clamp(min=0.0), (0, 1))  # (mels, bins)
+    rising, falling = (bins_mel - left) / (center - left), (right - bins_mel) / (right - center)  # (…, mels, bins - 1)
+    return F.pad(torch.minimum(rising, falling).clamp(min=0.0), (0, 1))  # (…, mels, bins)
 
 
 class LogMelFrontEnd(nn.Module):
@@ -120,12 +122,19 @@ class LogMelFrontEnd(nn.Module):
         self._build_constants(self.window.device)
         return self
 
-    def forward(self, waveforms: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def forward(
+        self,
+        waveforms: Tensor,
+        generator: torch.Generator | None = None,
+        edge_shifts_hz: Tensor | None = None,
+    ) -> Tensor:
         """Turn a batch of waveforms into log-mel images.
 
         Args:
             waveforms: (batch, samples), -1 to 1, at `config.sample_rate_hz`.
             generator: draws the band edges in training mode; None is torch's own generator. Unused in evaluation.
+            edge_shifts_hz: (batch, 2): what is added to each clip's lower and upper band edge, in either mode; then
+                nothing is drawn. An edge stays between 0 and half the sampling rate.
 
         Returns:
             (batch, 1, mels, frames), float32; `config.frames(samples)` frames.
@@ -151,7 +160,10 @@ class LogMelFrontEnd(nn.Module):
                 return_complex=True,
             )
             power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # (batch, bins, frames)
-            filters = self._jittered_filters(generator) if self.training else self.filters
+            if edge_shifts_hz is not None:
+                filters = self._moved_filters(edge_shifts_hz)  # (batch, mels, bins)
+            else:
+                filters = self._jittered_filters(generator) if self.training else self.filters  # (mels, bins)
             log_mels = (filters @ power + LOG_FLOOR).log()  # (batch, mels, frames)
             return ((log_mels + MEL_SHIFT) / MEL_SCALE).unsqueeze(1)
 
@@ -165,3 +177,10 @@ class LogMelFrontEnd(nn.Module):
         )
         high_hz = config.high_hz + config.high_jitter_hz // 2 - fall
         return mel_filters(config, config.low_hz + rise, high_hz, self.filters.device)
+
+    def _moved_filters(self, edge_shifts_hz: Tensor) -> Tensor:
+        """Build a bank for each clip: (batch, mels, bins)."""
+        config, device = self.config, self.filters.device
+        edges_hz = torch.tensor([config.low_hz, config.high_hz], dtype=torch.float64, device=device)
+        edges_hz = (edges_hz + edge_shifts_hz.to(device)).clamp(0, config.sample_rate_hz / 2)  # (batch, 2)
+        return mel_filters(config, edges_hz[:, 0], edges_hz[:, 1], device)

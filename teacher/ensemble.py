@@ -49,12 +49,14 @@ class Ensemble(nn.Module):
         self.requires_grad_(False).eval()
 
     @torch.inference_mode()
-    def forward(self, waveforms: Mapping[int, Tensor]) -> Tensor:
+    def forward(self, waveforms: Mapping[int, Tensor], edge_shifts_hz: Tensor | None = None) -> Tensor:
         """Ask all members.
 
         Args:
             waveforms: sample rate in Hz → (batch, samples), float32, -1 to 1: the same clips at each of
                 `sample_rates_hz`.
+            edge_shifts_hz: (batch, 2), on the CPU: how far each clip's lower and upper band edges are moved for the
+                members whose front end can do it; None leaves them.
 
         Returns:
             (teachers, batch, classes), float32, before the sigmoid.
@@ -74,8 +76,9 @@ class Ensemble(nn.Module):
         while start < clips or not pieces:
             size = min(clips - start, self.largest_batch or clips)
             piece = {rate: waveforms[rate][start : start + size] for rate in self.sample_rates_hz}
+            shifts = None if edge_shifts_hz is None else edge_shifts_hz[start : start + size]
             try:
-                pieces.append(self._ask(piece))
+                pieces.append(self._ask(piece, shifts))
             except torch.OutOfMemoryError as error:
                 if size <= 1:
                     raise
@@ -92,14 +95,16 @@ class Ensemble(nn.Module):
         """Average what the members said, by their weights: (teachers, batch, classes) → (batch, classes), float32."""
         return ensemble_logits(logits.unbind(), self.weights)
 
-    def _ask(self, waveforms: Mapping[int, Tensor]) -> Tensor:
+    def _ask(self, waveforms: Mapping[int, Tensor], edge_shifts_hz: Tensor | None) -> Tensor:
         features: dict[Hashable, Tensor] = {}
         logits = []
         for member in self.members:
             key = _features_key(member)
             if key not in features:
                 samples = round(_seconds(member) * _rate(member))
-                features[key] = member.get_submodule("front_end")(waveforms[_rate(member)][:, :samples])
+                front_end = member.get_submodule("front_end")
+                moved = {"edge_shifts_hz": edge_shifts_hz} if isinstance(front_end, FrontEnd) else {}
+                features[key] = front_end(waveforms[_rate(member)][:, :samples], **moved)
             logits.append(self._network(member, features[key]))  # (batch, classes)
         _check_shapes(logits)
         return torch.stack(logits)

@@ -74,12 +74,16 @@ class FrontEnd(nn.Module):
     time_first: bool = False
     """Whether the features are (batch, frames, mels), as AST has them, and not (batch, mels, frames)."""
 
-    def forward(self, waveforms: Tensor, generator: Generator | None = None) -> Tensor:
+    def forward(
+        self, waveforms: Tensor, generator: Generator | None = None, edge_shifts_hz: Tensor | None = None
+    ) -> Tensor:
         """Compute features.
 
         Args:
             waveforms: (batch, samples), -1 to 1, at `config.sample_rate_hz`.
             generator: where augmentation draws from in training mode; None is torch's global generator.
+            edge_shifts_hz: (batch, 2): what is added to each clip's lower and upper band edge, in either mode, in
+                place of what would be drawn. Families that were not trained on moving bands keep theirs where they are.
 
         Returns:
             float32 features in the layout that the family's model takes.
@@ -93,9 +97,9 @@ class FrontEnd(nn.Module):
                 f"waveforms have shape {tuple(waveforms.shape)}; give (batch, samples) with {shortest} samples or more"
             )
         with torch.autocast(waveforms.device.type, enabled=False):
-            return self.features(waveforms.float(), generator)
+            return self.features(waveforms.float(), generator, edge_shifts_hz)
 
-    def features(self, waveforms: Tensor, generator: Generator | None) -> Tensor:
+    def features(self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None) -> Tensor:
         """Do the arithmetic of one family; `forward` describes arguments and result."""
         raise NotImplementedError
 
@@ -123,7 +127,7 @@ class PasstMel(FrontEnd):
         self.register_buffer("window", torch.hann_window(config.window_samples, periodic=False), persistent=False)
         self.register_buffer("filters", self._filters(config.lowest_hz, config.highest_hz), persistent=False)
 
-    def features(self, waveforms: Tensor, generator: Generator | None) -> Tensor:
+    def features(self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None) -> Tensor:
         config = self.config
         emphasised = waveforms[:, 1:] - 0.97 * waveforms[:, :-1]  # (batch, samples - 1)
         spectrum = torch.stft(
@@ -135,7 +139,10 @@ class PasstMel(FrontEnd):
             return_complex=True,
         )
         power = _power(spectrum)  # (batch, bins, frames)
-        filters = self._jittered_filters(generator) if self.training else self.filters
+        if edge_shifts_hz is not None:
+            filters = self._moved_filters(edge_shifts_hz)  # (batch, mels, bins)
+        else:
+            filters = self._jittered_filters(generator) if self.training else self.filters  # (mels, bins)
         log_mel = (filters @ power + 1e-5).log()  # (batch, mels, frames)
         return (log_mel + 4.5) / 5
 
@@ -148,6 +155,15 @@ class PasstMel(FrontEnd):
         lowest_hz = config.lowest_hz + draw(config.lowest_jitter_hz)
         highest_hz = config.highest_hz + config.highest_jitter_hz // 2 - draw(config.highest_jitter_hz)
         return self._filters(lowest_hz, highest_hz).to(self.filters.device)
+
+    def _moved_filters(self, edge_shifts_hz: Tensor) -> Tensor:
+        """(batch, mels, bins)."""
+        config = self.config
+        edges = [
+            (config.lowest_hz + low, min(config.highest_hz + high, config.sample_rate_hz / 2))
+            for low, high in edge_shifts_hz.tolist()
+        ]
+        return torch.stack([self._filters(lowest, highest) for lowest, highest in edges]).to(self.filters.device)
 
     def _filters(self, lowest_hz: float, highest_hz: float) -> Tensor:
         """(mels, bins)."""
@@ -171,7 +187,7 @@ class KaldiFbank(FrontEnd):
         self.register_buffer("window", torch.hann_window(config.window_samples, periodic=False), persistent=False)
         self.register_buffer("filters", filters.T.contiguous(), persistent=False)  # (bins, mels)
 
-    def features(self, waveforms: Tensor, generator: Generator | None) -> Tensor:
+    def features(self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None) -> Tensor:
         config = self.config
         if config.subtract_mean:
             waveforms = waveforms - waveforms.mean(dim=1, keepdim=True)
@@ -201,7 +217,7 @@ class DecibelMel(FrontEnd):
         self.register_buffer("window", torch.hann_window(config.fft_samples), persistent=False)
         self.register_buffer("filters", filters.T.contiguous(), persistent=False)  # (mels, bins)
 
-    def features(self, waveforms: Tensor, generator: Generator | None) -> Tensor:
+    def features(self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None) -> Tensor:
         config = self.config
         spectrum = torch.stft(
             waveforms, config.fft_samples, hop_length=config.hop_samples, window=self.window, return_complex=True

@@ -113,3 +113,17 @@ def test_refuses_what_it_cannot_see(shape) -> None:
 def test_refuses_settings_that_make_no_bank(wrong) -> None:
     with pytest.raises(ValueError, match="front end"):
         FrontEndConfig(**wrong)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_clips_can_have_edges_of_their_own_and_then_nothing_is_drawn(training: bool) -> None:
+    sounds = torch.randn(3, 8_000, generator=torch.Generator().manual_seed(1)) / 10
+    front_end = LogMelFrontEnd().train(training)
+    shifts = torch.tensor([[0, 0], [9, -999], [3, 5_000]])  # the last one stops at half the sampling rate
+    generator = torch.Generator().manual_seed(0)
+    before = generator.get_state()
+    features = front_end(sounds, generator, shifts)
+    assert torch.equal(generator.get_state(), before)
+    for sound, (low_hz, high_hz), found in zip(sounds, [(0, 15_000), (9, 14_001), (3, 16_000)], features, strict=True):
+        alone = LogMelFrontEnd(FrontEndConfig(low_hz=low_hz, high_hz=high_hz, low_jitter_hz=1, high_jitter_hz=1)).eval()
+        torch.testing.assert_close(found, alone(sound[None])[0], atol=1e-6, rtol=0)

@@ -139,6 +139,21 @@ def test_batch_too_large_for_the_memory_is_halved_once_and_loses_nothing(caplog:
     ]
 
 
+def test_moved_edges_reach_the_members_that_can_move_them_also_in_a_halved_batch(
+    clips: Callable[..., Tensor], passt: AudioTransformer, ast: AudioTransformer
+) -> None:
+    waveforms = both_rates(clips)
+    shifts = torch.tensor([[9, -999], [0, 1000]])
+    ensemble = Ensemble([passt, ast, Loudness()], [1, 1, 1])
+    still, moved = ensemble(waveforms), ensemble(waveforms, shifts)
+    alone = passt(passt.front_end(waveforms[32000], edge_shifts_hz=shifts))
+    torch.testing.assert_close(moved[0], alone, rtol=0, atol=1e-6)
+    assert not torch.allclose(moved[0], still[0], rtol=0, atol=1e-4)
+    assert torch.equal(moved[1:], still[1:])
+    ensemble.largest_batch = 1
+    torch.testing.assert_close(ensemble(waveforms, shifts), moved, rtol=0, atol=1e-5)
+
+
 def test_memory_too_small_for_one_clip_is_an_error() -> None:
     with pytest.raises(torch.OutOfMemoryError):
         Ensemble([Loudness(most_clips=0)], [1])({16000: torch.rand(2, 16000)})

@@ -7,6 +7,7 @@ import torchaudio
 from torch import Tensor
 from torchaudio.compliance import kaldi
 
+from student.front_end import LogMelFrontEnd
 from teacher.front_ends import (
     DecibelMelConfig,
     FrontEndConfig,
@@ -123,3 +124,23 @@ def test_what_is_no_batch_of_clips_is_refused(config: FrontEndConfig, shape: tup
 @every_front_end
 def test_filters_are_no_part_of_a_checkpoint(config: FrontEndConfig) -> None:
     assert not build_front_end(config).state_dict()
+
+
+def test_passt_moves_each_clips_edges_as_the_student_does(clips: Callable[..., Tensor]) -> None:
+    waveforms = clips(32000)
+    shifts = torch.tensor([[0, 0], [9, -999], [3, 1000]])[: len(waveforms)]
+    front_end = build_front_end(PasstMelConfig()).eval()
+    moved = front_end(waveforms, edge_shifts_hz=shifts)
+    students = LogMelFrontEnd().eval()(waveforms, edge_shifts_hz=shifts)[:, 0]
+    torch.testing.assert_close(moved, students, rtol=1e-4, atol=1e-5)
+    still = front_end(waveforms)
+    torch.testing.assert_close(moved[0], still[0], rtol=1e-5, atol=1e-6)
+    assert not torch.allclose(moved[1], still[1], atol=1e-2)
+
+
+@pytest.mark.parametrize("config", [KaldiFbankConfig(), DecibelMelConfig()])
+def test_families_without_jitter_keep_their_edges(config: FrontEndConfig, clips: Callable[..., Tensor]) -> None:
+    waveforms = clips(16000)
+    front_end = build_front_end(config)
+    shifts = torch.full((len(waveforms), 2), 500)
+    assert torch.equal(front_end(waveforms, edge_shifts_hz=shifts), front_end(waveforms))

@@ -7,15 +7,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import teacher
 from pipeline.audio import load_waveform
 from pipeline.errors import CheckpointError, PipelineError
+from pipeline.logit_forms import largest, mean_of_members
 from pipeline.logit_store import LogitPart, LogitStore, open_store, write_stamp
 from pipeline.manifest import Manifest
 from pipeline.stages.shard_labeller import LabellerConfig, ShardLabeller, ShardReport
 from pipeline.stages.teacher_spec import TeacherSpec, stamp_teachers
+from pipeline.views import ViewConfig, ViewsStamp, draw_view, see
 
 SHARD, STEM = "tiny-000000.tar", "tiny-000000"
 
@@ -218,6 +220,118 @@ def test_other_weights_than_the_stamp_names_are_refused(
     Path(config.teachers[0].checkpoint).write_bytes(Path(make_teacher("passt_tiny", seed=1).split("=")[1]).read_bytes())
     with pytest.raises(CheckpointError, match="Give every machine the same file"):
         ShardLabeller(config)
+
+
+# Other forms.
+
+
+def ask(spec: str, clips: list, see_as: Callable[[str, np.ndarray, int, int], np.ndarray], **inputs: object) -> Tensor:
+    """Give one teacher's logits, (clips, classes), of each clip as `see_as` shows it."""
+    name, path = spec.split("=")
+    model = teacher.create_model(name, path).eval()
+    rate, samples = model.sample_rate_hz, round(model.input_seconds * model.sample_rate_hz)
+    seen = [
+        see_as(clip_id, load_waveform(audio, sample_rate_hz=rate, seconds=model.input_seconds + 0.125), rate, samples)
+        for clip_id, _, audio in clips
+    ]
+    with torch.inference_mode():
+        return model(model.front_end(torch.from_numpy(np.stack(seen)), **inputs))
+
+
+def test_members_are_kept_and_their_mean_is_of_what_is_stored(
+    build_dataset: Callable, clips: list, make_teacher: Callable, configure: Callable
+) -> None:
+    manifest = build_dataset("data", clips)
+    specs = [make_teacher("passt_tiny"), make_teacher("ast_tiny")]
+    config = configure(manifest, specs[0] + "@3", specs[1])
+    _, store, part = label(config)
+    plain = store.part_logits(part)
+    config = replace(config, stamp=replace(config.stamp, members="float16"))
+    write_stamp(config.store, config.stamp)
+    _, store, part = label(config)
+    members = store.part_members(part)  # (teachers, clips, classes)
+    for spec, found in zip(specs, members, strict=True):
+        alone = ask(spec, clips, lambda clip_id, waveform, rate, samples: waveform[:samples])
+        np.testing.assert_allclose(found, alone, atol=4e-3)
+    np.testing.assert_array_equal(store.part_logits(part), mean_of_members(members, (3.0, 1.0)))
+    np.testing.assert_allclose(store.part_logits(part), plain, atol=8e-3)
+
+
+def test_member_that_overflows_is_a_failure_although_others_are_finite(
+    build_dataset: Callable, clips: list, make_teacher: Callable, configure: Callable
+) -> None:
+    manifest = build_dataset("data", clips)
+    config = configure(
+        manifest, make_teacher("passt_tiny", change=_spoil_one_class(float("-inf"))), make_teacher("ast_tiny")
+    )
+    config = replace(config, stamp=replace(config.stamp, members="float16"))
+    write_stamp(config.store, config.stamp)
+    report, store, part = label(config)
+    assert (store.clip_count, report.failed) == (0, len(clips))
+    assert {failure.reason for failure in part.failures} == {"non-finite logits"}
+
+
+def test_largest_logits_are_those_of_the_whole_store(
+    build_dataset: Callable, clips: list, make_teacher: Callable, configure: Callable
+) -> None:
+    config = configure(build_dataset("data", clips), make_teacher("passt_tiny"))
+    _, store, part = label(config)
+    whole = store.part_logits(part)
+    config = replace(config, stamp=replace(config.stamp, top_k=2))
+    write_stamp(config.store, config.stamp)
+    _, store, part = label(config)
+    top = largest(whole, 2)
+    found = store.part_logits(part)
+    np.testing.assert_array_equal(np.take_along_axis(found, top.classes.astype(int), 1), top.logits)
+    assert [len(set(row)) for row in found.tolist()] == [3] * len(clips), "two logits and the rest"
+
+
+def test_each_view_is_what_the_teacher_says_of_exactly_that_sound(
+    build_dataset: Callable, clips: list, make_teacher: Callable, configure: Callable
+) -> None:
+    clips[1] = ("essay", (0,), b"To be, or not to be")
+    manifest = build_dataset("data", clips)
+    spec = make_teacher("passt_tiny", change=lambda network: network.get_classifier().weight.mul_(50))  # it listens
+    views = ViewsStamp(count=3, config=ViewConfig(seed=11))
+    config = configure(manifest, spec)
+    _, store, part = label(config)
+    plain = store.part_logits(part)
+    config = replace(config, stamp=replace(config.stamp, views=views))
+    write_stamp(config.store, config.stamp)
+    report, store, part = label(config)
+    assert (report.clips, report.failed, store.clip_count) == (5, 1, 4)
+    found = store.part_views(part)  # (clips, views, classes)
+    good = [clip for clip in clips if clip[0] != "essay"]
+    np.testing.assert_allclose(found[:, 0], plain, atol=0.01, err_msg="view 0 is the clip as it is")
+    for number in range(3):
+        drawn = [draw_view(views.config, clip_id, number) for clip_id, *_ in good]
+        by_id = {clip_id: view for (clip_id, *_), view in zip(good, drawn, strict=True)}
+        shifts = torch.tensor([(view.low_rise_hz, view.high_rise_hz) for view in drawn])
+        expected = ask(
+            spec,
+            good,
+            lambda clip_id, waveform, rate, samples, by_id=by_id: see(
+                waveform, by_id[clip_id], sample_rate_hz=rate, samples=samples
+            ),
+            edge_shifts_hz=shifts,
+        )
+        np.testing.assert_allclose(found[:, number], expected, atol=0.01)
+    spread = np.abs(found[:, 1:] - found[:, :1]).max(axis=(1, 2))
+    assert (spread > 0.1).all(), "views of a clip differ"
+
+
+def test_shard_begun_ahead_gives_the_same_part(
+    build_dataset: Callable, make_noises: Callable, make_teacher: Callable, configure: Callable
+) -> None:
+    manifest = build_dataset("data", make_noises(8, 5), clips_per_shard=4)
+    config = configure(manifest, make_teacher("passt_tiny"))
+    alone = [label(config, shard)[2] for shard in manifest.shards]
+    before = [(Path(config.store) / part.file.name).read_bytes() for part in alone]
+    labeller = ShardLabeller(config)
+    labeller.label_shard(manifest.shards[0], following=manifest.shards[1])
+    labeller.label_shard(manifest.shards[1])
+    labeller.close()
+    assert [(Path(config.store) / part.file.name).read_bytes() for part in alone] == before
 
 
 def test_labeller_needs_no_ray() -> None:
