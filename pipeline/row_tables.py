@@ -5,7 +5,7 @@ from itertools import islice
 
 import pyarrow as pa
 
-_ROWS_AT_ONCE = 1 << 14
+_ROWS_AT_ONCE = 1 << 12
 
 
 def table_of_rows(rows: Iterable[object], schema: pa.Schema) -> pa.Table:

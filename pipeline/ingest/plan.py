@@ -5,7 +5,7 @@ run has made it already, and has the same bytes for any number of workers.
 """
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import cast
@@ -21,6 +21,7 @@ from pipeline.row_tables import table_of_rows
 from pipeline.string_columns import first_rows, repeated_rows, string_bytes
 from pipeline.vocabulary import Vocabulary
 
+_ITEMS_AT_ONCE = 1 << 10
 _HELD = "what the dataset held already"
 _FEW = pa.dictionary(pa.int32(), pa.string())
 PLAN_SCHEMA = pa.schema(
@@ -55,7 +56,12 @@ class Plan:
     """What else was seen and counted."""
 
 
-def make_plan(source: Source, vocabulary: Vocabulary, taken_ids: pa.StringArray) -> Plan:
+def make_plan(
+    source: Source,
+    vocabulary: Vocabulary,
+    taken_ids: pa.StringArray,
+    on_items: Callable[[int], None] = lambda items: None,
+) -> Plan:
     """Go through a source once, without reading sounds.
 
     Of several clips with one id the first is taken; those that a dataset has already come before all.
@@ -64,18 +70,21 @@ def make_plan(source: Source, vocabulary: Vocabulary, taken_ids: pa.StringArray)
         source: where the clips are.
         vocabulary: the classes that its labels are looked up in.
         taken_ids: the ids of the clips that the dataset holds already.
+        on_items: told from time to time how many more clips were gone through.
     """
     rejections: list[Rejection] = []
     rejected: list[pa.Table] = []
     notes: Counter[str] = Counter()
 
     def clips() -> Iterator[PlannedClip]:
-        for item in map(_checked, source.scan(vocabulary, notes)):
+        for number, item in enumerate(map(_checked, source.scan(vocabulary, notes)), start=1):
+            if number % _ITEMS_AT_ONCE == 0:
+                on_items(_ITEMS_AT_ONCE)
             if isinstance(item, PlannedClip):
                 yield item
                 continue
             rejections.append(item)
-            if len(rejections) >= 1 << 14:
+            if len(rejections) >= _ITEMS_AT_ONCE:
                 rejected.append(tabulate(rejections))
                 rejections.clear()
 

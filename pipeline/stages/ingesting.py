@@ -124,7 +124,8 @@ def ingest(config: IngestConfig, source: Source) -> IngestResult:
     folder.check(overwrite=config.overwrite)
     vocabulary = _vocabulary(config, source, folder.base)
     held = pa.array([], pa.string()) if folder.base is None else folder.base.clip_ids
-    plan = make_plan(source, vocabulary, held)
+    with progress_bar("plan", None) as bar:
+        plan = make_plan(source, vocabulary, held, on_items=bar.advance)
     _log.info("%d clips to pack, %d left out before", plan.clips.num_rows, plan.rejected.num_rows)
     if not plan.clips.num_rows:
         return _conclude_without_clips(folder, plan)

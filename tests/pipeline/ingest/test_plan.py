@@ -1,4 +1,5 @@
 import pickle
+import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -51,6 +52,24 @@ def test_the_first_of_each_id_is_taken_and_the_rest_told() -> None:
         ("b", "three.wav", "repeated clip id", "two.wav was taken"),
         ("c", "one.tar/x", "repeated clip id", "what the dataset held already was taken"),
     ]
+
+
+def test_a_plan_keeps_no_python_object_for_each_clip() -> None:
+    class Many(ListedSource):
+        def scan(self, vocabulary: Vocabulary, notes: Counter[str]) -> Iterator[PlannedClip | Rejection]:
+            for number in range(25_000):
+                yield replace(CLIP, clip_id=f"clip {number}", member=f"{number}.wav", position=number)
+                yield Rejection(f"gone {number}", None, "file missing")
+
+    seen: list[int] = []
+    tracemalloc.start()
+    made = make_plan(Many(()), audioset_vocabulary(), pa.array([], pa.string()), on_items=seen.append)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (made.clips.num_rows, made.rejected.num_rows) == (25_000, 25_000)
+    assert 48_000 < sum(seen) <= 50_000
+    assert held < 1e6  # bytes
+    assert peak < 12e6  # as objects, clips and rejections take 25 MB
 
 
 @pytest.mark.parametrize("clip_id", ["", "a\nb", "x" * 2000])
