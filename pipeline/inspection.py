@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.alignment import target_rows
-from pipeline.checkpoints import list_checkpoints
+from pipeline.checkpoints import CHECKPOINTS_FOLDER
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.ingest.rejections import REJECTED_NAME
 from pipeline.logit_store import LogitStore, part_stem
@@ -168,25 +168,27 @@ class RunSummary:
     """Checkpoint or file of weights → bytes, in the order of their names."""
 
 
-def summarise_run(run: Path) -> RunSummary:
+def summarise_run(run: str | Path) -> RunSummary:
     """Read how a run went from its settings, its log and its files.
 
     Raises:
         PipelineError: its settings or its log can't be read.
     """
+    location = storage.join_path(run, CONFIG_NAME)
     try:
-        settings = tomllib.loads((run / CONFIG_NAME).read_text()) if (run / CONFIG_NAME).exists() else {}
+        settings = tomllib.loads(storage.read_bytes(location).decode()) if storage.exists(location) else {}
         lines = read_metrics(run)
     except ValueError as error:
         raise PipelineError(f"{run}: {CONFIG_NAME} or {METRICS_NAME} is damaged ({error})") from error
     evaluated = [line for line in lines if MAP_NAME in line]
     best = max(evaluated, key=lambda line: line[MAP_NAME], default=None)
-    files = [path.relative_to(run) for path in list_checkpoints(run)]
-    files += [Path(file.name) for file in storage.list_files(run, ".safetensors")]
+    checkpoints = storage.list_files(storage.join_path(run, CHECKPOINTS_FOLDER), ".pt")
+    files = {f"{CHECKPOINTS_FOLDER}/{file.name}": file.size for file in checkpoints}
+    files |= {file.name: file.size for file in storage.list_files(run, ".safetensors")}
     return RunSummary(
         settings=settings,
         last_metrics={name: value for line in lines for name, value in line.items()},
         best_map=None if best is None else best[MAP_NAME],
         best_epoch=None if best is None else int(best["epoch"]),
-        files={str(name): (run / name).stat().st_size for name in files},
+        files=files,
     )

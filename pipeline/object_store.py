@@ -585,6 +585,24 @@ def list_folder(location: str) -> list[dict[str, Any]]:
         return []
 
 
+def list_tree(location: str) -> list[str]:
+    """List the files inside a folder and all below it, relative to it; an absent folder is empty.
+
+    Raises:
+        StorageError: the bucket is missing, or the server refuses or fails.
+    """
+
+    def find(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
+        found = cast("list[str]", filesystem.find(path))
+        root = path.rstrip("/") + "/"
+        return [name.removeprefix(root) for name in found if name.startswith(root)]
+
+    try:
+        return call(location, find)
+    except FileNotFoundError:
+        return []
+
+
 def upload(source: Path, location: str) -> None:
     """Put a file in its place, in one piece: a reader finds the old one or the new one, never a part.
 

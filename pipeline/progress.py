@@ -22,7 +22,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from pipeline.storage import publish_bytes
+from pipeline.storage import exists, join_path, publish_bytes, read_bytes
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -145,12 +145,12 @@ class MetricLog:
         self.close()
 
 
-def read_metrics(run: Path) -> list[dict[str, float]]:
+def read_metrics(run: str | Path) -> list[dict[str, float]]:
     """Read a run's `metrics.jsonl`; a last line that a killed run left unfinished is passed over."""
-    return [json.loads(line) for line in _whole_lines(run / METRICS_NAME)]
+    return [json.loads(line) for line in _whole_lines(join_path(run, METRICS_NAME))]
 
 
-def _whole_lines(path: Path) -> list[bytes]:
-    if not path.exists():
+def _whole_lines(location: str | Path) -> list[bytes]:
+    if not exists(location):
         return []
-    return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    return [line for line in read_bytes(location).splitlines(keepends=True) if line.endswith(b"\n")]

@@ -17,6 +17,7 @@ from torch import nn
 from pipeline.checkpoints import CHECKPOINTS_FOLDER, load_newest_checkpoint, save_checkpoint, save_weights
 from pipeline.errors import UsageError
 from pipeline.recipes import differences, to_toml
+from pipeline.run_mirror import RunMirror
 from pipeline.storage import is_remote, local_path, publish_bytes, remove_staged
 from pipeline.training import TrainingConfig
 
@@ -52,17 +53,18 @@ class RunFolder:
         config: the run's settings.
 
     Raises:
-        UsageError: the folder is remote, or holds something and `resume` is off.
+        UsageError: the folder holds something and `resume` is off.
+        StorageError: it is a URL that can't be read or written.
     """
 
     def __init__(self, config: TrainingConfig) -> None:
-        if is_remote(config.run):
-            raise UsageError(f"--run {config.run}: give a local folder; copy it to the object store afterwards")
-        self.path = local_path(config.run)
+        self._mirror = RunMirror(config.run, resume=config.resume) if is_remote(config.run) else None
+        self.path = local_path(config.run) if self._mirror is None else self._mirror.path
+        """Where its files are, on this machine."""
         self._config = config
         if self.path.is_dir() and any(self.path.iterdir()) and not config.resume:
             raise UsageError(
-                f"--run {self.path}: is not empty. Add --resume to go on with what it holds, or choose another folder"
+                f"--run {config.run}: is not empty. Add --resume to go on with what it holds, or choose another folder"
             )
 
     def newest_state(self) -> dict[str, Any] | None:
@@ -91,6 +93,20 @@ class RunFolder:
         for folder in (self.path, self.path / CHECKPOINTS_FOLDER):
             remove_staged(folder)
         publish_bytes(self.path / CONFIG_NAME, to_toml(self._config).encode())
+
+    def publish(self) -> None:
+        """Bring a run at a URL up to date there; a local one is so always."""
+        if self._mirror is not None:
+            self._mirror.publish()
+
+    def close(self) -> None:
+        """Bring a run at a URL up to date for the last time.
+
+        Raises:
+            StorageError: not all of it could be copied; the message says where it is.
+        """
+        if self._mirror is not None:
+            self._mirror.close()
 
     def save(self, state: Mapping[str, Any]) -> Path:
         """Publish a checkpoint of `state`, whose `step` names it, and remove the oldest ones."""

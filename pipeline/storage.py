@@ -104,6 +104,27 @@ def list_files(folder: str | Path, suffix: str = "") -> list[StoredFile]:
     return sorted((entry for entry in finished if entry.name), key=lambda entry: entry.name)
 
 
+def list_tree(folder: str | Path) -> list[str]:
+    """List the finished files inside a folder and all below it, by their names relative to it.
+
+    Raises:
+        StorageError: the server refuses or fails, or is a web server.
+    """
+    if object_store.is_web(folder):
+        raise StorageError(f"{folder}: a web server can't be asked what a folder holds")
+    if is_remote(folder):
+        names = object_store.list_tree(str(folder))
+    else:
+        root = local_path(folder)
+        names = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+    return sorted(name for name in names if not is_staged(name))
+
+
+def is_staged(name: str) -> bool:
+    """Tell a file that somebody is still writing by its name."""
+    return _STAGED in name
+
+
 def find_files(folder: str | Path, names: Sequence[str]) -> list[StoredFile]:
     """Tell which of the named files are in a folder; also behind a web server, which is asked for each.
 

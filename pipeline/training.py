@@ -78,7 +78,7 @@ class TrainingConfig:
     eval_data: str | None = None
     """Dataset to evaluate on; without it nothing is evaluated and no best checkpoint is chosen."""
     run: str
-    """Local folder that receives the run: settings, metrics, checkpoints, weights."""
+    """Folder or URL that receives the run: settings, metrics, checkpoints, weights."""
     resume: bool = False
     """Go on with the run in the folder, exactly where its newest sound checkpoint left it."""
     checkpoint: str | None = None

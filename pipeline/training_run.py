@@ -136,7 +136,10 @@ def run_training(
         },
         export_dtype=export_dtype,
     )
-    return run.go()
+    try:
+        return run.go()
+    finally:
+        folder.close()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -361,6 +364,7 @@ class TrainingRun:
         }
         self._saved_path = self._folder.save(state)
         self._save_weights(LAST_NAME)
+        self._folder.publish()
         self._saved_at = time.monotonic()
 
     def _save_weights(self, name: str) -> None:

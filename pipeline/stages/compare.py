@@ -1,7 +1,6 @@
 """`pipeline compare`: what distillation brought. Runs and their teachers in one table and one picture."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -25,7 +24,7 @@ class CompareConfig:
     """Which runs, on which clips."""
 
     run: tuple[str, ...]
-    """Folders of finished runs; each is scored by its best weights, or its last where nothing was evaluated."""
+    """Folders or URLs of finished runs; each is scored by its best weights, or its last where nothing was evaluated."""
     data: str
     """Dataset to score on: a folder or URL with a manifest."""
     store: str | None = None
@@ -57,8 +56,8 @@ def run(config: Annotated[CompareConfig, Parameter(name="*")]) -> EvaluationRepo
     """
     manifest = read_manifest(config.data)
     device = choose_device(config.device)
-    weights = [_weights_of(Path(folder)) for folder in config.run]
-    models = [load_model(str(path), manifest, device=device) for path in weights]
+    weights = [_weights_of(folder) for folder in config.run]
+    models = [load_model(path, manifest, device=device) for path in weights]
     systems: list[System] = [] if config.store is None else [read_store(open_store(config.store), manifest)]
     systems += run_models(
         models,
@@ -73,7 +72,7 @@ def run(config: Annotated[CompareConfig, Parameter(name="*")]) -> EvaluationRepo
     picture = storage.join_path(config.out, PICTURE_NAME)
     training_picture(
         picture,
-        runs=[_curves(path.parent, system.name) for path, system in zip(weights, students, strict=True)],
+        runs=[_curves(folder, system.name) for folder, system in zip(config.run, students, strict=True)],
         students=students,
         teachers=teachers[0] if teachers else None,
         class_names=report.class_names,
@@ -85,14 +84,14 @@ def run(config: Annotated[CompareConfig, Parameter(name="*")]) -> EvaluationRepo
     return report
 
 
-def _weights_of(folder: Path) -> Path:
+def _weights_of(folder: str) -> str:
     for name in ("best.safetensors", "last.safetensors"):
-        if (folder / name).is_file():
-            return folder / name
+        if storage.exists(location := storage.join_path(folder, name)):
+            return location
     raise UsageError(f"--run {folder}: holds no weights. Give the folder that a training command got as --run")
 
 
-def _curves(folder: Path, name: str) -> TrainingCurves:
+def _curves(folder: str, name: str) -> TrainingCurves:
     lines = read_metrics(folder)
     losses = [line for line in lines if "epoch/loss" in line]
     scores = [line for line in lines if "eval/mAP" in line]

@@ -59,7 +59,7 @@ def run(config: Annotated[InspectConfig, Parameter(name="*")]) -> None:
         if config.data is not None:
             _show_coverage(config.data, cover(store, read_manifest(config.data)))
     else:
-        _show_run(config.path, summarise_run(storage.local_path(config.path)))
+        _show_run(config.path, summarise_run(config.path))
 
 
 def _kind_of(path: str) -> str:
