@@ -37,6 +37,8 @@ COMMANDS = {
     "evaluate": ("evaluate", "mAP, ROC AUC, d' and a per-class table of checkpoints and stores."),
     "compare": ("compare", "Several runs and their teachers side by side: one table, one picture."),
     "tag": ("tag", "What is to be heard in sound files."),
+    "teachers": ("teachers", "The teachers that can be named: cost, published mAP, licence, cached or not."),
+    "students": ("students", "The students that can be named: cost, published mAP, licence, cached or not."),
     "inspect": ("inspect_path", "What a dataset, a store or a run holds; coverage of one by the other."),
 }
 """Command → module of `pipeline.stages` and a line of help."""

@@ -20,6 +20,7 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Table
 from rich.text import Text
 
 from pipeline.storage import exists, join_path, publish_bytes, read_bytes
@@ -31,6 +32,11 @@ METRICS_NAME = "metrics.jsonl"
 def console() -> Console:
     """Give the one console that results are printed to: standard output."""
     return Console()
+
+
+def print_table(table: Table) -> None:
+    """Print a table to standard output; without a terminal, where nobody knows the width, with room for all of it."""
+    (console() if console().is_terminal else Console(width=140)).print(table)
 
 
 @cache

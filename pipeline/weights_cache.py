@@ -124,10 +124,8 @@ def _compare_with_record(path: Path) -> str:
     record = path.with_name(f"{path.name}.sha256")
     found, expected = sha256_of_file(path), _recorded(path, record)
     if expected is None:
-        try:
-            publish_bytes(record, f"{found}  {path.name}\n".encode())  # as sha256sum writes and checks it
-        except (OSError, StorageError) as error:  # a cache that many share may be for reading alone
-            _log.debug("%s: can't be written (%s)", record, error)
+        if not path.is_symlink():  # the Hub's cache is its own affair
+            _try_to_record(record, f"{found}  {path.name}\n")  # as sha256sum writes and checks it
     elif found != expected:
         files = f"{path.resolve()} and {record.name}" if record.exists() else str(path.resolve())
         raise CheckpointError(
@@ -135,6 +133,13 @@ def _compare_with_record(path: Path) -> str:
             f"Delete {files} to fetch it again."
         )
     return found
+
+
+def _try_to_record(record: Path, line: str) -> None:
+    try:
+        publish_bytes(record, line.encode())
+    except (OSError, StorageError) as error:  # a cache that many share may be for reading alone
+        _log.debug("%s: can't be written (%s)", record, error)
 
 
 def _recorded(path: Path, record: Path) -> str | None:

@@ -1,6 +1,6 @@
 """What a student costs: parameters, multiply-accumulates, activation memory, counted as EfficientAT counts them.
 
-Nothing is computed: a copy of the model runs on torch's meta device, where tensors have shapes but no values.
+Nothing is computed: the model, or a copy of it, runs on torch's meta device, where tensors have shapes but no values.
 """
 
 import copy
@@ -44,9 +44,9 @@ def count_complexity(model: Tagger, seconds: float | None = None) -> Complexity:
     config = model.front_end.config
     samples = round((model.input_seconds if seconds is None else seconds) * config.sample_rate_hz)
     image = torch.empty(1, 1, config.mels, config.frames(samples), device="meta")
-    network = copy.deepcopy(model).to("meta").eval()
-    is_mn = isinstance(network, MobileNetV3)
-    calls = _record_calls(network, image)
+    is_mn = isinstance(model, MobileNetV3)
+    on_meta = next(model.parameters()).is_meta
+    calls = _record_calls(model if on_meta else copy.deepcopy(model).to("meta"), image)
     return Complexity(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         macs=sum(_macs(call) for call in calls),
@@ -73,10 +73,23 @@ def _record_calls(network: nn.Module, image: Tensor) -> list[_Call]:
             calls.append(_Call(module, inputs[0].shape, output.shape))
 
     handles = [module.register_forward_hook(record) for module in network.modules()]
+    # Normalisations and activations count for nothing and keep shapes, but take most of the time on "meta".
+    passed_over: list[nn.Module] = [module for module in network.modules() if isinstance(module, _UNCOUNTED)]
+    for module in passed_over:
+        module.forward = _unchanged
     network(image)
+    for module in passed_over:
+        del module.forward
     for handle in handles:
         handle.remove()
     return calls
+
+
+_UNCOUNTED = nn.BatchNorm2d | nn.ReLU | nn.Hardswish | nn.Dropout
+
+
+def _unchanged(maps: Tensor) -> Tensor:
+    return maps
 
 
 def _macs(call: _Call) -> int:

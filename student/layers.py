@@ -31,6 +31,8 @@ def conv_norm_act(
 
 def initialise(module: nn.Module) -> None:
     """Draw starting weights for one module as MobileNetV3 does; use with `nn.Module.apply`."""
+    if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
+        return  # shapes without values: torch would take a while to draw nothing
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, mode="fan_out")
         if module.bias is not None:

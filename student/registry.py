@@ -51,7 +51,7 @@ def _mn(name: str, file: str | None = None, map_percent: float | None = None, **
         network=MobileNetV3,
         settings={"width_mult": int(name[2:4]) / 10, **settings},
         weights_url=RELEASES + file if file else None,
-        published_map=map_percent / 100 if map_percent else None,
+        published_map=round(map_percent / 100, 4) if map_percent else None,
     )
 
 
@@ -62,7 +62,7 @@ def _dymn(name: str, file: str | None = None, map_percent: float | None = None, 
         network=DyMN,
         settings={"width_mult": int(name[4:6]) / 10, **settings},
         weights_url=RELEASES + file if file else None,
-        published_map=map_percent / 100 if map_percent else None,
+        published_map=round(map_percent / 100, 4) if map_percent else None,
         paper="https://arxiv.org/abs/2310.15648",
     )
 

@@ -4,17 +4,21 @@
 """
 
 from teacher.audio_transformer import AudioTransformer, TransformerConfig
+from teacher.complexity import Complexity, count_complexity
 from teacher.ensemble import Ensemble, ensemble_logits
 from teacher.factory import create_model
 from teacher.front_ends import FrontEnd
-from teacher.registry import ModelCard, model_card, model_names, released_weights
+from teacher.registry import ModelCard, aliases_of, model_card, model_names, released_weights
 
 __all__ = [
     "AudioTransformer",
+    "Complexity",
     "Ensemble",
     "FrontEnd",
     "ModelCard",
     "TransformerConfig",
+    "aliases_of",
+    "count_complexity",
     "create_model",
     "ensemble_logits",
     "model_card",

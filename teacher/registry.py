@@ -197,6 +197,11 @@ def model_names() -> list[str]:
     return list(CARDS)
 
 
+def aliases_of(name: str) -> list[str]:
+    """Name a teacher's aliases."""
+    return [alias for alias, stands_for in ALIASES.items() if stands_for == name]
+
+
 def model_card(name: str) -> ModelCard:
     """Look a teacher up by its name or an alias.
 

@@ -47,6 +47,10 @@ class LoadedModel:
     """How long they are."""
     vocabulary: Vocabulary
     """What its logits are about."""
+    model_name: str
+    """What stamps call it: the registered name, or where it comes from."""
+    front_end: str
+    """How waveforms become features."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -152,6 +156,8 @@ def load_model(
         sample_rate_hz=network.sample_rate_hz,
         input_seconds=network.input_seconds,
         vocabulary=vocabulary,
+        model_name=network.model_name,
+        front_end=str(network.front_end.config),
     )
 
 

@@ -238,4 +238,7 @@ def _conclude(
 
 
 def _with_absolute_path(spec: TeacherSpec) -> TeacherSpec:
-    return spec if spec.checkpoint is None else replace(spec, checkpoint=_absolute(spec.checkpoint))
+    # What is no path of ours is left alone: a teacher's own builder may take anything for a checkpoint.
+    if spec.checkpoint is None or storage.is_remote(spec.checkpoint) or not storage.exists(spec.checkpoint):
+        return spec
+    return replace(spec, checkpoint=_absolute(spec.checkpoint))
