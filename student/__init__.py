@@ -12,8 +12,10 @@ from student.registry import ModelCard, create_model, load_weights, model_card, 
 from student.schedule import ScheduleConfig, learning_rate_multiplier
 from student.state_dicts import read_checkpoint
 from student.tagger import Tagger
+from student.warm_start import IMAGENET_WEIGHTS
 
 __all__ = [
+    "IMAGENET_WEIGHTS",
     "AugmentConfig",
     "Complexity",
     "DistillConfig",

@@ -14,6 +14,7 @@ from student.mobilenetv3 import MobileNetV3, scaled_channels
 from student.pretrained import Fetch, fetch_weights
 from student.state_dicts import describe_difference, fit_to_model, read_checkpoint, shapes_of
 from student.tagger import Tagger
+from student.warm_start import from_imagenet, same_keys, start_body_from
 
 RELEASES = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
 
@@ -157,6 +158,7 @@ def create_model(
     *,
     pretrained: bool = False,
     fetch: Fetch = fetch_weights,
+    warm_start: bool = False,
     **kwargs: Any,
 ) -> Tagger:
     """Create a student with its front end.
@@ -167,6 +169,8 @@ def create_model(
         checkpoint: a safetensors or torch file, or a state dict; None leaves the weights fresh.
         pretrained: take the weights that were released under this name as the checkpoint.
         fetch: brings them to this machine, URL → file.
+        warm_start: the checkpoint is a place to train from: another head, or timm's or torchvision's MobileNetV3-Large,
+            will do, and what doesn't fit starts afresh; see `load_weights`.
         kwargs: the network's keywords, which win over what the name stands for; see `MobileNetV3` and `DyMN`.
 
     Returns:
@@ -183,20 +187,29 @@ def create_model(
     if pretrained and checkpoint is None:
         checkpoint = fetch(released_weights(card))
     if checkpoint is not None:
-        load_weights(model, checkpoint)
+        load_weights(model, checkpoint, warm_start=warm_start)
     return model
 
 
-def load_weights(model: Tagger, checkpoint: str | Path | Mapping[str, Tensor]) -> None:
+def load_weights(model: Tagger, checkpoint: str | Path | Mapping[str, Tensor], *, warm_start: bool = False) -> None:
     """Load a checkpoint into a student; a last layer for another number of classes stays fresh, and that is logged.
+
+    With `warm_start` the checkpoint may also have another head or other squeeze-excitations, or be timm's or
+    torchvision's MobileNetV3-Large: what fits is taken, the rest starts afresh, and the log says which.
 
     Raises:
         ValueError: it doesn't fit; the message names keys, shapes, and the model that it looks like.
         FileNotFoundError: there is no such file.
     """
     state_dict = read_checkpoint(checkpoint)
+    imagenet = from_imagenet(state_dict)
     try:
-        fitted = fit_to_model(state_dict, model, _final_layers(model))
+        if warm_start and (imagenet is not None or not same_keys(model, state_dict)):
+            fitted = start_body_from(model, imagenet or state_dict, _final_prefixes(model))
+        elif imagenet is not None:
+            raise ValueError("it is an image network's; it can only be trained from (warm_start=True)")
+        else:
+            fitted = fit_to_model(state_dict, model, _final_layers(model))
     except ValueError as error:
         origin = checkpoint if isinstance(checkpoint, str | Path) else "the state dict"
         twin = looks_like(state_dict)
@@ -218,7 +231,7 @@ def looks_like(state_dict: Mapping[str, Tensor]) -> str | None:
         tried.add(kind)
         with torch.device("meta"):  # shapes without memory or arithmetic
             twin = card.network(**card.settings)
-        prefixes = tuple(f"{layer}." for layer in _final_layers(twin))
+        prefixes = _final_prefixes(twin)
         expected, found = (
             {key: shape for key, shape in shapes_of(tensors).items() if not key.startswith(prefixes)}
             for tensors in (twin.state_dict(), state_dict)
@@ -230,6 +243,10 @@ def looks_like(state_dict: Mapping[str, Tensor]) -> str | None:
 
 def _final_layers(model: Tagger) -> list[str]:
     return [f"classifier.{layer}" for layer in model.classifier.final_layers]
+
+
+def _final_prefixes(model: Tagger) -> tuple[str, ...]:
+    return tuple(f"{layer}." for layer in _final_layers(model))
 
 
 def _timm_builder(name: str) -> Callable[..., torch.nn.Module]:

@@ -102,6 +102,8 @@ def _released_weights(name: str) -> str:
                 return package.released_weights(package.model_card(name))
             except ValueError as error:
                 raise CheckpointError(f"{name}: no such file, and {error}") from error
+    if name in student.IMAGENET_WEIGHTS:  # timm's and torchvision's, to train from
+        return student.IMAGENET_WEIGHTS[name]
     names = [name for package in _PACKAGES for name in package.model_names()]
     close = ", ".join(get_close_matches(name, names, n=3, cutoff=0.5)) or "mn10_as, passt_s, …"
     raise CheckpointError(f"{name}: no such file, and no model is called that; did you mean {close}?")

@@ -141,7 +141,7 @@ def _build_model(config: TrainStudentConfig, options: Mapping[str, Any], *, clas
         if config.checkpoint is None:
             return student.create_model(config.model, num_classes=classes, **options)
         with open_weights(config.checkpoint) as weights:
-            return student.create_model(config.model, weights.path, num_classes=classes, **options)
+            return student.create_model(config.model, weights.path, warm_start=True, num_classes=classes, **options)
     except (ValueError, TypeError) as error:
         kind = UsageError if config.checkpoint is None else CheckpointError
         raise kind(f"--model {config.model}: {error}") from error

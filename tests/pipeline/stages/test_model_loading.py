@@ -226,3 +226,11 @@ def test_a_folder_of_hugging_faces_gives_its_weights(tmp_path: Path) -> None:
     save_file(teacher.create_model("ast_tiny", num_classes=527).state_dict(), folder / "model.safetensors")
     loaded = load_model(str(folder), model="ast_tiny")
     assert loaded.sha256 == sha256_of_file(folder / "model.safetensors")
+
+
+def test_imagenets_weights_have_names_too(file_server: FileServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(student.IMAGENET_WEIGHTS, "mobilenet_v3_large", file_server.url("/net.pth"))  # pyright: ignore
+    torch.save({"weight": torch.zeros(1)}, "net.pth")
+    file_server.files["/net.pth"] = Path("net.pth").read_bytes()
+    with open_weights("mobilenet_v3_large") as weights:
+        assert (weights.path.name, weights.released_as) == ("net.pth", "mobilenet_v3_large")
