@@ -21,6 +21,9 @@ logger = logging.getLogger(__name__)
 
 AUDIOSET_CLASSES = 527
 
+GENERAL_FILE_NAMES = ("model.safetensors", "pytorch_model.bin")
+"""What Hugging Face calls the weights of any model."""
+
 
 def create_model(
     name: str,
@@ -79,6 +82,7 @@ def _load_network(
     with torch.device("meta"):  # shapes alone: weights drawn here would only be thrown away
         network = _build_network(card, found_classes, kwargs)
     check_fit(checkpoint, shapes_of(network.state_dict()), card.name, _names_that_fit(checkpoint, found_classes))
+    _check_release(card, checkpoint)
     network.load_state_dict(checkpoint.tensors, assign=True)
     if num_classes is not None and num_classes != found_classes:
         logger.warning(
@@ -105,6 +109,43 @@ def _recorded_settings(card: ModelCard, checkpoint: Checkpoint) -> dict[str, int
     if (theirs.network, theirs.config, theirs.front_end) != (card.network, card.config, card.front_end):
         raise ValueError(f"{checkpoint.source}: was written for {recorded}, not for {card.name}; name it {recorded}")
     return json.loads(checkpoint.metadata.get("kwargs", "{}"))
+
+
+def _check_release(card: ModelCard, checkpoint: Checkpoint) -> None:
+    """Tell models apart that have the same shapes but hear differently, by the name that their file was released under.
+
+    Raises:
+        ValueError: the file is the release of a model that computes something else.
+    """
+    if "model" in checkpoint.metadata:
+        return
+    file = Path(checkpoint.source).name
+    released_as = [other for other in CARDS.values() if (other.weights_url or "").endswith(f"/{file}")]
+    twins = [other.name for other in CARDS.values() if _is_twin(card, other)]
+    if any(other.weights_url == card.weights_url for other in released_as):
+        return
+    if names := [other.name for other in released_as if other.name in twins]:
+        raise ValueError(
+            f"{checkpoint.source}: was released as {names[0]}, which has the shapes of {card.name} but takes other "
+            f"features. Name it {names[0]}, or rename the file if it is another one"
+        )
+    if released_as and file not in GENERAL_FILE_NAMES:
+        logger.warning("%s was released as %s, not as %s", checkpoint.source, released_as[0].name, card.name)
+    elif twins:
+        logger.warning(
+            "%s fits %s and %s alike, which take other features; it is taken to be %s",
+            checkpoint.source,
+            card.name,
+            " and ".join(twins),
+            card.name,
+        )
+
+
+def _is_twin(card: ModelCard, other: ModelCard) -> bool:
+    """Whether two releases have the same network, so that one's weights fit the other, but other features."""
+    same_network = (card.network, card.config) == (other.network, other.config)
+    same_features = (card.front_end, card.input_seconds) == (other.front_end, other.input_seconds)
+    return same_network and not same_features and card.weights_url != other.weights_url
 
 
 def _names_that_fit(checkpoint: Checkpoint, num_classes: int) -> Iterator[str]:

@@ -91,6 +91,48 @@ def test_our_own_file_for_another_model_is_refused_by_its_name(tmp_path: Path) -
         teacher.create_model("passt_s_20sec", tmp_path / "hop.safetensors")
 
 
+TWINS = ("passt_s_swa_f128_stfthop160_p16_s10_ap473", "passt_s_f128_20sec_p16_s10_ap474_swa")
+
+
+def test_only_known_twins_share_shapes_but_not_the_computation() -> None:
+    cards = [teacher.model_card(name) for name in teacher.model_names()]
+    shapes = {card.name: {key: value.shape for key, value in weights_of(card.name).items()} for card in cards}
+    confusable = {
+        frozenset((one.name, other.name))
+        for one in cards
+        for other in cards
+        if shapes[one.name] == shapes[other.name]
+        and (one.config, one.front_end, one.input_seconds) != (other.config, other.front_end, other.input_seconds)
+        and one.weights_url != other.weights_url
+        and not one.name.endswith("_hf")
+        and not other.name.endswith("_hf")  # the same network as ast_base but for epsilons, meant for any AST file
+    }
+    assert confusable == {frozenset(TWINS)}
+
+
+@pytest.mark.parametrize(("name", "twin"), [TWINS, TWINS[::-1]])
+def test_a_released_file_of_its_twin_is_refused_by_its_name(
+    name: str, twin: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    weights = {key: value.half().clone() for key, value in weights_of(name).items()}
+    file = str(teacher.model_card(name).weights_url).rpartition("/")[2]
+    torch.save(weights, tmp_path / file)
+    with pytest.raises(ValueError, match=rf"was released as {name}, which has the shapes of {twin} but takes other"):
+        teacher.create_model(twin, tmp_path / file)
+    teacher.create_model(name, tmp_path / file)
+    assert not caplog.text
+    (tmp_path / file).rename(tmp_path / "mine.pt")
+    teacher.create_model(name, tmp_path / "mine.pt")
+    assert f"mine.pt fits {name} and {twin} alike" in caplog.text
+
+
+def test_a_release_under_another_name_is_pointed_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    weights = {key: value.half().clone() for key, value in weights_of("passt_s").items()}
+    torch.save(weights, tmp_path / "passt-s-kd-ap.486.pt")
+    teacher.create_model("passt_s", tmp_path / "passt-s-kd-ap.486.pt")
+    assert "was released as passt_s_kd_p16_128_ap486, not as passt_s_swa_p16_128_ap476" in caplog.text
+
+
 def test_the_number_of_classes_is_the_checkpoints() -> None:
     assert teacher.create_model("ced_tiny", weights_of("ced_tiny", 50)).num_classes == 50
     assert teacher.create_model("ced_tiny").num_classes == 527
