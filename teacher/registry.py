@@ -7,6 +7,7 @@ the listing, and the messages about checkpoints that don't fit all read this one
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from urllib.parse import urljoin
 
 from teacher.ast_transformer import AST
 from teacher.audio_transformer import AudioTransformer, TransformerConfig
@@ -47,7 +48,7 @@ CED_PAPER = "https://arxiv.org/abs/2308.11957"
 def _passt(
     name: str,
     file: str,
-    published_map: float,
+    published_map: float | None,
     *,
     stride: int = 10,
     depth: int = 12,
@@ -61,7 +62,7 @@ def _passt(
         config=TransformerConfig(frames=frames, stride=stride, depth=depth),
         front_end=PasstMelConfig(hop_samples=hop),
         input_seconds=seconds,
-        weights_url=f"https://github.com/kkoutini/PaSST/releases/download/{file}",
+        weights_url=urljoin("https://github.com/kkoutini/PaSST/releases/download/", file),
         licence="Apache-2.0",
         paper=PASST_PAPER,
         published_map=published_map,

@@ -49,8 +49,9 @@ def test_every_passt_equals_hear21passt_from_waveform_to_logits(
         theirs = PasstBasicWrapper(mel=mel, net=net, mode="logits").eval()
         fill_module(theirs)
         ours = teacher.create_model(name, theirs.state_dict(), **SMALL).eval()
-        waveforms = clips(32000, 3.0)
-        torch.testing.assert_close(ours(ours.front_end(waveforms)), theirs(waveforms), rtol=0, atol=2e-5)
+        for seconds in (3.0, card.input_seconds):  # hear21passt can't take longer ones
+            waveforms = clips(32000, seconds)[:1]
+            torch.testing.assert_close(ours(ours.front_end(waveforms)), theirs(waveforms), rtol=0, atol=2e-5)
 
 
 def test_training_on_short_clips_starts_at_a_random_time_encoding() -> None:
