@@ -3,6 +3,7 @@
 Opening costs the pages that are touched, not the gigabytes that the array holds, and processes share those pages.
 """
 
+import mmap
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -28,6 +29,15 @@ class AlignedLogits:
     """Rows of the store passed over, because an earlier part holds the same clip."""
     path: Path
     """Where the array lies, until somebody clears the cache."""
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Copy the logits of some clips: `rows`, (some,) → (some, classes), float16."""
+        taken = self.logits[rows]
+        if isinstance(self.logits.base, mmap.mmap):
+            # The pages stay in the page cache, but leave this process: it would map the whole file by and by, and be
+            # counted, or killed, for gigabytes that it does not own.
+            self.logits.base.madvise(mmap.MADV_DONTNEED)
+        return taken
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:
         # NumPy pickles a mapped array by value; a loader worker must map the file instead of receiving gigabytes.

@@ -169,7 +169,7 @@ class JoinedDataset(Dataset[TrainingBatch]):
         """Give (batch, classes) float32 and (batch,) bool."""
         if self._logits is None:
             return np.zeros((len(rows), len(self.manifest.vocabulary)), np.float32), np.zeros(len(rows), bool)
-        return self._logits.logits[rows].astype(np.float32), self._logits.has_logits[rows]
+        return self._logits.take(rows).astype(np.float32), self._logits.has_logits[rows]
 
 
 def batch_loader(

@@ -11,6 +11,7 @@ readers behind a web server.
 import hashlib
 import json
 import logging
+from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -48,6 +49,8 @@ _STAMP_KEY, _IDENTITY_KEY, _FAILURES_KEY = b"stamp", b"shard_identity", b"failur
 _FAILED_SCHEMA = pa.schema([(name, pa.string()) for name in ("part", "clip_id", "reason", "detail")])
 _FOOTER_READERS = 16
 _CHECKED_VIEW_COLUMNS = [name for name in VIEW_COLUMNS if name != "view_seed"]
+_PART_READERS = 4
+"""Parts that are read and decompressed at the same time, and so are in memory together."""
 
 _log = logging.getLogger(__name__)
 
@@ -377,7 +380,7 @@ class LogitStore:
         """Give the logits in the manifest's order, from the cache where this was done before.
 
         The cache is keyed by all that the array depends on. Processes may do this at the same time: each publishes
-        the same bytes, whole. At most one part is in memory.
+        the same bytes, whole. Only a few parts are in memory at a time.
 
         Args:
             manifest: of any dataset with the store's class list.
@@ -416,9 +419,19 @@ class LogitStore:
 
     def _pieces(self, rows: np.ndarray, *, all_views: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         starts = np.cumsum([0] + [part.clips for part in self.parts])
-        for part, start in zip(self.parts, starts, strict=False):
-            targets = rows[start : start + part.clips]  # (part's clips,)
-            wanted = targets >= 0
-            if wanted.any():
-                logits = self.part_views(part) if all_views else self.part_logits(part)
-                yield targets[wanted], logits[wanted]
+        targets = [rows[start : start + part.clips] for part, start in zip(self.parts, starts, strict=False)]
+        needed = [place for place, of_part in enumerate(targets) if (of_part >= 0).any()]
+
+        def read(place: int) -> tuple[np.ndarray, np.ndarray]:
+            wanted = targets[place] >= 0  # (part's clips,)
+            part = self.parts[place]
+            logits = self.part_views(part) if all_views else self.part_logits(part)
+            return targets[place][wanted], logits[wanted]
+
+        with ThreadPoolExecutor(_PART_READERS) as readers:
+            ahead = deque(readers.submit(read, place) for place in needed[:_PART_READERS])
+            for place in [*needed[_PART_READERS:], *([None] * len(ahead))]:
+                piece = ahead.popleft().result()
+                if place is not None:
+                    ahead.append(readers.submit(read, place))
+                yield piece

@@ -39,6 +39,18 @@ def test_array_crosses_to_another_process_by_its_path(tmp_path: Path) -> None:
         assert aligned.repeated == 1
 
 
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="the kernel does not say what is mapped")
+def test_logits_that_were_taken_do_not_stay_in_the_process(tmp_path: Path) -> None:
+    values = (np.arange(4_000_000) % 1000).reshape(4000, 1000).astype(np.float16)  # 8 MB
+    path = tmp_path / "logits.npy"
+    aligned = write_aligned(path, values.shape, np.ones(4000, bool), 0, [(np.arange(4000), values)])
+    np.testing.assert_array_equal(aligned.take(np.arange(3999, 0, -2)), values[3999:0:-2])
+    mapped = Path("/proc/self/smaps").read_text().split(f"{path.parent}")[1:]
+    assert mapped
+    resident = [int(line.split()[1]) for entry in mapped for line in entry.splitlines() if line.startswith("Rss:")]
+    assert resident[0] < 1000  # kB
+
+
 def test_interrupted_write_leaves_no_array(tmp_path: Path) -> None:
     def pieces():
         yield np.array([0]), np.zeros((1, 2), np.float16)

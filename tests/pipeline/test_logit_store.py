@@ -224,6 +224,16 @@ def test_logits_stand_in_manifest_order_and_absence_is_told(store: Path, tmp_pat
     assert aligned.logits.dtype == np.float16
 
 
+def test_many_parts_are_aligned_whatever_is_read_ahead(store: Path, tmp_path: Path) -> None:
+    ids = [f"{stem}-{number}" for stem in "cdefghijkl" for number in range(3)]
+    for stem in "cdefghijkl":
+        publish(store, stem, [clip_id for clip_id in ids if clip_id.startswith(stem)])
+    manifest = manifest_of(tmp_path / "data", ids[::-1])
+    aligned = open_store(str(store)).align(manifest, tmp_path / "cache")
+    assert aligned.has_logits.all()
+    np.testing.assert_array_equal(aligned.logits, logits_of(ids[::-1]))
+
+
 def test_second_alignment_reads_no_part(store: Path, tmp_path: Path) -> None:
     manifest = manifest_of(tmp_path / "data", ["z"])
     opened = open_store(str(store))
