@@ -7,7 +7,7 @@ memory-mapped array. What a batch holds depends on its rows alone, never on the 
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -130,11 +130,22 @@ class JoinedDataset(Dataset[TrainingBatch]):
         """Read the clips at `rows`, (batch,) int64."""
         if is_remote(self.manifest.location):
             read_ahead(self._reader, self.manifest, self._not_kept(rows))
+        return self.batch(rows, lambda row: read_clip_bytes(self._reader, self.manifest, row))
+
+    def batch(self, rows: np.ndarray, read: Callable[[int], bytes]) -> TrainingBatch:
+        """Join the clips at `rows`, (batch,) int64.
+
+        Args:
+            rows: rows in the manifest.
+            read: gives the encoded audio of one of them, or raises a `ShardError`. It is asked in the order in which
+                the clips lie in their shards, whatever the order of `rows`.
+        """
         waveforms = np.zeros((len(rows), self.samples), dtype=np.float32)
         failures: list[FailedClip] = []
-        for place, row in enumerate(rows.tolist()):
+        for place in np.lexsort((self.manifest.offsets[rows], self.manifest.shard_of_clip[rows])).tolist():
+            row = int(rows[place])
             try:
-                waveforms[place] = self._waveform(row)
+                waveforms[place] = self._waveform(row, read)
             except DecodeError as error:
                 failures.append(FailedClip(row, error.reason, error.detail))
             except StorageUnavailableError as error:
@@ -156,11 +167,10 @@ class JoinedDataset(Dataset[TrainingBatch]):
         cache = self._cache
         return rows if cache is None else rows[[not cache.holds(row) for row in rows.tolist()]]
 
-    def _waveform(self, row: int) -> np.ndarray:
+    def _waveform(self, row: int, read: Callable[[int], bytes]) -> np.ndarray:
         if self._cache is not None and (kept := self._cache.read(row)) is not None:
             return kept
-        encoded = read_clip_bytes(self._reader, self.manifest, row)
-        waveform = load_waveform(encoded, sample_rate_hz=self.sample_rate_hz, seconds=self.seconds)
+        waveform = load_waveform(read(row), sample_rate_hz=self.sample_rate_hz, seconds=self.seconds)
         if self._cache is not None:
             self._cache.write(row, waveform)
         return waveform
@@ -172,11 +182,17 @@ class JoinedDataset(Dataset[TrainingBatch]):
         return self._logits.take(rows).astype(np.float32), self._logits.has_logits[rows]
 
 
-def batch_loader(
-    dataset: JoinedDataset, batches: Iterable[np.ndarray], *, workers: int, pin_memory: bool = False
-) -> DataLoader[TrainingBatch]:
-    """Load batches in the order of `batches`, ahead of time on up to `workers` processes; 0 loads when asked.
+def loader_processes(workers: int) -> int:
+    """Give how many processes load where `workers` are asked for: no more than there are cores."""
+    return min(workers, len(os.sched_getaffinity(0)))
 
+
+def batch_loader(
+    dataset: Dataset[TrainingBatch], batches: Iterable[Any], *, workers: int, pin_memory: bool = False
+) -> DataLoader[TrainingBatch]:
+    """Load `dataset[batch]` for each of `batches`, in order, ahead of time on up to `workers` processes.
+
+    With 0 workers each is loaded when it is asked for.
     The processes, at most one a core, live as long as the iteration, which may go on over any number of epochs.
     """
     return DataLoader(
@@ -184,7 +200,7 @@ def batch_loader(
         sampler=batches,  # pyright: ignore[reportArgumentType]
         batch_size=None,  # an index is a whole batch already
         collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
-        num_workers=min(workers, len(os.sched_getaffinity(0))),
+        num_workers=loader_processes(workers),
         worker_init_fn=_leave_signals_to_the_main_process,
         pin_memory=pin_memory,
     )

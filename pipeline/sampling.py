@@ -2,19 +2,52 @@
 
 Nothing here is drawn from hidden state. The clips of any step can be computed from the step's number alone, so a run
 resumes in the middle of an epoch, on any number of loader workers, as if it had never stopped.
+
+The order also decides how the shards are read. `EpochPlan` draws from the whole dataset and can sort its reads within a
+window; `StreamPlan` draws the same clips, but puts them in an order in which whole shards are read from their start to
+their end.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal
+from itertools import product
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from pipeline.errors import UsageError
 from pipeline.manifest import Manifest
 
-Sampling = Literal["balanced", "uniform"]
+Sampling = Literal["balanced", "uniform", "stream"]
+IntOrArray = TypeVar("IntOrArray", int, np.ndarray)
+
+_SHARDS, _SHUFFLE = 11, 12
+"""What random numbers are for, so that no two uses share them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StreamConfig:
+    """How `--sampling stream` goes through the shards."""
+
+    weights: Literal["balanced", "uniform"] = "balanced"
+    """balanced: clips of rare classes are kept more often, clips without labels never. uniform: all alike."""
+    read_share: float = 1.0
+    """Share of the dataset that one epoch goes through, above 0 to 1. At 1 an epoch keeps the very clips that
+    --sampling balanced draws, and throws away all others that it read; at 0.25 it reads a quarter as much, the next
+    epoch the next quarter, and rare classes are preferred only among a quarter of the clips."""
+    shuffle: int = 1000
+    """Clips among which a process's batches are shuffled, 0 or more. They wait in its loader workers' memory, still
+    encoded: 0.1 to 0.5 MB each."""
+    readers: int = 4
+    """Places of the dataset that a process reads from at the same time, 1 or more; workers share them out evenly. It
+    decides the order of the clips, --workers does not."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.read_share <= 1:
+            raise UsageError(f"stream.read_share is {self.read_share}; choose a share above 0, up to 1")
+        if self.shuffle < 0 or self.readers < 1:
+            raise UsageError("stream: shuffle must be 0 or more and readers 1 or more")
 
 
 def sampling_weights(manifest: Manifest) -> np.ndarray:
@@ -67,6 +100,32 @@ def epoch_order(weights: np.ndarray, clips: int, *, seed: int, epoch: int) -> np
     return rows[first[np.argsort(arrivals[first], kind="stable")]]
 
 
+def reading_order(manifest: Manifest) -> np.ndarray:
+    """Number the clips by where their bytes lie, shard after shard and from each one's start to its end.
+
+    Returns:
+        (clips,), int64: the number of each row.
+    """
+    rows = np.lexsort((manifest.offsets, manifest.shard_of_clip))
+    numbers = np.empty(len(rows), dtype=np.int64)
+    numbers[rows] = np.arange(len(rows))
+    return numbers
+
+
+def grouped_reads(order: np.ndarray, numbers: np.ndarray, window: int) -> np.ndarray:
+    """Sort rows by where they lie, within windows: none moves by `window` places or more.
+
+    Args:
+        order: (drawn clips,), rows.
+        numbers: (clips,), from `reading_order`.
+        window: clips; 0 and 1 change nothing.
+    """
+    if window < 2:
+        return order
+    windows = np.arange(len(order)) // window
+    return order[np.lexsort((numbers[order], windows))]
+
+
 @dataclass(frozen=True, kw_only=True)
 class EpochPlan:
     """Which clips every step of a run trains on. Steps count from 0 over all epochs; every batch is full."""
@@ -78,6 +137,10 @@ class EpochPlan:
     clips_per_epoch: int | None = None
     """Clips drawn for one epoch; None draws every clip of positive weight once. Rounded down to whole batches."""
     seed: int = 0
+    numbers: np.ndarray | None = None
+    """(clips of the dataset,), from `reading_order`; needed where reads are grouped."""
+    read_window: int = 0
+    """Clips within which reads are sorted by place, see `grouped_reads`; 0 leaves the order of the draws."""
 
     def __post_init__(self) -> None:
         if self.batch_size > self._drawn:
@@ -86,11 +149,17 @@ class EpochPlan:
                 "choose a smaller --batch-size (or check that the clips have labels: balanced sampling passes over "
                 "those without; --sampling uniform takes all)"
             )
+        if self.read_window and self.numbers is None:
+            raise ValueError("a read window needs the clips' reading order")
+
+    @cached_property
+    def drawable(self) -> int:
+        """How many clips have a positive weight."""
+        return int(np.count_nonzero(self.weights > 0))
 
     @cached_property
     def _drawn(self) -> int:
-        drawable = int(np.count_nonzero(self.weights > 0))
-        return drawable if self.clips_per_epoch is None else min(self.clips_per_epoch, drawable)
+        return self.drawable if self.clips_per_epoch is None else min(self.clips_per_epoch, self.drawable)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -101,6 +170,12 @@ class EpochPlan:
         """Give the epoch, from 0, that a step belongs to."""
         return step // self.steps_per_epoch
 
+    def order(self, epoch: int) -> np.ndarray:
+        """Give the rows of an epoch, (steps x batch,) int64, batch after batch."""
+        drawn = epoch_order(self.weights, self._drawn, seed=self.seed, epoch=epoch)
+        drawn = drawn[: self.steps_per_epoch * self.batch_size]
+        return drawn if self.numbers is None else grouped_reads(drawn, self.numbers, self.read_window)
+
     def batch_at(self, step: int) -> np.ndarray:
         """Give the rows, (batch,) int64, of one step."""
         return next(self.batches(step))
@@ -110,9 +185,150 @@ class EpochPlan:
         step = first_step
         while end_step is None or step < end_step:
             epoch, within = divmod(step, self.steps_per_epoch)
-            order = epoch_order(self.weights, self._drawn, seed=self.seed, epoch=epoch)
+            order = self.order(epoch)
             for batch in range(within, self.steps_per_epoch):
                 if step == end_step:
                     return
                 yield order[batch * self.batch_size : (batch + 1) * self.batch_size]
                 step += 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamPlan(EpochPlan):
+    """The same for reading whole shards one after the other.
+
+    Every pass through the dataset visits its shards in a new order. An epoch goes through a share of a pass, lets the
+    clips there run the race of `epoch_order`, and keeps the winners in the order in which they are met. That sequence
+    is cut into equal pieces, one for each reader of each process, so that all have the same number of clips, however
+    many shards there are and however unlike; a shard at a cut is read by two. Each reader's clips are shuffled over a
+    short distance, and its process takes batches from its readers in turn.
+    """
+
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    shard_of_clip: np.ndarray
+    """(clips of the dataset,), int: positions of shards, from 0."""
+    ranks: int = 1
+    """Processes that share each batch, each taking neighbours."""
+
+    def __post_init__(self) -> None:
+        EpochPlan.__post_init__(self)
+        if self.numbers is None:
+            raise ValueError("streaming needs the clips' reading order")
+
+    @cached_property
+    def epochs_per_pass(self) -> int:
+        """Epochs that share one pass through all shards; each keeps what it needs, so no more than that allows."""
+        return max(1, min(int(1 / self.stream.read_share), self.drawable // self._drawn))
+
+    @property
+    def thrown_away(self) -> float:
+        """Share of the clips passed in the shards that is not trained on, 0 to 1."""
+        return 1 - self.steps_per_epoch * self.batch_size * self.epochs_per_pass / len(self.weights)
+
+    def visits(self, epoch: int) -> np.ndarray:
+        """Number the clips by when the epoch's pass comes to them: (clips,) int64."""
+        assert self.numbers is not None
+        key = np.array([seed_for(self.seed, epoch // self.epochs_per_pass, _SHARDS), 0], dtype=np.uint64)
+        bits = np.random.Philox(key=key).random_raw(int(self.shard_of_clip.max()) + 1)
+        turn = np.argsort(np.argsort(bits))  # (shards,), when each one's turn is
+        rows = np.lexsort((self.numbers, turn[self.shard_of_clip]))
+        visits = np.empty(len(rows), dtype=np.int64)
+        visits[rows] = np.arange(len(rows))
+        return visits
+
+    def order(self, epoch: int) -> np.ndarray:
+        """Give the rows of an epoch, (steps x batch,) int64, batch after batch."""
+        drawn = self._drawn_in_turn(epoch)
+        steps, readers = self.steps_per_epoch, self.stream.readers
+        reader_of_step = self.reader_of(epoch * steps + np.arange(steps))  # (steps,)
+        whole = np.empty((steps, self.batch_size), dtype=np.int64)
+        start = 0
+        for lane, (rank, reader) in enumerate(product(range(self.ranks), range(readers))):
+            places = self.share(rank)
+            own = np.flatnonzero(reader_of_step == reader)  # (the reader's steps,)
+            shape = len(own), places.stop - places.start
+            clips = drawn[start : start + shape[0] * shape[1]]
+            start += len(clips)
+            whole[own, places] = self._shuffled(clips, epoch, lane).reshape(shape)
+        return whole.reshape(-1)
+
+    def share(self, rank: int) -> slice:
+        """Give the places of one process in every batch; they begin at an even one, for neighbours are mixed."""
+        pairs = (self.batch_size + 1) // 2
+        first, end = (min(2 * (pairs * part // self.ranks), self.batch_size) for part in (rank, rank + 1))
+        return slice(first, end)
+
+    def reader_of(self, step: IntOrArray) -> IntOrArray:
+        """Give the number of the reader, the same in every process, that a step's clips come from."""
+        # Counted over all epochs, so that a reader stays with its worker from one epoch to the next.
+        return step % self.stream.readers
+
+    def _drawn_in_turn(self, epoch: int) -> np.ndarray:
+        """Give the rows that the epoch keeps, in the order in which their shards are read."""
+        visits = self.visits(epoch)
+        met = np.empty(len(visits), dtype=np.int64)
+        met[visits] = np.arange(len(visits))  # (clips,), rows in the order of the pass
+        met = met[self.weights[met] > 0]
+        part, parts = epoch % self.epochs_per_pass, self.epochs_per_pass
+        passed = met[len(met) * part // parts : len(met) * (part + 1) // parts]
+        weights = np.zeros_like(self.weights)
+        weights[passed] = self.weights[passed]
+        kept = np.zeros(len(weights), dtype=bool)
+        kept[epoch_order(weights, self.steps_per_epoch * self.batch_size, seed=self.seed, epoch=epoch)] = True
+        return passed[kept[passed]]
+
+    def _shuffled(self, rows: np.ndarray, epoch: int, lane: int) -> np.ndarray:
+        """Move rows by chance, forwards by less than this reader's part of the shuffle."""
+        key = np.array([seed_for(self.seed, epoch, _SHUFFLE, lane), 0], dtype=np.uint64)
+        uniform = (np.random.Philox(key=key).random_raw(len(rows)) >> np.uint64(11)) * 2.0**-53
+        return rows[np.argsort(np.arange(len(rows)) + uniform * self.stream.shuffle / self.stream.readers)]
+
+
+def plan_epochs(
+    manifest: Manifest,
+    *,
+    sampling: Sampling,
+    batch_size: int,
+    clips_per_epoch: int | None = None,
+    seed: int = 0,
+    read_window: int = 0,
+    stream: StreamConfig | None = None,
+    ranks: int = 1,
+) -> EpochPlan:
+    """Plan a run's epochs on a dataset.
+
+    Args:
+        manifest: the dataset.
+        sampling: the kind of plan and of weights.
+        batch_size: clips a step, over all ranks.
+        clips_per_epoch: see `EpochPlan`.
+        seed: the run's.
+        read_window: see `EpochPlan`; streaming has no use for it.
+        stream: the settings of streaming.
+        ranks: processes that share each batch.
+
+    Raises:
+        UsageError: an epoch would be shorter than a batch.
+    """
+    stream = stream or StreamConfig()
+    balanced = (stream.weights if sampling == "stream" else sampling) == "balanced"
+    weights = sampling_weights(manifest) if balanced else np.ones(len(manifest))
+    if sampling == "stream":
+        return StreamPlan(
+            weights=weights,
+            batch_size=batch_size,
+            clips_per_epoch=clips_per_epoch,
+            seed=seed,
+            numbers=reading_order(manifest),
+            stream=stream,
+            shard_of_clip=manifest.shard_of_clip,
+            ranks=ranks,
+        )
+    return EpochPlan(
+        weights=weights,
+        batch_size=batch_size,
+        clips_per_epoch=clips_per_epoch,
+        seed=seed,
+        numbers=reading_order(manifest) if read_window else None,
+        read_window=read_window,
+    )

@@ -103,10 +103,20 @@ def read_clip_bytes(reader: storage.RangeReader, manifest: Manifest, row: int) -
         raise
     except (PipelineError, OSError) as error:
         raise ShardError(f"{manifest.location}: can't read {shard} ({error})") from error
-    checksum = int(manifest.crc32s[row])
+    check_clip_bytes(manifest, row, data)
+    return data
+
+
+def check_clip_bytes(manifest: Manifest, row: int, data: bytes) -> None:
+    """Compare what was read of a clip with what the manifest says of it.
+
+    Raises:
+        ShardError: it has another length or checksum.
+    """
+    size, checksum = int(manifest.sizes[row]), int(manifest.crc32s[row])
     if len(data) != size or (checksum >= 0 and zlib.crc32(data) != checksum):
+        shard, offset = manifest.shards[manifest.shard_of_clip[row]], manifest.offsets[row]
         raise ShardError(
             f"{shard}: the bytes of clip {manifest.clip_ids[row]} ({size} at {offset}) are not those that the manifest "
             f"was made from. If the shard was replaced on purpose, run `pipeline index {manifest.location}`."
         )
-    return data

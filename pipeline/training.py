@@ -21,7 +21,7 @@ from pipeline.cache import GIGABYTE, CacheFolder
 from pipeline.errors import UsageError
 from pipeline.join import TrainingBatch
 from pipeline.manifest import Manifest
-from pipeline.sampling import EpochPlan, Sampling, seed_for
+from pipeline.sampling import EpochPlan, Sampling, StreamConfig, seed_for
 from pipeline.storage import local_path
 
 
@@ -91,7 +91,13 @@ class TrainingConfig:
     clips_per_epoch: int = 100_000
     """Clips drawn for an epoch, without replacement, in whole batches; a smaller dataset gives all it has."""
     sampling: Sampling = "balanced"
-    """balanced: clips of rare classes are drawn more often, clips without labels never. uniform: all alike."""
+    """balanced: clips of rare classes are drawn more often, clips without labels never. uniform: all alike. stream:
+    whole shards are read from start to end, and clips kept by their weight; for stores where every seek is dear."""
+    read_window: int = 0
+    """Clips of an epoch that are read in the order in which they lie, window after window: fewer and shorter seeks, but
+    neighbours in a shard meet in one batch. 0 reads in the order of the draws. Which clips are drawn stays the same."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """With --sampling stream: how shards are gone through."""
     batch_size: int = 120
     """Clips a step."""
     learning_rate: float = 8e-4
@@ -133,9 +139,11 @@ class TrainingConfig:
         for name in counts:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; choose 1 or more")
-        for name in ("seed", "workers", "checkpoint_minutes"):
+        for name in ("seed", "workers", "checkpoint_minutes", "read_window"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; choose 0 or more")
+        if self.sampling == "stream" and self.read_window:
+            raise UsageError("read_window is of no use with --sampling stream, which reads whole shards; leave it out")
         if not 0 <= self.max_failed <= 1:
             raise UsageError(f"max_failed is {self.max_failed}; choose a share from 0 to 1")
         if not self.cache_size > 0:

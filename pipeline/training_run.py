@@ -26,8 +26,9 @@ from pipeline.memory import keep_freed_memory
 from pipeline.predictions import choose_device, predict
 from pipeline.progress import MetricLog, ProgressBar, progress_bar
 from pipeline.run_folder import BEST_NAME, LAST_NAME, RunFolder
-from pipeline.sampling import EpochPlan, sampling_weights
+from pipeline.sampling import EpochPlan, StreamPlan, plan_epochs
 from pipeline.stopping import StopRequest, StopRequestedError, stop_on_signals
+from pipeline.streaming import load_steps
 from pipeline.training import Learner, StepReport, Trainer, TrainingConfig
 from pipeline.waveform_cache import WaveformCache
 
@@ -103,11 +104,14 @@ def run_training(
     manifest = dataset.manifest
     if eval_dataset is not None and eval_dataset.manifest.vocabulary.sha256 != manifest.vocabulary.sha256:
         raise UsageError(f"--eval-data {config.eval_data}: has other classes than --data {config.data}")
-    plan = EpochPlan(
-        weights=sampling_weights(manifest) if config.sampling == "balanced" else np.ones(len(manifest)),
+    plan = plan_epochs(
+        manifest,
+        sampling=config.sampling,
         batch_size=config.batch_size,
         clips_per_epoch=config.clips_per_epoch,
         seed=config.seed,
+        read_window=config.read_window,
+        stream=config.stream,
     )
     folder = RunFolder(config)
     state = folder.newest_state()
@@ -117,7 +121,13 @@ def run_training(
     trainer = Trainer(learner, config, plan, schedule, device)
     _log.info("%d epochs of %d steps of %d clips on %s", config.epochs, plan.steps_per_epoch, config.batch_size, device)
     if never := np.count_nonzero(plan.weights == 0):
-        _log.warning("%d of %d clips have no labels: --sampling balanced never draws them", never, len(manifest))
+        _log.warning("%d of %d clips have no labels: balanced sampling never draws them", never, len(manifest))
+    if isinstance(plan, StreamPlan):
+        _log.info(
+            "an epoch streams 1/%d of the shards; %.1f %% of what it reads is thrown away",
+            plan.epochs_per_pass,
+            100 * plan.thrown_away,
+        )
     run = TrainingRun(
         config,
         folder,
@@ -266,9 +276,14 @@ class TrainingRun:
     def _train(self, total: int, stop: StopRequest) -> None:
         if self._trainer.step == (self._epochs_closed + 1) * self._plan.steps_per_epoch:
             self._close_epoch(stop)  # it was stopped while its last epoch was evaluated
-        rows = self._plan.batches(self._trainer.step, total)
-        pin_memory = self._device.type == "cuda"
-        loader = batch_loader(self._dataset, rows, workers=self._config.workers, pin_memory=pin_memory)
+        loader = load_steps(
+            self._dataset,
+            self._plan,
+            first_step=self._trainer.step,
+            end_step=total,
+            workers=self._config.workers,
+            pin_memory=self._device.type == "cuda",
+        )
         try:
             for report in self._trainer.steps(self._accounted(stop.guard(loader))):
                 self._record(report)

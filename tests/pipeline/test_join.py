@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.alignment import AlignedLogits, write_aligned
-from pipeline.errors import TooManyFailuresError
+from pipeline.errors import ShardError, TooManyFailuresError
 from pipeline.join import FailureTally, JoinedDataset, batch_loader
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.sampling import EpochPlan, sampling_weights
@@ -106,3 +106,14 @@ def test_failures_count_once_a_clip_and_survive_a_checkpoint(manifest: Manifest,
     assert strict.failures == tally.failures
     with pytest.raises(TooManyFailuresError, match=r"1 of 4 .* the limit is 20 %. The first is clip5"):
         strict.check()
+
+
+def test_clips_of_a_batch_are_read_in_the_order_in_which_they_lie(dataset: JoinedDataset) -> None:
+    asked: list[int] = []
+
+    def read(row: int) -> bytes:
+        asked.append(row)
+        raise ShardError("not now")
+
+    dataset.batch(np.array([20, 3, 11, 0]), read)
+    assert asked == [0, 3, 11, 20]
