@@ -2,7 +2,7 @@ import io
 import json
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -136,9 +136,9 @@ def test_shards_that_are_gone_damaged_or_changed_fail_their_clips_only(
     assert sum(int(batch.valid.sum()) for batch in found) == 24
 
 
-def foreign_tar(path: Path, members: dict[str, bytes]) -> None:
+def foreign_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
     with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
+        for name, content in members:
             info = tarfile.TarInfo(name)
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
@@ -150,7 +150,7 @@ def test_clips_of_others_tars_are_found_by_their_id_not_their_name(tmp_path: Pat
     for number in range(3):
         members |= {f"./some.{number}.wav": b"sound %d" % number, f"./some.{number}.json": described[number]}
         members |= {f"./some.{number}.npy": b"an embedding"}
-    foreign_tar(tmp_path / "x.tar", members)
+    foreign_tar(tmp_path / "x.tar", members.items())
     ledger = index_tar(str(tmp_path), "x.tar", TarRules(vocabulary=manifest.vocabulary), set())
     foreign = Manifest(str(tmp_path), ledger.rows, manifest.vocabulary)
     assert foreign.clip_ids.to_pylist() == ["id.0", "id.1", "id.2"]
@@ -175,10 +175,9 @@ def test_other_plans_read_each_clip_alone(dataset: JoinedDataset) -> None:
     assert [batch.rows.tolist() for batch in found] == [rows[2:5].tolist() for rows in plan.batches(2, 7)]
 
 
-def test_an_id_that_stands_twice_in_a_shard_means_its_first_clip(tmp_path: Path, manifest: Manifest) -> None:
-    foreign_tar(tmp_path / "x.tar", {"a.wav": b"first", "a.json": b'{"labels": [0]}', "a.flac": b"more"})
-    table = pa.table(
-        {"clip_id": ["a"], "shard": ["x.tar"], "offset": [512], "size": [5], "format": ["wav"], "labels": [[0]]}
-    )
-    twice = Manifest(str(tmp_path), table, manifest.vocabulary)
-    assert list(stream_shard(twice, "x.tar", [0])) == [(0, b"first")]
+def test_a_member_that_stands_twice_in_a_shard_means_its_first(tmp_path: Path, manifest: Manifest) -> None:
+    members = [("a.wav", b"first"), ("a.json", b'{"labels": [0]}'), ("a.wav", b"again"), ("a.flac", b"other")]
+    foreign_tar(tmp_path / "x.tar", [*members, ("b.wav", b"later"), ("b.json", b'{"labels": [0]}')])
+    ledger = index_tar(str(tmp_path), "x.tar", TarRules(vocabulary=manifest.vocabulary), set())
+    twice = Manifest(str(tmp_path), ledger.rows, manifest.vocabulary)
+    assert list(stream_shard(twice, "x.tar", [0, 1])) == [(0, b"first"), (1, b"later")]
