@@ -107,20 +107,25 @@ class Manifest:
         labels = self._column("labels")
         return labels.offsets.to_numpy().astype(np.int64), labels.values.to_numpy()
 
-    def label_matrix(self, rows: np.ndarray) -> np.ndarray:
-        """Give the labels of `rows` as a multi-hot float32 matrix (rows, classes)."""
+    def label_matrix(self, rows: np.ndarray, dtype: type = np.float32) -> np.ndarray:
+        """Give the labels of `rows` as a multi-hot matrix (rows, classes)."""
         indptr, indices = self.labels_csr
         rows = np.asarray(rows)
         counts = indptr[rows + 1] - indptr[rows]  # (rows,)
         row_of_label = np.repeat(np.arange(len(rows)), counts)  # (labels,)
         within_row = np.arange(len(row_of_label)) - np.repeat(np.cumsum(counts) - counts, counts)
-        matrix = np.zeros((len(rows), len(self.vocabulary)), dtype=np.float32)
+        matrix = np.zeros((len(rows), len(self.vocabulary)), dtype=dtype)
         matrix[row_of_label, indices[np.repeat(indptr[rows], counts) + within_row]] = 1
         return matrix
 
-    def label_counts(self) -> np.ndarray:
-        """Give how many clips carry each class: (classes,) int64."""
-        return np.bincount(self.labels_csr[1], minlength=len(self.vocabulary)).astype(np.int64)
+    def label_counts(self, rows: np.ndarray | None = None) -> np.ndarray:
+        """Give how many clips, or how many of those at `rows`, carry each class: (classes,) int64."""
+        indptr, indices = self.labels_csr
+        if rows is not None:
+            chosen = np.zeros(len(self), dtype=bool)
+            chosen[rows] = True
+            indices = indices[np.repeat(chosen, np.diff(indptr))]
+        return np.bincount(indices, minlength=len(self.vocabulary)).astype(np.int64)
 
     def rows_of_shard(self, shard: str) -> np.ndarray:
         """Give the rows of one shard, ascending.

@@ -63,19 +63,31 @@ def predict(
         device: where the models are.
         precision: other than float32 means autocast around the networks.
     """
-    rows: list[np.ndarray] = []
-    logits: list[np.ndarray] = []
+    found = list(iter_predictions(models, batches, device=device, precision=precision))
+    if not found:
+        return Predictions(rows=np.empty(0, np.int64), logits=np.empty((len(models), 0, 0), np.float32))
+    return Predictions(
+        rows=np.concatenate([some.rows for some in found]),
+        logits=np.concatenate([some.logits for some in found], axis=1),
+    )
+
+
+def iter_predictions(
+    models: Sequence[nn.Module],
+    batches: Iterable[WaveformBatch],
+    *,
+    device: torch.device | str = "cpu",
+    precision: Precision = "float32",
+) -> Iterator[Predictions]:
+    """Do what `predict` does batch by batch, so that nothing is gathered; batches without a valid clip give nothing."""
     with _evaluation_mode(models), torch.inference_mode():
         for batch in batches:
             valid = batch.valid
             if not valid.any():
                 continue
             waveforms = batch.waveforms[valid].to(device, non_blocking=True)  # (batch, samples)
-            logits.append(_forward(models, waveforms, precision).cpu().numpy())
-            rows.append(batch.rows[valid].numpy())
-    if not rows:
-        return Predictions(rows=np.empty(0, np.int64), logits=np.empty((len(models), 0, 0), np.float32))
-    return Predictions(rows=np.concatenate(rows), logits=np.concatenate(logits, axis=1))
+            logits = _forward(models, waveforms, precision).cpu().numpy()
+            yield Predictions(rows=batch.rows[valid].numpy(), logits=logits)
 
 
 def _forward(models: Sequence[nn.Module], waveforms: Tensor, precision: Precision) -> Tensor:

@@ -1,5 +1,6 @@
 """Scores checkpoints and logit stores on the same clips of a dataset, for every command that reports an mAP."""
 
+import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,12 +14,14 @@ from pipeline.errors import ManifestError, TooManyFailuresError
 from pipeline.join import JoinedDataset, TrainingBatch, batch_loader, check_reachable
 from pipeline.logit_store import LogitStore
 from pipeline.manifest import Manifest
-from pipeline.predictions import Precision, predict
+from pipeline.predictions import Precision, iter_predictions
 from pipeline.progress import ProgressBar, progress_bar
 from pipeline.redaction import redact
 from pipeline.report import EvaluationReport, SystemScores, hash_of_ids
 from pipeline.stages.model_loading import LoadedModel
 from student import d_prime, tagging_scores
+
+_ROWS_AT_ONCE = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -63,11 +66,24 @@ def run_models(
         batches = np.split(np.arange(len(manifest)), np.arange(batch_size, len(manifest), batch_size))
         loader = batch_loader(dataset, batches, workers=workers, pin_memory=device.type == "cuda")
         failures: dict[int, str] = {}
+        networks = [models[place].network for place in sharing]
+        logits = [_scratch((len(manifest), len(manifest.vocabulary))) for _ in sharing]
+        broken: list[dict[int, str]] = [{} for _ in sharing]
         with progress_bar(f"scoring {', '.join(models[place].name for place in sharing)}", len(manifest)) as bar:
-            networks = [models[place].network for place in sharing]
-            found = predict(networks, _watch(loader, failures, bar), device=device, precision=precision)
-        for place, logits in zip(sharing, found.logits, strict=True):
-            systems[place] = _as_system(models[place], manifest, found.rows, logits, failures)
+            for found in iter_predictions(networks, _watch(loader, failures, bar), device=device, precision=precision):
+                for target, faults, said in zip(logits, broken, found.logits, strict=True):
+                    target[found.rows] = said
+                    bad = found.rows[~np.isfinite(said).all(axis=1)].tolist()
+                    faults.update(dict.fromkeys(bad, "non-finite logits"))
+        for place, target, faults in zip(sharing, logits, broken, strict=True):
+            model = models[place]
+            systems[place] = System(
+                name=model.name,
+                source=model.source,
+                sha256=model.sha256,
+                logits=target,
+                failures={**failures, **faults},
+            )
     return [systems[place] for place in range(len(models))]
 
 
@@ -79,28 +95,28 @@ def _watch(batches: Iterable[TrainingBatch], failures: dict[int, str], bar: Prog
         bar.advance(len(batch))
 
 
-def _as_system(
-    model: LoadedModel, manifest: Manifest, rows: np.ndarray, logits: np.ndarray, failures: Mapping[int, str]
-) -> System:
-    classes = len(manifest.vocabulary)
-    everywhere = np.zeros((len(manifest), classes), np.float32)
-    everywhere[rows] = logits.reshape(len(rows), classes)  # where no clip could be decoded, `logits` is (0, 0)
-    broken = rows[~np.isfinite(everywhere[rows]).all(axis=1)].tolist()
-    return System(
-        name=model.name,
-        source=model.source,
-        sha256=model.sha256,
-        logits=everywhere,
-        failures={**failures, **dict.fromkeys(broken, "non-finite logits")},
-    )
+def _scratch(shape: tuple[int, int]) -> np.ndarray:
+    """Make an array of float32 zeros in a nameless file of the temporary folder.
+
+    The logits of two million clips are 4.2 GB a system. In a file they move to the disk where memory is short, instead
+    of ending the process.
+    """
+    with tempfile.TemporaryFile() as file:
+        if size := 4 * shape[0] * shape[1]:
+            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, but would be a crash later
+        return np.memmap(file, np.float32, mode="w+", shape=shape) if size else np.zeros(shape, np.float32)
 
 
 def ensemble(members: Sequence[System]) -> System:
     """Average systems' logits; a clip that one member has no logits for has none."""
+    logits = _scratch(members[0].logits.shape)
+    for first in range(0, len(logits), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        logits[rows] = np.mean([member.logits[rows] for member in members], axis=0)
     return System(
         name=f"ensemble of {len(members)}",
         source=" + ".join(member.source for member in members),
-        logits=np.mean([member.logits for member in members], axis=0),
+        logits=logits,
         failures={row: reason for member in members for row, reason in member.failures.items()},
     )
 
@@ -112,15 +128,14 @@ def read_store(store: LogitStore, manifest: Manifest) -> System:
         LogitStoreError: the classes differ, no clip of the dataset has logits, or a part is damaged.
     """
     with tempfile.TemporaryDirectory(prefix="aligned-") as folder:
-        aligned = store.align(manifest, folder)
-        logits = np.array(aligned.logits)  # (clips, classes)
+        aligned = store.align(manifest, folder)  # mapped, and so still there when the folder is gone
     missing = np.flatnonzero(~aligned.has_logits)
     reasons = {failure.clip_id: failure.reason for part in store.parts for failure in part.failures}
     ids = manifest.clip_ids.take(pa.array(missing)).to_pylist()
     return System(
         name=_teachers_name(store),
         source=redact(store.location),
-        logits=logits,
+        logits=aligned.logits,
         failures={
             int(row): reasons.get(clip_id, "no logits in the store") for row, clip_id in zip(missing, ids, strict=True)
         },
@@ -148,14 +163,14 @@ def score(systems: Sequence[System], manifest: Manifest, *, max_failed: float) -
         failures.update({row: reason for row, reason in system.failures.items() if row not in failures})
     _check_share(failures, manifest, max_failed)
     rows = np.setdiff1d(np.arange(len(manifest)), np.fromiter(failures, np.int64, len(failures)))
-    labels = manifest.label_matrix(rows)  # (scored clips, classes)
+    labels = manifest.label_matrix(np.arange(len(manifest)), dtype=bool)  # (clips, classes)
     return EvaluationReport(
         data=redact(manifest.location),
         clips=len(rows),
         clip_ids_sha256=hash_of_ids(manifest.clip_ids.take(pa.array(rows))),
         class_mids=tuple(label.mid for label in manifest.vocabulary.classes),
         class_names=manifest.vocabulary.names,
-        positives=labels.sum(axis=0).astype(np.int64),
+        positives=manifest.label_counts(rows),
         failures=tuple((manifest.clip_ids[row].as_py(), failures[row]) for row in sorted(failures)),
         systems=tuple(_score_one(system, rows, labels) for system in _with_unlike_names(systems)),
     )
@@ -178,7 +193,7 @@ def _check_share(failures: Mapping[int, str], manifest: Manifest, max_failed: fl
 
 
 def _score_one(system: System, rows: np.ndarray, labels: np.ndarray) -> SystemScores:
-    scores = tagging_scores(system.logits[rows], labels)
+    scores = tagging_scores(system.logits, labels, rows)
     return SystemScores(
         name=system.name,
         source=system.source,

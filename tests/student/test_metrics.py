@@ -65,6 +65,22 @@ def test_equal_torchmetrics_on_many_classes() -> None:
     np.testing.assert_allclose(ours.roc_auc, areas, atol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_some_rows_in_blocks_of_classes_score_like_those_rows_alone(dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    targets = rng.random((200, 7)) < 0.2
+    scores = (rng.standard_normal((200, 7)) + targets).astype(dtype)
+    rows = np.flatnonzero(rng.random(200) < 0.7)
+    alone = tagging_scores(scores[rows].astype(np.float64), targets[rows])
+    scores[np.setdiff1d(np.arange(200), rows)] = np.nan  # what is not scored may be anything
+    monkeypatch.setattr("student.metrics._BLOCK", 3 * len(rows))  # three classes, three, one
+    some = tagging_scores(scores, targets.astype(np.uint8), rows)
+    assert some.average_precision.tolist() == alone.average_precision.tolist()
+    assert some.roc_auc.tolist() == alone.roc_auc.tolist()
+    assert some.positives.tolist() == targets[rows].sum(axis=0).tolist()
+    assert some.clips == len(rows)
+
+
 def test_classes_without_positives_are_left_out_of_the_means_and_counted() -> None:
     targets = np.array([[1, 0, 1], [0, 0, 1], [0, 0, 1]])
     scores = np.array([[0.9, 0.1, 0.3], [0.2, 0.8, 0.2], [0.1, 0.2, 0.1]])
