@@ -118,3 +118,27 @@ def _encoded(random: np.random.Generator) -> bytes:
     noise = random.normal(0, 0.1, 320_000).cumsum() / 30  # ten seconds of brown noise
     soundfile.write(stream, np.clip(noise, -1, 1), 32_000, format="OGG", subtype="VORBIS")
     return stream.getvalue()
+
+
+def write_random_bytes(folder: Path, *, shards: int, clips_per_shard: int) -> Manifest:
+    """Write shards whose clips are 100 to 400 kB of noise of their own, as long as AudioSet's but not to be decoded."""
+    random = np.random.default_rng(4)
+    pieces = []
+    for number in range(shards):
+        sounds = [random.bytes(int(size)) for size in random.integers(100_000, 400_000, clips_per_shard)]
+        ids = [f"{number:02d}-{clip:08d}" for clip in range(clips_per_shard)]
+        with open_shard(str(folder), f"bytes-{number:06d}.tar") as writer:
+            for clip_id, sound in zip(ids, sounds, strict=True):
+                writer.write(Clip(clip_id=clip_id, audio=sound, format="flac"), {"labels": []})
+        offsets, sizes = np.array(writer.ranges, dtype=np.int64).T
+        columns = {
+            "clip_id": pa.array(ids),
+            "shard": pa.array([f"bytes-{number:06d}.tar"] * clips_per_shard),
+            "offset": offsets,
+            "size": sizes,
+            "format": pa.array(["flac"] * clips_per_shard),
+            "labels": pa.array([[]] * clips_per_shard, pa.list_(pa.int16())),
+            "crc32": pa.array([zlib.crc32(sound) for sound in sounds], pa.uint32()),
+        }
+        pieces.append(pa.table(columns))
+    return write_manifest(folder, pa.concat_tables(pieces), audioset_vocabulary())
