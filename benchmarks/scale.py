@@ -132,7 +132,7 @@ def training_memory(folder: Path, workers: int) -> dict[str, float]:
     """Train a few steps and watch the processes from outside: megabytes at the peak and in the middle of training."""
     run = folder / "run"
     shutil.rmtree(run, ignore_errors=True)
-    settings = f"--model mn01 --workers {workers} --epochs 2 --clips-per-epoch 256 --batch-size 16 --device cpu"
+    settings = f"--model mn01 --workers {workers} --epochs 2 --clips-per-epoch 128 --batch-size 16 --device cpu"
     places = {"data": folder / "data", "store": folder / "store", "cache": folder / "cache", "run": run}
     command = [sys.executable, "-m", "pipeline", "train-student", *settings.split()]
     command += [part for name, place in places.items() for part in (f"--{name}", str(place))]
