@@ -315,7 +315,7 @@ def test_address_where_nobody_answers_is_refused_at_once() -> None:
     ("settings", "complaint"),
     [
         ({"teacher": ()}, "no teacher"),
-        ({"teacher": ("passt_s",)}, "NAME=CHECKPOINT"),
+        ({"teacher": ("passt_s=",)}, "NAME=CHECKPOINT"),
         ({"store": "data/"}, "folder of its own"),
         ({"batch_size": 0}, "batch_size is 0; choose 1 or more"),
         ({"actors": 0}, "actors is 0"),
