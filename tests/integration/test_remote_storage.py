@@ -224,10 +224,20 @@ def test_a_dataset_and_a_store_behind_a_web_server_are_trained_from_and_its_pass
             with pytest.raises(StorageError) as caught:
                 open_it(location)
             errors.append(str(caught.value))
-        command = [sys.executable, "-m", "pipeline", "--verbose", "tag", f"{url}/none.wav", "--checkpoint", weights]
+        command = [
+            sys.executable,
+            "-m",
+            "pipeline",
+            "--verbose",
+            "evaluate",
+            "--data",
+            f"{url}/none",
+            "--checkpoint",
+            weights,
+        ]
         failed = subprocess.run(command, capture_output=True, text=True, check=False)
         assert failed.returncode == 1
-        assert "no such file" in failed.stderr
+        assert "has no manifest.parquet" in failed.stderr
     assert "files.json" in errors[0]
     assert "permission denied (401)" in errors[1]
     shown = "".join((*capfd.readouterr(), *errors, failed.stdout, failed.stderr))
