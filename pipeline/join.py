@@ -7,7 +7,7 @@ memory-mapped array. What a batch holds depends on its rows alone, never on the 
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -66,6 +66,10 @@ class TrainingBatch:
     """(batch,), bool."""
     valid: Tensor
     """(batch,), bool: False where the clip could not be decoded."""
+    places: Tensor
+    """(batch,), int64: where the clips stand in the step's whole batch, which several processes may share."""
+    whole: int
+    """Clips of the whole batch, valid or not."""
     failures: tuple[FailedClip, ...] = ()
     """Why, for each clip that is not valid."""
 
@@ -75,13 +79,20 @@ class TrainingBatch:
 
     def only_valid(self) -> "TrainingBatch":
         """Leave out the clips that could not be decoded, so that they touch neither statistics nor partners."""
-        if self.valid.all():
-            return self
-        return replace(self, **{name: tensor[self.valid] for name, tensor in self._tensors().items()})
+        return self if self.valid.all() else self.only(self.valid)
+
+    def only(self, clips: Tensor | slice) -> "TrainingBatch":
+        """Take some of the clips: a mask, (batch,) bool, or a slice."""
+        return replace(self, **{name: tensor[clips] for name, tensor in self._tensors().items()})
+
+    def placed(self, first: int, whole: int) -> "TrainingBatch":
+        """Say that these clips are those from place `first` on of a batch of `whole`."""
+        return replace(self, places=torch.arange(first, first + len(self)), whole=whole)
 
     def to(self, device: torch.device) -> "TrainingBatch":
-        """Copy to a device; from pinned memory without waiting for the copy."""
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in self._tensors().items()})
+        """Copy to a device, from pinned memory without waiting for the copy; rows and places are the CPU's business."""
+        moving = {name: tensor for name, tensor in self._tensors().items() if name not in ("rows", "places")}
+        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in moving.items()})
 
     def pin_memory(self) -> "TrainingBatch":
         """Copy to page-locked memory; the loader calls this where a GPU is fed."""
@@ -160,6 +171,8 @@ class JoinedDataset(Dataset[TrainingBatch]):
             teacher_logits=torch.from_numpy(teacher_logits),
             has_teacher=torch.from_numpy(has_teacher),
             valid=torch.from_numpy(~np.isin(rows, [failure.row for failure in failures])),
+            places=torch.arange(len(rows)),
+            whole=len(rows),
             failures=tuple(failures),
         )
 
@@ -231,15 +244,15 @@ class FailureTally:
         self._drawn = np.zeros(len(manifest), dtype=bool)
         self._failed: dict[int, tuple[str, str]] = {}
 
-    def add(self, batch: TrainingBatch) -> None:
-        """Count a batch's clips.
+    def count(self, rows: np.ndarray, failures: Sequence[FailedClip]) -> None:
+        """Count clips, (clips,) int64 rows, and those among them that failed.
 
         Raises:
             StorageUnavailableError: the dataset's server can't be reached, so that no clip was tried.
         """
-        check_reachable(batch.failures)
-        self._drawn[batch.rows.numpy()] = True
-        for failure in batch.failures:
+        check_reachable(failures)
+        self._drawn[rows] = True
+        for failure in failures:
             self._failed.setdefault(failure.row, (failure.reason, failure.detail))
 
     @property

@@ -36,6 +36,8 @@ _FREE = frozenset(
             "resume",
             "epochs",
             "device",
+            "ranks",
+            "address",
             "workers",
             "cache",
             "cache_size",

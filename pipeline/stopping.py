@@ -8,6 +8,7 @@ from types import FrameType
 from typing import TypeVar
 
 T = TypeVar("T")
+_EVENTS: list[threading.Event] = []
 
 
 class StopRequestedError(Exception):
@@ -18,7 +19,16 @@ class StopRequest:
     """Whether somebody asked the process to end."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self._event = threading.Event()
+
+    @property
+    def requested(self) -> bool:
+        """Whether the end was asked for, by a signal or by an event of `stop_on_event`."""
+        return self._event.is_set() or any(event.is_set() for event in _EVENTS)
+
+    def ask(self) -> None:
+        """Ask for the end."""
+        self._event.set()
 
     def guard(self, items: Iterable[T]) -> Iterator[T]:
         """Go through `items` until the end is asked for.
@@ -36,7 +46,7 @@ class StopRequest:
 def stop_on_signals() -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request while the block runs; a second SIGINT interrupts at once.
 
-    Outside the main thread, where Python can't take signals, the request never comes.
+    Outside the main thread, where Python can't take signals, only an event of `stop_on_event` makes the request.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -46,7 +56,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     def handle(number: int, frame: FrameType | None) -> None:
         if request.requested and number == signal.SIGINT:
             raise KeyboardInterrupt
-        request.requested = True
+        request.ask()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -54,3 +64,13 @@ def stop_on_signals() -> Iterator[StopRequest]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def stop_on_event(event: threading.Event) -> Iterator[None]:
+    """Let an event ask this process's work to end, as a signal does, while the block runs."""
+    _EVENTS.append(event)
+    try:
+        yield
+    finally:
+        _EVENTS.remove(event)

@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -20,11 +21,12 @@ from pipeline.errors import (
     TrainingDivergedError,
     UsageError,
 )
-from pipeline.join import FailureTally, JoinedDataset, TrainingBatch, batch_loader
+from pipeline.evaluation import Evaluation
+from pipeline.join import FailureTally, JoinedDataset, TrainingBatch
 from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
-from pipeline.predictions import choose_device, predict
 from pipeline.progress import MetricLog, ProgressBar, progress_bar
+from pipeline.ranks import Ranks, joined_ranks
 from pipeline.run_folder import BEST_NAME, LAST_NAME, RunFolder
 from pipeline.sampling import EpochPlan, StreamPlan, plan_epochs
 from pipeline.stopping import StopRequest, StopRequestedError, stop_on_signals
@@ -42,8 +44,9 @@ class RunResult:
     finished: bool
     """False where somebody stopped it; `--resume` goes on."""
     steps: int
-    best_map: float | None
-    """Best mAP on the evaluation clips, 0 to 1; None where nothing was evaluated."""
+    best_score: float | None
+    """The best figure on the evaluation clips of those that decide (mAP, or what the command says); None where nothing
+    was evaluated."""
 
 
 class Listener(Protocol):
@@ -84,10 +87,12 @@ def run_training(
     dataset: JoinedDataset,
     eval_dataset: JoinedDataset | None,
     schedule: Callable[[int], float],
-    made: Mapping[str, Any],
     export_dtype: torch.dtype = torch.float32,
 ) -> RunResult:
     """Start or resume the run that the settings describe, and train until it is done or stopped.
+
+    Where several processes were started together (`torchrun`, Ray Train), all of them call this with the same
+    arguments, and train one model; the first one alone touches the run's folder.
 
     Args:
         config: the settings.
@@ -95,8 +100,7 @@ def run_training(
         dataset: the clips to learn from.
         eval_dataset: the clips to be judged on, if any.
         schedule: epoch → what the learning rate is multiplied by.
-        made: stage, model and kwargs, from which the files of weights say what they hold.
-        export_dtype: of the numbers in those files.
+        export_dtype: of the numbers in the files of weights.
 
     Raises:
         PipelineError: the settings don't fit the folder or the dataset, or the run can't go on.
@@ -104,52 +108,64 @@ def run_training(
     manifest = dataset.manifest
     if eval_dataset is not None and eval_dataset.manifest.vocabulary.sha256 != manifest.vocabulary.sha256:
         raise UsageError(f"--eval-data {config.eval_data}: has other classes than --data {config.data}")
-    plan = plan_epochs(
-        manifest,
-        sampling=config.sampling,
-        batch_size=config.batch_size,
-        clips_per_epoch=config.clips_per_epoch,
-        seed=config.seed,
-        read_window=config.read_window,
-        stream=config.stream,
-    )
-    folder = RunFolder(config)
-    state = folder.newest_state()
-    device = choose_device(config.device)
-    if device.type == "cpu":
-        keep_freed_memory()
-    trainer = Trainer(learner, config, plan, schedule, device)
-    _log.info("%d epochs of %d steps of %d clips on %s", config.epochs, plan.steps_per_epoch, config.batch_size, device)
+    with joined_ranks() as ranks, ExitStack() as stack:
+        plan = plan_epochs(
+            manifest,
+            sampling=config.sampling,
+            batch_size=config.batch_size,
+            clips_per_epoch=config.clips_per_epoch,
+            seed=config.seed,
+            read_window=config.read_window,
+            stream=config.stream,
+            ranks=ranks.size,
+        )
+        folder: RunFolder | None = None
+
+        def open_folder() -> dict[str, Any] | None:
+            nonlocal folder
+            folder = RunFolder(config)
+            return folder.newest_state()
+
+        state = ranks.from_first(open_folder)
+        device = ranks.device(config.device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        trainer = Trainer(learner, config, plan, schedule, device, ranks)
+        _log_plan(config, plan, device, ranks)
+        run = TrainingRun(
+            config,
+            folder,
+            state,
+            trainer=trainer,
+            plan=plan,
+            learner=learner,
+            dataset=dataset,
+            eval_dataset=eval_dataset,
+            device=device,
+            ranks=ranks,
+            metadata={
+                "classes": len(manifest.vocabulary),
+                "vocabulary_sha256": manifest.vocabulary.sha256,
+                "vocabulary": manifest.vocabulary.to_csv_bytes().decode(),
+            },
+            export_dtype=export_dtype,
+        )
+        if folder is not None:
+            stack.callback(folder.close)
+        return run.go()
+
+
+def _log_plan(config: TrainingConfig, plan: EpochPlan, device: torch.device, ranks: Ranks) -> None:
+    where = f"{ranks.size} ranks, this one on {device}" if ranks.size > 1 else str(device)
+    _log.info("%d epochs of %d steps of %d clips on %s", config.epochs, plan.steps_per_epoch, config.batch_size, where)
     if never := np.count_nonzero(plan.weights == 0):
-        _log.warning("%d of %d clips have no labels: balanced sampling never draws them", never, len(manifest))
+        _log.warning("%d of %d clips have no labels: balanced sampling never draws them", never, len(plan.weights))
     if isinstance(plan, StreamPlan):
         _log.info(
             "an epoch streams 1/%d of the shards; %.1f %% of what it reads is thrown away",
             plan.epochs_per_pass,
             100 * plan.thrown_away,
         )
-    run = TrainingRun(
-        config,
-        folder,
-        state,
-        trainer=trainer,
-        plan=plan,
-        learner=learner,
-        dataset=dataset,
-        eval_dataset=eval_dataset,
-        device=device,
-        metadata={
-            **made,
-            "classes": len(manifest.vocabulary),
-            "vocabulary_sha256": manifest.vocabulary.sha256,
-            "vocabulary": manifest.vocabulary.to_csv_bytes().decode(),
-        },
-        export_dtype=export_dtype,
-    )
-    try:
-        return run.go()
-    finally:
-        folder.close()
 
 
 @dataclass(kw_only=True, slots=True)
@@ -179,11 +195,11 @@ class _EpochFigures:
         return {"loss": self.loss, "clips": self.clips}
 
 
-def _in_words(values: Mapping[str, float]) -> str:
+def _in_words(values: Mapping[str, float], best: str) -> str:
     text = f"loss {values['epoch/loss']:.4f}, {values['epoch/clips_per_second']:.1f} clips/s"
     text += f", {100 * values['epoch/data_wait_share']:.0f} % of the time waiting for data"
     return text + (
-        f", mAP {values['eval/mAP']:.4f} on {values['eval/clips']:.0f} clips" if "eval/mAP" in values else ""
+        f", {best} {values[name]:.4f} on {values['eval/clips']:.0f} clips" if (name := f"eval/{best}") in values else ""
     )
 
 
@@ -192,7 +208,7 @@ class TrainingRun:
 
     Args:
         config: the settings.
-        folder: the run's.
+        folder: the run's, on the first rank; None on the others, which write nothing.
         state: to go on from; None starts anew.
         trainer: the model in training.
         plan: which clips each step sees.
@@ -200,6 +216,7 @@ class TrainingRun:
         dataset: the clips to learn from.
         eval_dataset: the clips to be judged on, if any.
         device: where the model is.
+        ranks: the processes that train it together.
         metadata: goes into the headers of the weights' files.
         export_dtype: of the numbers in those files.
 
@@ -207,13 +224,13 @@ class TrainingRun:
         CheckpointError: the state belongs to another model or dataset.
     """
 
-    _metrics: MetricLog
-    _bar: ProgressBar
+    _metrics: MetricLog | None = None
+    _bar: ProgressBar | None = None
 
     def __init__(
         self,
         config: TrainingConfig,
-        folder: RunFolder,
+        folder: RunFolder | None,
         state: Mapping[str, Any] | None,
         *,
         trainer: Trainer,
@@ -222,22 +239,34 @@ class TrainingRun:
         dataset: JoinedDataset,
         eval_dataset: JoinedDataset | None,
         device: torch.device,
+        ranks: Ranks,
         metadata: Mapping[str, Any],
         export_dtype: torch.dtype,
     ) -> None:
         self._config, self._folder = config, folder
         self._trainer, self._plan, self._learner = trainer, plan, learner
-        self._dataset, self._eval_dataset, self._device, self._metadata = dataset, eval_dataset, device, metadata
+        self._dataset, self._device, self._ranks, self._metadata = dataset, device, ranks, metadata
         self._export_dtype = export_dtype
         self._tally = FailureTally(dataset.manifest, most=config.max_failed)
         self._epochs_closed = 0
         self._epoch = _EpochFigures()
-        self._best_map: float | None = None
+        self._best_score: float | None = None
         self._metric_lines = 0
         self._failures_reported = 0
-        self._batch: TrainingBatch | None = None
         self._saved_at = time.monotonic()
         self._saved_path: Path | None = None
+        self._evaluation: Evaluation | None = None
+        if eval_dataset is not None:
+            self._evaluation = Evaluation(
+                dataset=eval_dataset,
+                score=learner.score,
+                batch_size=config.batch_size,
+                workers=config.workers,
+                device=device,
+                precision=config.precision,
+                max_failed=config.max_failed,
+                ranks=ranks,
+            )
         if state is not None:
             self._restore(state)
 
@@ -250,17 +279,13 @@ class TrainingRun:
         """
         total = self._config.epochs * self._plan.steps_per_epoch
         if self._trainer.step >= total and self._epochs_closed >= self._config.epochs:
-            folder, done = self._folder.path, self._epochs_closed
-            _log.info("%s is finished: %d epochs are done. Raise --epochs to go on", folder, done)
+            where, done = self._config.run, self._epochs_closed
+            _log.info("%s is finished: %d epochs are done. Raise --epochs to go on", where, done)
             return self._result(finished=True)
-        self._folder.begin()
-        batch = self._config.batch_size
-        with (
-            stop_on_signals() as stop,
-            MetricLog(self._folder.path, kept_lines=self._metric_lines, after_step=self._trainer.step) as log,
-            progress_bar("training", total * batch, done=self._trainer.step * batch) as bar,
-        ):
-            self._metrics, self._bar = log, bar
+        with ExitStack() as stack:
+            stop = stack.enter_context(stop_on_signals())
+            if self._folder is not None:
+                self._open_logs(stack, self._folder, total)
             try:
                 self._train(total, stop)
             except StopRequestedError:
@@ -273,19 +298,28 @@ class TrainingRun:
             self._save()
         return self._result(finished=True)
 
+    def _open_logs(self, stack: ExitStack, folder: RunFolder, total: int) -> None:
+        step, batch = self._trainer.step, self._config.batch_size
+        folder.begin()
+        log = MetricLog(folder.path, kept_lines=self._metric_lines, after_step=step)
+        self._metrics = stack.enter_context(log)
+        self._bar = stack.enter_context(progress_bar("training", total * batch, done=step * batch))
+
     def _train(self, total: int, stop: StopRequest) -> None:
         if self._trainer.step == (self._epochs_closed + 1) * self._plan.steps_per_epoch:
             self._close_epoch(stop)  # it was stopped while its last epoch was evaluated
+        mine, step = self._trainer.share, self._trainer.step
         loader = load_steps(
             self._dataset,
             self._plan,
-            first_step=self._trainer.step,
+            first_step=step,
             end_step=total,
+            share=mine,
             workers=self._config.workers,
             pin_memory=self._device.type == "cuda",
         )
         try:
-            for report in self._trainer.steps(self._accounted(stop.guard(loader))):
+            for report in self._trainer.steps(self._accounted(loader, stop)):
                 self._record(report)
                 if report.ends_epoch:
                     self._close_epoch(stop)
@@ -294,73 +328,74 @@ class TrainingRun:
         except FloatingPointError as error:
             raise self._diverged(error) from error
 
-    def _accounted(self, loader: Iterable[TrainingBatch]) -> Iterator[TrainingBatch]:
-        """Pass batches on; count failed clips and the time spent waiting."""
+    def _accounted(self, loader: Iterable[TrainingBatch], stop: StopRequest) -> Iterator[TrainingBatch]:
+        """Pass this rank's batches on; count all ranks' failed clips, and the time spent waiting for data.
+
+        Raises:
+            StopRequestedError: somebody asked one of the ranks to end; all of them stop before the same step.
+        """
         asked = time.monotonic()
-        for batch in loader:
+        all_rows = self._plan.batches(self._trainer.step)  # of all ranks
+        for batch, rows in zip(loader, all_rows, strict=False):
             self._epoch.waited += time.monotonic() - asked
-            self._tally.add(batch)
-            self._batch = batch
+            stopping, failed = self._ranks.add([int(stop.requested), len(batch.failures)])
+            if stopping:
+                raise StopRequestedError
+            failures = [one for some in self._ranks.collect(batch.failures) for one in some] if failed else []
+            self._tally.count(rows, failures)
             yield batch
             asked = time.monotonic()
 
     def _record(self, report: StepReport) -> None:
         self._epoch.add(report)
-        note = f"epoch {report.epoch + 1}/{self._config.epochs} loss {report.loss:.4f}"
-        self._bar.advance(self._config.batch_size, note=note)
+        if self._bar is not None:
+            note = f"epoch {report.epoch + 1}/{self._config.epochs} loss {report.loss:.4f}"
+            self._bar.advance(self._config.batch_size, note=note)
         if report.step % self._config.log_every == 0:
-            values = {
-                "train/loss": report.loss,
-                "train/gradient_norm": report.gradient_norm,
-                "train/learning_rate": report.learning_rate,
-            }
-            self._metrics.write(report.step, values, epoch=report.epoch)
+            values = {"train/loss": report.loss, "train/learning_rate": report.learning_rate}
+            if not report.left_out:
+                values["train/gradient_norm"] = report.gradient_norm
+            if self._config.precision == "float16":
+                values["train/steps_left_out"] = float(self._trainer.left_out)
+            self._write(report.step, values, epoch=report.epoch)
+
+    def _write(self, step: int, values: Mapping[str, float], *, epoch: int) -> None:
+        if self._metrics is not None:
+            self._metrics.write(step, values, epoch=epoch)
 
     def _close_epoch(self, stop: StopRequest) -> None:
         """Evaluate, write the epoch's figures and start the next one. Only then does a checkpoint count it as done."""
         epoch, epochs = self._epochs_closed, self._config.epochs
         values = self._epoch.values()
         is_last = epoch + 1 == epochs
-        if self._eval_dataset is not None and (is_last or (epoch + 1) % self._config.evaluate_every == 0):
-            values |= {f"eval/{name}": value for name, value in self._evaluate(self._eval_dataset, stop).items()}
-        self._metrics.write(self._trainer.step, values, epoch=epoch)
-        _log.info("epoch %d/%d: %s", epoch + 1, epochs, _in_words(values))
+        if self._evaluation is not None and (is_last or (epoch + 1) % self._config.evaluate_every == 0):
+            if self._bar is not None:
+                self._bar.advance(0, note=f"evaluating on {len(self._evaluation.dataset.manifest)} clips")
+            self._trainer.share_buffers()
+            figures = self._evaluation.run(self._trainer.trained_model, stop)
+            values |= {f"eval/{name}": value for name, value in figures.items()}
+        self._write(self._trainer.step, values, epoch=epoch)
+        _log.info("epoch %d/%d: %s", epoch + 1, epochs, _in_words(values, self._learner.best))
         self._epochs_closed += 1
         self._epoch = _EpochFigures()
-        if (new_map := values.get("eval/mAP", math.nan)) > (self._best_map or -1.0):
-            self._best_map = new_map
+        score = values.get(f"eval/{self._learner.best}", math.nan)
+        if score > (-math.inf if self._best_score is None else self._best_score):
+            self._best_score = score
             self._save_weights(BEST_NAME)
         self._report_failures()
-
-    def _evaluate(self, dataset: JoinedDataset, stop: StopRequest) -> dict[str, float]:
-        config, clips = self._config, len(dataset.manifest)
-        self._bar.advance(0, note=f"evaluating on {clips} clips")
-        rows = np.array_split(np.arange(clips), max(1, math.ceil(clips / config.batch_size)))
-        loader = batch_loader(dataset, rows, workers=min(config.workers, len(rows)))
-        tally = FailureTally(dataset.manifest, most=config.max_failed)
-
-        def counted() -> Iterator[TrainingBatch]:
-            for batch in stop.guard(loader):
-                tally.add(batch)
-                yield batch
-
-        model = self._trainer.trained_model
-        found = predict([model], counted(), device=self._device, precision=config.precision)
-        tally.check()
-        labels = dataset.manifest.label_matrix(found.rows)  # (clips, classes)
-        return {**self._learner.score(found.logits[0], labels), "clips": float(len(found.rows))}
 
     def _report_failures(self) -> None:
         failures = self._tally.failures
         if len(failures) > self._failures_reported:
             self._failures_reported = len(failures)
-            path = self._folder.list_failures(failures)
-            _log.warning("%s; listed in %s", self._tally.summary(), path)
+            if self._folder is not None:
+                path = self._folder.list_failures(failures)
+                _log.warning("%s; listed in %s", self._tally.summary(), path)
         self._tally.check()
 
     def _diverged(self, error: FloatingPointError) -> TrainingDivergedError:
-        assert self._batch is not None
-        clip_ids = ", ".join(self._tally.clip_id(int(row)) for row in self._batch.rows)
+        rows = self._plan.batch_at(self._trainer.step)
+        clip_ids = ", ".join(self._tally.clip_id(int(row)) for row in rows)
         good = self._saved_path or "there is none yet"
         return TrainingDivergedError(
             f"step {self._trainer.step + 1}: {error}. The clips of the batch: {clip_ids}. The last good checkpoint: "
@@ -368,14 +403,18 @@ class TrainingRun:
         )
 
     def _save(self) -> None:
+        if self._folder is None:
+            return
+        assert self._metrics is not None
         state = {
             **self._trainer.state_dict(),
             "epochs_closed": self._epochs_closed,
             "epoch": self._epoch.state_dict(),
-            "best_map": self._best_map,
+            "best_score": self._best_score,
             "failures": self._tally.state_dict(),
             "metric_lines": self._metrics.lines,
             "dataset": self._dataset.manifest.identity,
+            "ranks": self._ranks.size,
         }
         self._saved_path = self._folder.save(state)
         self._save_weights(LAST_NAME)
@@ -383,24 +422,29 @@ class TrainingRun:
         self._saved_at = time.monotonic()
 
     def _save_weights(self, name: str) -> None:
-        known = {"step": self._trainer.step, "epoch": self._epochs_closed, "mAP": self._best_map}
-        model, metadata = self._trainer.trained_model, {**self._metadata, **known}
+        if self._folder is None:
+            return
+        known = {"step": self._trainer.step, "epoch": self._epochs_closed, self._learner.best: self._best_score}
+        model, metadata = self._trainer.trained_model, {**self._learner.made(), **self._metadata, **known}
         self._folder.save_weights(name, model, metadata, self._export_dtype)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         if state["dataset"] != self._dataset.manifest.identity:
             raise CheckpointError(
-                f"{self._folder.path}: was trained on other clips or labels than {self._dataset.manifest.location} "
+                f"{self._config.run}: was trained on other clips or labels than {self._dataset.manifest.location} "
                 "has now. Give the dataset it was started with, or start anew in another folder"
             )
         try:
             self._trainer.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError) as error:
-            raise CheckpointError(f"{self._folder.path}: its checkpoint does not fit the model: {error}") from error
-        self._epochs_closed, self._best_map = state["epochs_closed"], state["best_map"]
+            raise CheckpointError(f"{self._config.run}: its checkpoint does not fit the model: {error}") from error
+        if state["ranks"] != self._ranks.size:
+            ranks = state["ranks"], self._ranks.size
+            _log.warning("the run was on %d ranks, this is on %d: the clips are the same, the rounding is not", *ranks)
+        self._epochs_closed, self._best_score = state["epochs_closed"], state["best_score"]
         self._epoch = _EpochFigures(**state["epoch"])
         self._tally.load_state_dict(state["failures"])
         self._metric_lines = state["metric_lines"]
 
     def _result(self, *, finished: bool) -> RunResult:
-        return RunResult(finished=finished, steps=self._trainer.step, best_map=self._best_map)
+        return RunResult(finished=finished, steps=self._trainer.step, best_score=self._best_score)

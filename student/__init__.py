@@ -1,6 +1,7 @@
 """The students: small CNNs that tag sounds, and how they learn. Tensors in, tensors out."""
 
 from student.augment import AugmentConfig, augment_features, augment_waveforms
+from student.chance import Chance
 from student.complexity import Complexity, count_complexity
 from student.dymn import DyMN, kernel_temperature
 from student.front_end import FrontEndConfig, LogMelFrontEnd
@@ -17,6 +18,7 @@ from student.warm_start import IMAGENET_WEIGHTS
 __all__ = [
     "IMAGENET_WEIGHTS",
     "AugmentConfig",
+    "Chance",
     "Complexity",
     "DistillConfig",
     "DyMN",

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from student.chance import Chance
 from student.front_end import MEL_SCALE, MEL_SHIFT
 
 MASKED = MEL_SHIFT / MEL_SCALE  # a log power of 0 as the student sees it: what EfficientAT writes into a mask
@@ -32,46 +33,45 @@ class AugmentConfig:
             raise ValueError(f"augment: every setting is 0 (off) or more, not {self}")
 
 
-def augment_waveforms(waveforms: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def augment_waveforms(waveforms: Tensor, config: AugmentConfig, chance: Chance) -> Tensor:
     """Roll and amplify (batch, samples) as the settings say; the shape stays."""
     if config.roll_samples:
-        waveforms = roll(waveforms, config.roll_samples, generator)
-    return gain(waveforms, config.gain_db, generator) if config.gain_db else waveforms
+        waveforms = roll(waveforms, config.roll_samples, chance)
+    return gain(waveforms, config.gain_db, chance) if config.gain_db else waveforms
 
 
-def augment_features(features: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+def augment_features(features: Tensor, config: AugmentConfig, chance: Chance) -> Tensor:
     """Mask bands and frames of (batch, 1, mels, frames) as the settings say; the shape stays."""
     if config.mask_mels:
-        features = mask(features, config.mask_mels, generator, dim=2)
-    return mask(features, config.mask_frames, generator, dim=3) if config.mask_frames else features
+        features = mask(features, config.mask_mels, chance, dim=2)
+    return mask(features, config.mask_frames, chance, dim=3) if config.mask_frames else features
 
 
-def roll(waveforms: Tensor, most_samples: int, generator: torch.Generator) -> Tensor:
+def roll(waveforms: Tensor, most_samples: int, chance: Chance) -> Tensor:
     """Roll each of (batch, samples) in a circle by -most_samples to most_samples."""
-    shape, device = (len(waveforms),), generator.device
-    shifts = torch.randint(-most_samples, most_samples + 1, shape, generator=generator, device=device).tolist()
+    shifts = chance.integers(-most_samples, most_samples + 1).tolist()
     return torch.stack([sound.roll(shift) for sound, shift in zip(waveforms, shifts, strict=True)])
 
 
-def gain(waveforms: Tensor, most_db: float, generator: torch.Generator) -> Tensor:
+def gain(waveforms: Tensor, most_db: float, chance: Chance) -> Tensor:
     """Amplify each of (batch, samples) by -most_db to most_db decibels."""
-    decibels = most_db * (2 * torch.rand(len(waveforms), 1, generator=generator, device=generator.device) - 1)
+    decibels = most_db * (2 * chance.rand(1) - 1)  # (batch, 1)
     return waveforms * (10 ** (decibels / 20)).to(waveforms)
 
 
-def mask(features: Tensor, most: int, generator: torch.Generator, *, dim: int) -> Tensor:
+def mask(features: Tensor, most: int, chance: Chance, *, dim: int) -> Tensor:
     """Hide a run of 0 to `most` neighbours along one axis of each clip (SpecAugment, arXiv:1904.08779).
 
     Args:
         features: (batch, 1, mels, frames).
         most: longest run; at most the whole axis is hidden.
-        generator: draws each clip's run.
+        chance: draws each clip's run.
         dim: 2 hides mel bands, 3 hides frames.
     """
     batch, size = len(features), features.shape[dim]
-    draws = torch.rand(2, batch, generator=generator, device=generator.device).to(features.device)
-    length = draws[0] * min(most, size)
-    start = (draws[1] * (size - length)).floor()  # (batch,)
+    draws = chance.rand(2).to(features.device)  # (batch, 2)
+    length = draws[:, 0] * min(most, size)
+    start = (draws[:, 1] * (size - length)).floor()  # (batch,)
     places = torch.arange(size, device=features.device)
     hidden = (places >= start[:, None]) & (places < (start + length.floor())[:, None])  # (batch, size)
     shape = [batch, 1, 1, 1]

@@ -1,23 +1,34 @@
 """Mixup (Zhang et al. 2017, arXiv:1710.09412): trains on weighted sums of pairs of clips, sounds and targets alike."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from student.chance import Chance
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixupConfig:
-    """How strongly clips are mixed."""
+    """How strongly clips are mixed, and what of them."""
 
     alpha: float = 0.3
     """Both parameters of the Beta distribution that shares are drawn from; 0 switches mixup off."""
+
+    rate: float = 1.0
+    """Share of the clips that are mixed, 0 to 1; EfficientAT mixes waveforms at 0.5, with alpha 2."""
+
+    of: Literal["spectrogram", "waveform"] = "spectrogram"
+    """What is mixed: the log-mel images, or the sounds before them, each without its mean."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""
         if not self.alpha >= 0:
             raise ValueError(f"mixup.alpha is {self.alpha}; choose 0 (off) or more")
+        if not 0 <= self.rate <= 1:
+            raise ValueError(f"mixup.rate is {self.rate}; choose a share from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,22 +46,40 @@ class Mix:
         share = self.share.to(rows).view(-1, *[1] * (rows.dim() - 1))  # (batch, 1, …)
         return share * rows + (1 - share) * rows[self.partner.to(rows.device)]
 
+    def of_waveforms(self, waveforms: Tensor) -> Tensor:
+        """Mix sounds, (batch, samples), after taking their means off, so that no click of direct current is mixed in.
 
-def draw_mix(batch: int, config: MixupConfig, generator: torch.Generator) -> Mix:
-    """Draw partners and shares for a batch, as EfficientAT does: a larger and a smaller share for each pair.
+        What keeps all of itself keeps its mean too, as in PaSST and EfficientAT.
+        """
+        centred = waveforms - waveforms.mean(dim=1, keepdim=True)
+        mixed = (self.share < 1).to(waveforms.device)[:, None]  # (batch, 1)
+        return torch.where(mixed, self.of(centred), waveforms)
+
+
+def draw_mix(chance: Chance, config: MixupConfig) -> Mix:
+    """Pair clips and draw the share that each keeps, a larger one of two as EfficientAT does.
+
+    Neighbours in the batch mix with each other: its order is random already, so a partner can be any clip but the clip
+    itself. Pairs, unlike EfficientAT's chains of partners, never have to be torn apart: a process that has both of them
+    needs no other process. A clip whose neighbour is not at hand stays as it is.
 
     Args:
-        batch: number of clips.
+        chance: which clips of the batch are at hand, and all randomness.
         config: the distribution.
-        generator: all randomness comes from it; one state gives one mix.
 
     Returns:
-        The mix, on the CPU.
+        The mix of the clips at hand, on the CPU.
     """
-    partner = torch.randperm(batch, generator=generator, device=generator.device).cpu()
+    places, clips = chance.places, len(chance.places)
+    row_of_place = torch.full((chance.whole + 1,), -1)  # (whole + 1,), one more for the partner of an odd last clip
+    row_of_place[places] = torch.arange(clips)
+    partner = row_of_place[places ^ 1]  # 0 and 1 are a pair, 2 and 3, …
+    alone = partner < 0
     # torch draws a Beta from its global generator only, so NumPy draws it, seeded by ours.
-    seed = int(torch.randint(2**63 - 1, (), generator=generator, device=generator.device))
+    random = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=chance.generator)))
     if config.alpha == 0:
-        return Mix(partner, torch.ones(batch))
-    drawn = torch.from_numpy(np.random.default_rng(seed).beta(config.alpha, config.alpha, batch)).float()
-    return Mix(partner, torch.maximum(drawn, 1 - drawn))
+        return Mix(torch.where(alone, torch.arange(clips), partner), torch.ones(clips))
+    drawn = torch.from_numpy(random.beta(config.alpha, config.alpha, chance.whole)).float()[places]
+    stays = torch.from_numpy(random.random(chance.whole))[places] >= config.rate
+    share = torch.maximum(drawn, 1 - drawn).masked_fill(alone | stays, 1.0)
+    return Mix(torch.where(alone, torch.arange(clips), partner), share)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import torch
 from timm.layers import trunc_normal_
@@ -194,6 +194,13 @@ class AudioTransformer(nn.Module):
         _initialise_linear(fresh)
         self.head[-1] = fresh
         self.num_classes = num_classes
+
+    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
+        """Say at which depth each parameter is, in timm's words, for layer-wise learning rates; `coarse` is unused."""
+        return {
+            "stem": r"^(?:cls_token|dist_token|\w*pos_embed|patch_embed|init_bn)",
+            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
+        }
 
     def no_weight_decay(self) -> set[str]:
         """Name the parameters that weight decay leaves alone: tokens and position encodings."""

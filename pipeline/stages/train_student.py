@@ -20,7 +20,7 @@ from pipeline.manifest import Manifest, read_manifest
 from pipeline.recipes import read_options
 from pipeline.stages.judging import judge
 from pipeline.stages.model_loading import open_weights
-from pipeline.training import TrainingConfig, start_at_class_shares
+from pipeline.training import Learner, TrainingConfig, start_at_class_shares
 from pipeline.training_run import RunResult, open_clips, run_training
 
 _log = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ class TrainStudentConfig(TrainingConfig):
     """How a student is trained; the defaults are the recipe of EfficientAT (arXiv:2211.04772)."""
 
     model: str = "mn10"
-    """Student to train: mn01 to mn40, or a released name such as mn10_as."""
+    """Student to train: mn01 to mn40, dymn04, dymn10, dymn20, or a released name such as mn10_as."""
     channels_last: bool = True
     """Lay images out with the channels innermost, which convolutions on most machines prefer."""
     model_options: dict[str, Any] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class TrainStudentConfig(TrainingConfig):
             raise UsageError(f"batch_norm_momentum is {self.batch_norm_momentum}; choose a value above 0, up to 1")
 
 
-class StudentLearner:
+class StudentLearner(Learner):
     """A student, and what it is to learn from a batch: its labels, and what the teachers said.
 
     Args:
@@ -64,7 +64,10 @@ class StudentLearner:
         distill: how labels and teacher share the loss.
         mixup: how clips are mixed.
         augment: what else is done to their sounds.
+        options: the keywords that the model was built with.
     """
+
+    model: student.Tagger
 
     def __init__(
         self,
@@ -72,20 +75,26 @@ class StudentLearner:
         distill: student.DistillConfig,
         mixup: student.MixupConfig,
         augment: student.AugmentConfig,
+        options: Mapping[str, Any] | None = None,
     ) -> None:
-        self.model = model
+        super().__init__(model)
         self._distill = distill
         self._mixup = mixup
         self._augment = augment
+        self._options = dict(options or {})
 
     def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
-        """Mix the clips' log-mel images, tag them, and compare with the equally mixed targets: a scalar, in nats."""
+        """Mix the clips, tag them, and compare with the equally mixed targets: a scalar, in nats."""
+        chance = student.Chance(generator, batch.places, batch.whole)
         with torch.no_grad():
-            waveforms = student.augment_waveforms(batch.waveforms, self._augment, generator)  # (batch, samples)
+            waveforms = student.augment_waveforms(batch.waveforms, self._augment, chance)  # (batch, samples)
+            mix = student.draw_mix(chance, self._mixup)
+            if self._mixup.of == "waveform":
+                waveforms = mix.of_waveforms(waveforms)
             features = self.model.front_end(waveforms, generator)  # (batch, 1, mels, frames)
-            features = student.augment_features(features, self._augment, generator)
-            mix = student.draw_mix(len(batch), self._mixup, generator)
-            features = mix.of(features)
+            features = student.augment_features(features, self._augment, chance)
+            if self._mixup.of == "spectrogram":
+                features = mix.of(features)
             teacher_probs = student.teacher_probabilities(batch.teacher_logits, self._distill)  # (batch, classes)
         logits = network(features)  # (batch, classes)
         return student.distillation_loss(logits, batch.labels, teacher_probs, batch.has_teacher, self._distill, mix=mix)
@@ -93,6 +102,18 @@ class StudentLearner:
     def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Give mAP, mean ROC AUC and d′."""
         return judge(logits, labels)
+
+    def begin_epoch(self, network: nn.Module, epoch: int) -> None:
+        """Let the temperature of a DyMN's kernels fall."""
+        if isinstance(network, student.DyMN):
+            network.update_params(epoch)
+
+    def made(self) -> dict[str, Any]:
+        """Say how to build the student; a DyMN at the temperature that it has now."""
+        kwargs = dict(self._options)
+        if isinstance(self.model, student.DyMN):
+            kwargs["T_max"] = self.model.temperature
+        return {"stage": "student", "model": self.model.model_name, "kwargs": kwargs}
 
 
 def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult:
@@ -105,6 +126,10 @@ def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult
     Raises:
         PipelineError: the settings, the dataset, the store or the checkpoint don't fit, or the run can't go on.
     """
+    if config.ranks > 1:
+        from pipeline.stages.ray_ranks import train_on_ray
+
+        return train_on_ray(run, config)
     manifest = read_manifest(config.data)
     eval_manifest = None if config.eval_data is None else read_manifest(config.eval_data)
     options = read_options(config.model_options)
@@ -118,11 +143,10 @@ def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult
     logits = _open_logits(config, manifest)
     return run_training(
         config,
-        StudentLearner(model, config.distill, config.mixup, config.augment),
+        StudentLearner(model, config.distill, config.mixup, config.augment, options),
         dataset=open_clips(config, manifest, model, logits),
         eval_dataset=None if eval_manifest is None else open_clips(config, eval_manifest, model),
         schedule=partial(student.learning_rate_multiplier, config=config.schedule),
-        made={"stage": "student", "model": config.model, "kwargs": options},
     )
 
 
@@ -131,11 +155,6 @@ def _build_model(config: TrainStudentConfig, options: Mapping[str, Any], *, clas
         student.model_card(config.model)
     except ValueError as error:
         raise UsageError(f"--model {config.model}: {error}") from error
-    if config.model.startswith("dymn"):
-        raise UsageError(
-            f"--model {config.model}: a DyMN learns while the temperature of its kernels falls, which this command "
-            "does not do; train an mn, or use a released DyMN as it is"
-        )
     torch.manual_seed(config.seed)  # fresh weights come from the seed
     try:
         if config.checkpoint is None:

@@ -2,11 +2,12 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 from cyclopts import Parameter
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 import student
@@ -16,7 +17,7 @@ from pipeline.join import TrainingBatch
 from pipeline.manifest import read_manifest
 from pipeline.stages.judging import judge
 from pipeline.stages.model_loading import open_weights
-from pipeline.training import AverageConfig, OptimizerConfig, TrainingConfig, start_at_class_shares
+from pipeline.training import AverageConfig, Learner, OptimizerConfig, TrainingConfig, start_at_class_shares
 from pipeline.training_run import RunResult, open_clips, run_training
 
 
@@ -44,6 +45,17 @@ class TeacherOptimizerConfig(OptimizerConfig):
     """Share of a weight that decays each step, times the learning rate; 0 or more."""
     reference_batch: int = 12
     """Batch size, in clips, that the learning rate is meant for; other batch sizes scale it in proportion."""
+    layer_decay: float = 1.0
+    """What the learning rate of each block is multiplied by on the way from the head down to the patches, above 0, up
+    to 1. 1, PaSST's recipe, is the same rate everywhere; 0.75 keeps more of a pretrained model when clips are few."""
+    decay_all: bool = True
+    """Weight decay reaches biases, norms, tokens and position encodings too, as in PaSST's recipe. Off leaves those
+    alone, as the recipes of most other transformers do."""
+
+    def __post_init__(self) -> None:
+        OptimizerConfig.__post_init__(self)
+        if not 0 < self.layer_decay <= 1:
+            raise UsageError(f"optimizer.layer_decay is {self.layer_decay}; choose a value above 0, up to 1")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -94,7 +106,7 @@ class TrainTeacherConfig(TrainingConfig):
     """Type of the numbers in last.safetensors and best.safetensors; float16 halves the files."""
 
 
-class TeacherLearner:
+class TeacherLearner(Learner):
     """A transformer, and how it learns from labels.
 
     Args:
@@ -103,32 +115,54 @@ class TeacherLearner:
         augment: what else is done to their sounds.
     """
 
+    model: teacher.AudioTransformer
+
     def __init__(
         self, model: teacher.AudioTransformer, mixup: student.MixupConfig, augment: student.AugmentConfig
     ) -> None:
-        self.model = model
+        super().__init__(model)
         self._mixup = mixup
         self._augment = augment
 
     def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
-        """Mix the clips' spectrograms, tag them, and compare with the equally mixed labels: a scalar, in nats."""
+        """Mix the clips, tag them, and compare with the equally mixed labels: a scalar, in nats."""
+        chance = student.Chance(generator, batch.places, batch.whole)
         with torch.no_grad():
-            waveforms = student.augment_waveforms(batch.waveforms, self._augment, generator)  # (batch, samples)
-            features = self.mask(self.model.front_end(waveforms, generator), generator)
-            mix = student.draw_mix(len(batch), self._mixup, generator)
-        logits = network(mix.of(features), generator)  # (batch, classes)
+            waveforms = student.augment_waveforms(batch.waveforms, self._augment, chance)  # (batch, samples)
+            mix = student.draw_mix(chance, self._mixup)
+            if self._mixup.of == "waveform":
+                waveforms = mix.of_waveforms(waveforms)
+            features = self.mask(self.model.front_end(waveforms, generator), chance)
+            if self._mixup.of == "spectrogram":
+                features = mix.of(features)
+        logits = network(features, generator)  # (batch, classes)
         return student.clip_bce(logits, mix.of(batch.labels)).mean()
 
-    def mask(self, features: Tensor, generator: torch.Generator) -> Tensor:
+    def mask(self, features: Tensor, chance: student.Chance) -> Tensor:
         """Hide bands and frames of (batch, mels, frames), or of AST's (batch, frames, mels)."""
         time_first = self.model.front_end.time_first
         images = (features.mT if time_first else features)[:, None]  # (batch, 1, mels, frames)
-        masked = student.augment_features(images, self._augment, generator)[:, 0]  # (batch, mels, frames)
+        masked = student.augment_features(images, self._augment, chance)[:, 0]  # (batch, mels, frames)
         return masked.mT if time_first else masked
 
     def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         """Give mAP, mean ROC AUC and d′."""
         return judge(logits, labels)
+
+    def made(self) -> dict[str, Any]:
+        """Say how to build the teacher. Patchout is no part of what was learned, so the files don't hand it on."""
+        return {"stage": "teacher", "model": self.model.model_name, "kwargs": {}}
+
+    def parameter_groups(self, config: OptimizerConfig) -> list[dict[str, Any]]:
+        """Divide the weights by their depth, for layer-wise rates, and by whether weight decay reaches them."""
+        assert isinstance(config, TeacherOptimizerConfig)
+        return param_groups_layer_decay(
+            self.model,
+            weight_decay=config.weight_decay,
+            layer_decay=config.layer_decay,
+            no_weight_decay_list=[] if config.decay_all else sorted(self.model.no_weight_decay()),
+            weight_decay_exclude_1d=not config.decay_all,
+        )
 
 
 def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult:
@@ -141,6 +175,10 @@ def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult
     Raises:
         PipelineError: the settings, the dataset or the checkpoint don't fit, or the run can't go on.
     """
+    if config.ranks > 1:
+        from pipeline.stages.ray_ranks import train_on_ray
+
+        return train_on_ray(run, config)
     manifest = read_manifest(config.data)
     eval_manifest = None if config.eval_data is None else read_manifest(config.eval_data)
     model = _build_model(config, classes=len(manifest.vocabulary))
@@ -152,8 +190,6 @@ def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult
         dataset=open_clips(config, manifest, model),
         eval_dataset=None if eval_manifest is None else open_clips(config, eval_manifest, model),
         schedule=partial(student.learning_rate_multiplier, config=config.schedule),
-        # Patchout is no part of what was learned, so the files don't hand it on.
-        made={"stage": "teacher", "model": model.model_name, "kwargs": {}},
         export_dtype=getattr(torch, config.export_dtype),
     )
 

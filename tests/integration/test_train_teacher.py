@@ -1,6 +1,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,14 @@ import teacher
 from pipeline.checkpoints import list_checkpoints
 from pipeline.errors import UsageError
 from pipeline.progress import read_metrics
-from pipeline.stages.train_teacher import PatchoutConfig, TeacherAverageConfig, TeacherLearner, TrainTeacherConfig, run
+from pipeline.stages.train_teacher import (
+    PatchoutConfig,
+    TeacherAverageConfig,
+    TeacherLearner,
+    TeacherOptimizerConfig,
+    TrainTeacherConfig,
+    run,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -70,13 +78,48 @@ def test_an_unknown_teacher_is_told_by_name(config: TrainTeacherConfig) -> None:
         run(replace(config, model="pasta"))
 
 
+def test_rates_fall_from_the_head_to_the_patches_and_decay_spares_what_it_should() -> None:
+    model = teacher.create_model("passt_tiny", num_classes=4)
+    learner = TeacherLearner(model, student.MixupConfig(), student.AugmentConfig())
+    names = {parameter: name for name, parameter in model.named_parameters()}
+
+    def spelled(**settings: Any) -> dict[str, tuple[float, float]]:
+        groups = learner.parameter_groups(TeacherOptimizerConfig(weight_decay=0.1, **settings))
+        return {names[one]: (group["lr_scale"], group["weight_decay"]) for group in groups for one in group["params"]}
+
+    found = spelled(layer_decay=0.5, decay_all=False)
+    depth = model.config.depth
+    assert found.keys() == set(names.values())
+    assert found["head.1.weight"] == (1.0, 0.1)
+    assert found[f"blocks.{depth - 1}.mlp.fc1.weight"] == (0.5, 0.1)
+    assert found["blocks.0.mlp.fc1.weight"] == (0.5**depth, 0.1)
+    assert found["blocks.0.norm1.weight"] == (0.5**depth, 0.0)
+    assert found["norm.weight"] == (0.5, 0.0)
+    for name in ("cls_token", "new_pos_embed", "freq_new_pos_embed", "patch_embed.proj.bias"):
+        assert found[name] == (0.5 ** (depth + 1), 0.0)
+    assert found["patch_embed.proj.weight"] == (0.5 ** (depth + 1), 0.1)
+    assert set(spelled().values()) == {(1.0, 0.1)}  # PaSST's recipe
+
+
+def test_layer_decay_reaches_the_steps(config: TrainTeacherConfig, tmp_path: Path) -> None:
+    still = replace(config, epochs=1, average=TeacherAverageConfig(kind="none"), eval_data=None)
+    run(replace(still, optimizer=TeacherOptimizerConfig(layer_decay=1e-6)))
+    torch.manual_seed(0)
+    start = teacher.create_model("passt_tiny", num_classes=4).state_dict()
+    end = load_file(tmp_path / "run" / "last.safetensors")
+    assert torch.equal(end["patch_embed.proj.weight"], start["patch_embed.proj.weight"])
+    assert not torch.equal(end["head.1.weight"], start["head.1.weight"])
+    with pytest.raises(UsageError, match="layer_decay"):
+        TeacherOptimizerConfig(layer_decay=0.0)
+
+
 @pytest.mark.parametrize(("name", "frames_axis"), [("passt_tiny", 2), ("ast_tiny", 1)])
 def test_masks_hide_bands_and_frames_whatever_axis_a_teacher_has_them_on(name: str, frames_axis: int) -> None:
     model = teacher.create_model(name, num_classes=4)
     augment = student.AugmentConfig(mask_frames=400)
     learner = TeacherLearner(model, student.MixupConfig(alpha=0), augment)
     features = torch.randn(3, 1000, 128) if frames_axis == 1 else torch.randn(3, 128, 1000)
-    masked = learner.mask(features, torch.Generator().manual_seed(1))
+    masked = learner.mask(features, student.Chance.of_batch(3, torch.Generator().manual_seed(1)))
     changed = (masked != features).all(dim=3 - frames_axis)  # (batch, frames): hidden in every band
     assert changed.any(dim=1).all()
     torch.testing.assert_close(

@@ -97,7 +97,8 @@ def test_rare_classes_are_drawn_more_often(manifest: Manifest) -> None:
 def test_failures_count_once_a_clip_and_survive_a_checkpoint(manifest: Manifest, dataset: JoinedDataset) -> None:
     tally = FailureTally(manifest, most=0.5)
     for _ in range(3):
-        tally.add(dataset[np.array([4, 5, 6, 7])])
+        batch = dataset[np.array([4, 5, 6, 7])]
+        tally.count(batch.rows.numpy(), batch.failures)
     assert [clip_id for clip_id, *_ in tally.failures] == ["clip5"]
     assert tally.summary().startswith("1 of 4 clips can't be used (25.0 %): 1 ")
     tally.check()

@@ -1,3 +1,4 @@
+import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from tiny_learner import TinyLearner
 import student
 import teacher
 from pipeline.errors import UsageError
-from pipeline.join import JoinedDataset
+from pipeline.join import JoinedDataset, TrainingBatch
 from pipeline.manifest import read_manifest
 from pipeline.sampling import EpochPlan
 from pipeline.training import (
@@ -37,9 +38,15 @@ def clips(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..., 
 class Bench:
     """A trainer and its batches."""
 
-    def __init__(self, clips: JoinedDataset, settings: TrainingConfig = SETTINGS, nan_at: int = -1) -> None:
-        self.plan = EpochPlan(weights=np.ones(12), batch_size=4)
-        self.trainer = Trainer(TinyLearner(nan_at), settings, self.plan, self.schedule, torch.device("cpu"))
+    def __init__(
+        self,
+        clips: JoinedDataset,
+        settings: TrainingConfig = SETTINGS,
+        nan_at: int = -1,
+        learner: TinyLearner | None = None,
+    ) -> None:
+        self.plan = EpochPlan(weights=np.ones(12), batch_size=settings.batch_size)
+        self.trainer = Trainer(learner or TinyLearner(nan_at), settings, self.plan, self.schedule, torch.device("cpu"))
         self._clips = clips
 
     @staticmethod
@@ -55,8 +62,8 @@ class Bench:
         return {key: value.clone() for key, value in self.trainer.trained_model.state_dict().items()}
 
 
-def assert_identical(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> None:
-    assert ours.keys() == theirs.keys()
+def assert_identical(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor], *, some: bool = False) -> None:
+    assert some or ours.keys() == theirs.keys()
     for key, value in ours.items():
         assert torch.equal(value, theirs[key]), key
 
@@ -105,6 +112,94 @@ def test_long_gradients_are_shortened(clips: JoinedDataset) -> None:
     # Adam divides by the gradient's size, except where its epsilon of 1e-8 dwarfs it.
     assert (free.weights["network.0.weight"] - start).abs().max() > 0.009
     assert (bound.weights["network.0.weight"] - start).abs().max() < 0.002
+
+
+class Whitened(TinyLearner):
+    """Without batch norm, whose statistics are those of a piece."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model.network[1] = torch.nn.Identity()
+
+
+@pytest.mark.parametrize("pieces", [2, 3])
+def test_a_batch_taken_in_pieces_gives_the_same_step(clips: JoinedDataset, pieces: int) -> None:
+    whole, parted = (
+        Bench(clips, replace(SETTINGS, batch_size=6, accumulate=count), learner=Whitened()) for count in (1, pieces)
+    )
+    for ours, theirs in zip(parted.run(4), whole.run(4), strict=True):
+        assert ours.loss == pytest.approx(theirs.loss, rel=1e-5)
+        assert ours.gradient_norm == pytest.approx(theirs.gradient_norm, rel=1e-4)
+        assert ours.clips == theirs.clips
+
+
+def test_too_many_pieces_are_refused(clips: JoinedDataset) -> None:
+    with pytest.raises(UsageError, match="too small for 1 ranks x 3 pieces"):
+        Bench(clips, replace(SETTINGS, accumulate=3))
+
+
+class Loud(TinyLearner):
+    """Makes every gradient as large as `factor` says, while its loss keeps its value."""
+
+    def __init__(self, factor: float) -> None:
+        super().__init__()
+        self.factor = factor
+
+    def loss(self, network: torch.nn.Module, batch: TrainingBatch, generator: torch.Generator) -> torch.Tensor:
+        loss = super().loss(network, batch, generator)
+        return loss + self.factor * (loss - loss.detach())
+
+
+def test_float16_leaves_out_steps_whose_scaled_gradient_overflows_and_goes_on(clips: JoinedDataset) -> None:
+    half = replace(SETTINGS, precision="float16")
+    bench = Bench(clips, half, learner=Loud(300))
+    before = bench.weights
+    first = bench.run(1)[0]
+    assert first.left_out
+    assert math.isfinite(first.loss)
+    assert_identical({key: bench.weights[key] for key in before if "network.0" in key}, before, some=True)
+    reports = [first, *bench.run(9)]
+    assert bench.trainer.left_out == sum(report.left_out for report in reports)
+    assert not reports[-1].left_out
+    restored = Bench(clips, half, learner=Loud(300))
+    restored.trainer.load_state_dict(copy.deepcopy(bench.trainer.state_dict()))
+    assert restored.trainer.left_out == bench.trainer.left_out
+    assert restored.run(2) == bench.run(2)
+    assert_identical(restored.weights, bench.weights)
+
+
+def test_float16_gradients_that_overflow_at_any_scale_are_divergence(clips: JoinedDataset) -> None:
+    bench = Bench(clips, replace(SETTINGS, precision="float16"), learner=Loud(math.inf))
+    with pytest.raises(FloatingPointError):
+        bench.run(40)
+
+
+def test_a_loss_that_is_no_number_stops_float16_at_once(clips: JoinedDataset) -> None:
+    bench = Bench(clips, replace(SETTINGS, precision="float16"), nan_at=2)
+    with pytest.raises(FloatingPointError, match="loss is nan"):
+        bench.run(3)
+    assert bench.trainer.step == 1
+
+
+def test_a_compiled_network_learns_the_same_within_rounding(
+    clips: JoinedDataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # All of torch.compile but its last step, whose C++ compiler takes minutes on a busy machine.
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    exact, compiled = Bench(clips).run(3), Bench(clips, replace(SETTINGS, compile=True)).run(3)
+    assert [report.loss for report in compiled] == pytest.approx([report.loss for report in exact], rel=1e-4)
+
+
+def test_a_machine_without_a_compiler_says_so_at_once(clips: JoinedDataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(function: object) -> Callable:
+        def run(*values: object) -> None:
+            raise RuntimeError("No working C++ compiler found\nand more")
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(UsageError, match=r"--compile: .*No working C\+\+ compiler found"):
+        Bench(clips, replace(SETTINGS, compile=True))
 
 
 def test_running_mean_keeps_its_share_and_plain_mean_is_plain(clips: JoinedDataset) -> None:
