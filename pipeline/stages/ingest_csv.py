@@ -25,7 +25,7 @@ class IngestCsvConfig(IngestConfig):
     """The column of labels: class ids or names. An empty field is a clip without labels. Several rows with one path are
     one clip with all their labels."""
     label_separator: str | None = None
-    """What is between several labels in one field, such as `,` or `;`; a field is one label unless given."""
+    """What separates several labels in one field, such as a comma or a semicolon; a field is one label unless given."""
     id_column: str | None = None
     """The column of clip ids, taken as they are; the paths without their extension are the ids unless given."""
     only: tuple[str, ...] = ()
