@@ -22,12 +22,13 @@ import numpy as np
 import psutil
 
 from benchmarks.synthetic import write_dataset, write_random_bytes, write_store
+from pipeline.join import JoinedDataset
 from pipeline.logit_store import open_store
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.sampling import EpochPlan, StreamConfig, plan_epochs, reading_order
+from pipeline.sampling import EpochPlan, Sampling, StreamConfig, plan_epochs, reading_order
 from pipeline.shards import read_clip_bytes
 from pipeline.storage import RangeReader
-from pipeline.streaming import stream_shard
+from pipeline.streaming import load_steps, stream_shard
 
 FEW = 2000
 CLIP_MB = 0.3
@@ -118,38 +119,52 @@ def opening(folder: Path, clips: int) -> None:
 
 
 def memory(folder: Path, clips: int) -> None:
-    """Private memory of a training process and its loader workers."""
+    """Private memory of a training process and of loader workers."""
     in_child("open", folder, FEW)
     print(f"| private memory (USS), MB | {FEW:,} clips | {clips:,} clips | more |\n|---|---:|---:|---:|")
-    for workers in (0, 2):
-        few, many = (training_memory(folder / str(number), workers) for number in (FEW, clips))
+    for measure in (lambda place: in_child("loaders", folder, int(place.name)), training_memory):
+        few, many = (measure(folder / str(number)) for number in (FEW, clips))
         for what in few:
             row = f"{few[what]:,.0f} | {many[what]:,.0f} | {many[what] - few[what]:,.0f}"
-            print(f"| {workers} workers: {what} | {row} |", flush=True)
+            print(f"| {what} | {row} |", flush=True)
 
 
-def training_memory(folder: Path, workers: int) -> dict[str, float]:
-    """Train a few steps and watch the processes from outside: megabytes at the peak and in the middle of training."""
+def loader_memory(folder: Path) -> dict[str, float]:
+    """Load ten batches of 16 clips on two workers: megabytes of the larger one, in each kind of sampling."""
+    manifest = read_manifest(folder / "data")
+    logits = open_store(str(folder / "store")).align(manifest, folder / "cache")
+    clips = JoinedDataset(manifest, sample_rate_hz=32_000, seconds=10, logits=logits)
+    found: dict[str, float] = {}
+    kinds: tuple[Sampling, ...] = ("balanced", "stream")
+    for sampling in kinds:
+        stream = StreamConfig(shuffle=100)
+        plan = plan_epochs(manifest, sampling=sampling, batch_size=16, clips_per_epoch=960, stream=stream)
+        peak = 0.0
+        for _ in load_steps(clips, plan, end_step=10, workers=2):
+            peak = max([peak, *(private_memory(worker) or 0.0 for worker in psutil.Process().children())])
+        found[f"each of two loader workers, --sampling {sampling}, peak"] = peak
+    return found
+
+
+def training_memory(folder: Path) -> dict[str, float]:
+    """Train a few steps and watch the process from outside: megabytes at the peak and at the median of all times."""
     run = folder / "run"
     shutil.rmtree(run, ignore_errors=True)
-    settings = f"--model mn01 --workers {workers} --epochs 2 --clips-per-epoch 128 --batch-size 16 --device cpu"
+    settings = "--model mn01 --workers 0 --epochs 2 --clips-per-epoch 64 --batch-size 16 --device cpu"
     places = {"data": folder / "data", "store": folder / "store", "cache": folder / "cache", "run": run}
     command = [sys.executable, "-m", "pipeline", "train-student", *settings.split()]
     command += [part for name, place in places.items() for part in (f"--{name}", str(place))]
-    seen: dict[str, list[float]] = {"training process": []} | ({"each loader worker": []} if workers else {})
+    seen: list[float] = []
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         watched = psutil.Process(process.pid)
         while process.poll() is None:
-            children = watched.children()
-            if len(children) >= workers:
-                for what, some in (("training process", [watched]), ("each loader worker", children)):
-                    if what in seen and (found := [megabytes for one in some if (megabytes := private_memory(one))]):
-                        seen[what].append(max(found))
-            time.sleep(0.1)
+            if megabytes := private_memory(watched):
+                seen.append(megabytes)
+            time.sleep(0.3)
         if process.returncode:
             raise SystemExit(process.stderr.read().decode() if process.stderr else "")
     shutil.rmtree(run)
-    return {f"{what}, {name}": pick(values) for what, values in seen.items() for name, pick in PICKS.items()}
+    return {f"training process without workers, {name}": pick(seen) for name, pick in PICKS.items()}
 
 
 PICKS: dict[str, Callable[[list[float]], float]] = {"peak": max, "median": lambda values: float(np.median(values))}
@@ -304,7 +319,7 @@ def anonymous_memory(process: psutil.Process) -> float:
 
 
 STEPS = {"opening": opening, "memory": memory, "reading": reading, "windows": windows, "evaluating": evaluating}
-CHILDREN = {"open": open_once}
+CHILDREN = {"open": open_once, "loaders": loader_memory}
 
 if __name__ == "__main__":
     main()

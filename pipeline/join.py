@@ -125,6 +125,7 @@ class JoinedDataset(Dataset[TrainingBatch]):
         cache: WaveformCache | None = None,
         mirror: ShardMirror | None = None,
     ) -> None:
+        manifest.prepare_reads()
         self.manifest = manifest
         self.sample_rate_hz = sample_rate_hz
         self.seconds = seconds
@@ -148,7 +149,7 @@ class JoinedDataset(Dataset[TrainingBatch]):
 
         Args:
             rows: rows in the manifest.
-            read: gives the encoded audio of one of them, or raises a `ShardError`. It is asked in the order in which
+            read: gives the encoded audio of one of them, or raises a `PipelineError`. It is asked in the order in which
                 the clips lie in their shards, whatever the order of `rows`.
         """
         waveforms = np.zeros((len(rows), self.samples), dtype=np.float32)
@@ -205,8 +206,8 @@ def batch_loader(
 ) -> DataLoader[TrainingBatch]:
     """Load `dataset[batch]` for each of `batches`, in order, ahead of time on up to `workers` processes.
 
-    With 0 workers each is loaded when it is asked for.
-    The processes, at most one a core, live as long as the iteration, which may go on over any number of epochs.
+    With 0 workers each is loaded when it is asked for. The processes, at most one a core, live as long as the
+    iteration, which may go on over any number of epochs.
     """
     return DataLoader(
         dataset,

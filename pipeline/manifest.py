@@ -107,6 +107,11 @@ class Manifest:
         labels = self._column("labels")
         return labels.offsets.to_numpy().astype(np.int64), labels.values.to_numpy()
 
+    def prepare_reads(self) -> None:
+        """Work out the columns that reading clips needs, so that processes forked from this one share them."""
+        for name in ("shards", "shard_of_clip", "offsets", "sizes", "crc32s", "labels_csr", "clip_ids"):
+            getattr(self, name)
+
     def label_matrix(self, rows: np.ndarray, dtype: type = np.float32) -> np.ndarray:
         """Give the labels of `rows` as a multi-hot matrix (rows, classes)."""
         indptr, indices = self.labels_csr

@@ -182,12 +182,13 @@ def read_bytes(location: str | Path) -> bytes:
 
 
 @contextmanager
-def open_input(location: str | Path, *, whole: bool = False) -> Iterator[BinaryIO]:
+def open_input(location: str | Path, *, whole: bool = False, request_bytes: int = 256 << 10) -> Iterator[BinaryIO]:
     """Open a file for reading in any order.
 
     Args:
         location: a path or URL.
         whole: fetch a remote file to the local disk first: faster for who reads all of it in an order of their own.
+        request_bytes: of a remote file, fetched at a time: more is faster for who reads on and on.
 
     Raises:
         PipelineError: the file is not there.
@@ -198,7 +199,10 @@ def open_input(location: str | Path, *, whole: bool = False) -> Iterator[BinaryI
             yield stream
         return
     with _missing_file_told(location):
-        stream = object_store.open_remote(str(location)) if is_remote(location) else local_path(location).open("rb")
+        if is_remote(location):
+            stream = object_store.open_remote(str(location), buffer_bytes=request_bytes)
+        else:
+            stream = local_path(location).open("rb")
     with stream:
         yield stream
 

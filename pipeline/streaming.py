@@ -16,13 +16,15 @@ from torch.utils.data import Dataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline import storage
-from pipeline.errors import PipelineError, ShardError
+from pipeline.errors import PipelineError, ShardError, StorageUnavailableError
 from pipeline.ingest.descriptions import clip_id_of, parse_description
 from pipeline.ingest.rejections import UnusableClipError
 from pipeline.join import JoinedDataset, TrainingBatch, batch_loader, loader_processes
 from pipeline.manifest import Manifest
 from pipeline.sampling import EpochPlan, StreamPlan
 from pipeline.shards import AUDIO_FORMATS, check_clip_bytes
+
+_REQUEST_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -121,7 +123,7 @@ class StreamedClips(Dataset[TrainingBatch]):
 
         def read(row: int) -> bytes:
             audio = found.pop(row)
-            if isinstance(audio, ShardError):
+            if isinstance(audio, PipelineError):
                 raise audio
             return audio
 
@@ -133,9 +135,9 @@ class _Reader:
 
     def __init__(self, manifest: Manifest, coming: np.ndarray) -> None:
         self._source = _read_in_turn(manifest, coming)
-        self._held: dict[int, bytes | ShardError] = {}
+        self._held: dict[int, bytes | PipelineError] = {}
 
-    def take(self, rows: np.ndarray) -> dict[int, bytes | ShardError]:
+    def take(self, rows: np.ndarray) -> dict[int, bytes | PipelineError]:
         missing = set(rows.tolist()) - self._held.keys()
         while missing:
             row, found = next(self._source)
@@ -144,12 +146,12 @@ class _Reader:
         return {row: self._held.pop(row) for row in rows.tolist()}
 
 
-def _read_in_turn(manifest: Manifest, rows: np.ndarray) -> Iterator[tuple[int, bytes | ShardError]]:
+def _read_in_turn(manifest: Manifest, rows: np.ndarray) -> Iterator[tuple[int, bytes | PipelineError]]:
     for shard, of_shard in groupby(rows.tolist(), key=manifest.shard_of_clip.__getitem__):
         yield from stream_shard(manifest, manifest.shards[shard], list(of_shard))
 
 
-def stream_shard(manifest: Manifest, shard: str, rows: list[int]) -> Iterator[tuple[int, bytes | ShardError]]:
+def stream_shard(manifest: Manifest, shard: str, rows: list[int]) -> Iterator[tuple[int, bytes | PipelineError]]:
     """Read a shard up to the last of some clips: each row with its encoded audio, or with the reason why not.
 
     Args:
@@ -160,6 +162,7 @@ def stream_shard(manifest: Manifest, shard: str, rows: list[int]) -> Iterator[tu
     ids = manifest.clip_ids.take(pa.array(rows)).to_pylist()
     wanted: dict[str, int] = dict(zip(ids, rows, strict=True))
     reason = "the clip is not there"
+    unavailable: StorageUnavailableError | None = None
     try:
         for clip_id, audio in _clips_of(storage.join_path(manifest.location, shard)):
             row = wanted.pop(clip_id, None)
@@ -167,13 +170,19 @@ def stream_shard(manifest: Manifest, shard: str, rows: list[int]) -> Iterator[tu
                 yield row, _checked(manifest, row, audio)
             if not wanted:
                 return
+    except StorageUnavailableError as error:
+        unavailable = error  # no fault of the clips'
     except (PipelineError, OSError, EOFError, tarfile.TarError) as error:
         reason = str(error)
     for row in wanted.values():
-        yield row, ShardError(f"{manifest.location}: can't read clip {manifest.clip_ids[row]} from {shard} ({reason})")
+        yield (
+            row,
+            unavailable
+            or ShardError(f"{manifest.location}: can't read clip {manifest.clip_ids[row]} from {shard} ({reason})"),
+        )
 
 
-def _checked(manifest: Manifest, row: int, audio: bytes) -> bytes | ShardError:
+def _checked(manifest: Manifest, row: int, audio: bytes) -> bytes | PipelineError:
     try:
         check_clip_bytes(manifest, row, audio)
     except ShardError as error:
@@ -187,7 +196,7 @@ def _clips_of(location: str) -> Iterator[tuple[str, bytes]]:
     They are those of its index where the members of each clip lie side by side, as WebDataset wants them.
     """
     faults: list[Exception] = []
-    with storage.open_input(location) as stream:
+    with storage.open_input(location, request_bytes=_REQUEST_BYTES) as stream:
         members = _up_to_a_fault(
             tar_file_expander([{"url": location, "stream": stream}], select_files=_is_ours), faults
         )
