@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -202,3 +203,19 @@ def test_clips_that_fail_are_listed_once_and_too_many_end_the_run(
     with pytest.raises(TooManyFailuresError, match=r"2 of 16 clips can't be used \(12.5 %\).*limit is 10 %"):
         train(replace(config, data=data, run=str(tmp_path / "other"), max_failed=0.1, checkpoint_minutes=10))
     assert (tmp_path / "other" / "last.safetensors").exists()
+
+
+@pytest.mark.parametrize("order", [{"sampling": "stream"}, {"read_window": 12}])
+def test_other_orders_of_reading_resume_as_exactly(
+    config: TrainingConfig, order: dict[str, Any], tmp_path: Path
+) -> None:
+    whole = replace(config, run=str(tmp_path / "whole"), **order)
+    result = train(whole)
+    kill_after(5, tmp_path / "whole", config)
+    assert train(replace(config, resume=True, workers=2, **order)) == result
+    assert weights(Path(config.run)) == weights(tmp_path / "whole")
+
+
+def test_a_read_window_for_whole_shards_is_refused(config: TrainingConfig) -> None:
+    with pytest.raises(UsageError, match="read_window is of no use with --sampling stream"):
+        replace(config, sampling="stream", read_window=100)
