@@ -5,6 +5,7 @@ from student.chance import Chance
 from student.complexity import Complexity, count_complexity
 from student.dymn import DyMN, kernel_temperature
 from student.front_end import FrontEndConfig, LogMelFrontEnd
+from student.fusion import fuse
 from student.losses import DistillConfig, blend_targets, clip_bce, distillation_loss, teacher_probabilities
 from student.metrics import TaggingScores, average_precision, d_prime, roc_auc, tagging_scores
 from student.mixup import Mix, MixupConfig, draw_mix
@@ -41,6 +42,7 @@ __all__ = [
     "d_prime",
     "distillation_loss",
     "draw_mix",
+    "fuse",
     "kernel_temperature",
     "learning_rate_multiplier",
     "load_weights",

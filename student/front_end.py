@@ -1,5 +1,6 @@
 """Turns waveforms into the log-mel images that the students see, number for number as EfficientAT does."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 PRE_EMPHASIS = 0.97
 LOG_FLOOR = 1e-5
 MEL_SHIFT, MEL_SCALE = 4.5, 5.0  # bring the log-mels of AudioSet to about -1 to 1
+GROUPED_MELS = 16
+"""Mel bands that are summed in one product of matrices: few, because each product runs over the bins of its bands."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,6 +96,34 @@ def mel_filters(
     return F.pad(torch.minimum(rising, falling).clamp(min=0.0), (0, 1))  # (…, mels, bins)
 
 
+def _mel(hz: float) -> float:
+    return 1127.0 * math.log(1.0 + hz / 700.0)
+
+
+def mel_groups(config: FrontEndConfig) -> list[tuple[slice, slice]]:
+    """Split the bands into groups of neighbours, each with the bins that it can hear, however its edges jitter.
+
+    Returns:
+        (bands, bins) of each group. Outside of its bins, a group's filters are zero.
+    """
+    lowest, highest = _mel(config.low_hz), _mel(config.low_hz + config.low_jitter_hz - 1)
+    top = config.high_hz + config.high_jitter_hz // 2
+    smallest_top, largest_top = _mel(top - config.high_jitter_hz + 1), _mel(top)
+
+    def bin_of(edge: int, low_mel: float, high_mel: float) -> float:
+        mel = low_mel + (high_mel - low_mel) * edge / (config.mels + 1)
+        return 700.0 * (math.exp(mel / 1127.0) - 1.0) * config.fft_samples / config.sample_rate_hz
+
+    groups = []
+    for first in range(0, config.mels, GROUPED_MELS):
+        end = min(first + GROUPED_MELS, config.mels)
+        # A band reaches from its left neighbour's centre to its right one's; a bin more for single precision.
+        start_bin = math.floor(bin_of(first, lowest, smallest_top)) - 1
+        end_bin = math.ceil(bin_of(end + 1, highest, largest_top)) + 2
+        groups.append((slice(first, end), slice(max(start_bin, 0), min(end_bin, config.fft_samples // 2 + 1))))
+    return groups
+
+
 class LogMelFrontEnd(nn.Module):
     """The students' front end: waveforms in, log-mel images out, always in float32.
 
@@ -106,6 +137,7 @@ class LogMelFrontEnd(nn.Module):
     def __init__(self, config: FrontEndConfig | None = None) -> None:
         super().__init__()
         self.config = config or FrontEndConfig()
+        self._groups = mel_groups(self.config)
         self._build_constants(None)
 
     def _build_constants(self, device: torch.device | None) -> None:
@@ -150,7 +182,8 @@ class LogMelFrontEnd(nn.Module):
             )
         with torch.autocast(device_type=waveforms.device.type, enabled=False):
             sound = waveforms.float()
-            sound = sound[:, 1:] - PRE_EMPHASIS * sound[:, :-1]  # (batch, samples - 1)
+            # Product and sum rounded one by one, as upstream: soft low bands show the difference to a fused step.
+            sound = (sound[:, :-1] * -PRE_EMPHASIS).add_(sound[:, 1:])  # (batch, samples - 1)
             spectrum = torch.stft(
                 sound,
                 config.fft_samples,
@@ -161,11 +194,12 @@ class LogMelFrontEnd(nn.Module):
             )
             power = spectrum.real.square().addcmul_(spectrum.imag, spectrum.imag)  # (batch, bins, frames)
             if edge_shifts_hz is not None:
-                filters = self._moved_filters(edge_shifts_hz)  # (batch, mels, bins)
+                bands = self._moved_filters(edge_shifts_hz) @ power  # (batch, mels, frames)
             else:
                 filters = self._jittered_filters(generator) if self.training else self.filters  # (mels, bins)
-            log_mels = (filters @ power + LOG_FLOOR).log()  # (batch, mels, frames)
-            return ((log_mels + MEL_SHIFT) / MEL_SCALE).unsqueeze(1)
+                bands = torch.cat([filters[mels, bins] @ power[:, bins] for mels, bins in self._groups], dim=1)
+            log_mels = bands.add_(LOG_FLOOR).log_()  # (batch, mels, frames)
+            return log_mels.add_(MEL_SHIFT).div_(MEL_SCALE).unsqueeze(1)
 
     def _jittered_filters(self, generator: torch.Generator | None) -> Tensor:
         """Draw the edges as EfficientAT does and build the bank on the spot: (mels, bins)."""

@@ -2,7 +2,10 @@
 
 from functools import partial
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from student.depthwise import DepthwiseConv2d
 
 batch_norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 """Batch normalisation as MobileNetV3 has it."""
@@ -19,14 +22,24 @@ def conv_norm_act(
     activation: type[nn.Module] | None = None,
 ) -> nn.Sequential:
     """Chain a convolution without bias, batch normalisation and an activation; odd kernels keep the image's size."""
-    padding = (kernel - 1) // 2 * dilation
-    layers: list[nn.Module] = [
-        nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False),
-        batch_norm(out_channels),
-    ]
+    if groups == in_channels == out_channels:
+        convolution = DepthwiseConv2d(in_channels, kernel, stride, dilation)
+    else:
+        padding = (kernel - 1) // 2 * dilation
+        convolution = nn.Conv2d(in_channels, out_channels, kernel, stride, padding, dilation, groups, bias=False)
+    layers: list[nn.Module] = [convolution, batch_norm(out_channels)]
     if activation is not None:
         layers.append(activation(inplace=True))
     return nn.Sequential(*layers)
+
+
+def mean_of_image(maps: Tensor) -> Tensor:
+    """Average over the image: (batch, channels, mels, frames) → (batch, channels)."""
+    if maps.is_contiguous(memory_format=torch.channels_last):
+        # The same numbers, but the gradient keeps the layout; that of a mean over two axes would lose it, and adding
+        # it to one of the other layout takes three times as long as all else in squeeze-excitation.
+        return maps.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
+    return maps.mean(dim=(2, 3))
 
 
 def initialise(module: nn.Module) -> None:

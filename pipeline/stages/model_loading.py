@@ -16,6 +16,7 @@ import teacher
 from pipeline import storage
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.manifest import Manifest
+from pipeline.memory import keep_freed_memory
 from pipeline.redaction import redact
 from pipeline.vocabulary import Vocabulary, audioset_vocabulary, parse_vocabulary
 from pipeline.weights import CheckpointMetadata, load_checkpoint_metadata, local_file, sha256_of_file
@@ -34,6 +35,7 @@ class LoadedModel:
     """A model in evaluation mode, and where it came from."""
 
     network: nn.Module
+    """In evaluation mode; a student is fused (`student.fuse`), so it isn't one to save or to train."""
     name: str
     """What tables call it: its run's folder, or its file's name."""
     source: str
@@ -150,8 +152,11 @@ def load_model(
             network = _build_foreign(path, str(model), vocabulary) if metadata is None else _build_own(path, metadata)
         except (ValueError, TypeError) as error:  # TypeError: a keyword that the model doesn't take
             raise CheckpointError(f"{location}: {error}") from error
+    network = network.to(device).eval()
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
     return LoadedModel(
-        network=network.to(device).eval(),
+        network=student.fuse(network) if isinstance(network, student.Tagger) else network,
         name=_display_name(location),
         source=redact(weights.source),
         sha256=weights.sha256,

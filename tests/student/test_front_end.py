@@ -7,7 +7,7 @@ import torchaudio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student.front_end import FrontEndConfig, LogMelFrontEnd, mel_filters
+from student.front_end import FrontEndConfig, LogMelFrontEnd, mel_filters, mel_groups
 
 
 def kaldi_bank(config: FrontEndConfig, low_hz: float, high_hz: float) -> torch.Tensor:
@@ -127,3 +127,25 @@ def test_clips_can_have_edges_of_their_own_and_then_nothing_is_drawn(training: b
     for sound, (low_hz, high_hz), found in zip(sounds, [(0, 15_000), (9, 14_001), (3, 16_000)], features, strict=True):
         alone = LogMelFrontEnd(FrontEndConfig(low_hz=low_hz, high_hz=high_hz, low_jitter_hz=1, high_jitter_hz=1)).eval()
         torch.testing.assert_close(found, alone(sound[None])[0], atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FrontEndConfig(),
+        FrontEndConfig(mels=40),
+        FrontEndConfig(mels=256),
+        FrontEndConfig(mels=23, fft_samples=512, window_samples=400, low_hz=50, high_hz=7000, low_jitter_hz=100),
+        FrontEndConfig(sample_rate_hz=16_000, high_hz=7_900, high_jitter_hz=1),
+    ],
+)
+def test_no_band_reaches_beyond_the_bins_of_its_group(config) -> None:
+    groups = mel_groups(config)
+    assert [mel for mels, _ in groups for mel in range(mels.start, mels.stop)] == list(range(config.mels))
+    top = config.high_hz + config.high_jitter_hz // 2
+    for low_hz in (config.low_hz, config.low_hz + config.low_jitter_hz - 1):
+        for high_hz in (top, config.high_hz, top - config.high_jitter_hz + 1):
+            bank = mel_filters(config, low_hz, high_hz)
+            for mels, bins in groups:
+                bank[mels, bins] = 0
+            assert not bank.any()

@@ -32,3 +32,13 @@ def test_several_gates_are_combined_as_their_setting_says(aggregation, combine) 
     parts = [gate(maps) for gate in layer.conc_se_layers]
     assert [gate.axis for gate in layer.conc_se_layers] == [1, 3, 2]
     torch.testing.assert_close(layer(maps), combine(parts))
+
+
+def test_the_gradient_keeps_the_layout_of_the_maps() -> None:
+    layer = SqueezeExcitation(16, 1, reduction=4)
+    maps = torch.randn(2, 16, 24, 32)
+    expected = torch.autograd.grad(layer(maps.requires_grad_()).square().sum(), maps)[0]
+    inner = maps.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    gradient = torch.autograd.grad(layer(inner).square().sum(), inner)[0]
+    assert gradient.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(gradient, expected)

@@ -11,15 +11,17 @@ import timm
 import torch
 from file_server import Fault, FileServer
 from safetensors.torch import save_file
+from torch import nn
 
 import student
 import teacher
 from pipeline import cli, fetching
+from pipeline.checkpoints import save_weights
 from pipeline.errors import CheckpointError
 from pipeline.manifest import Manifest
 from pipeline.stages.model_loading import load_model, open_weights
 from pipeline.stages.teacher_spec import TeacherSpec, stamp_teachers
-from pipeline.vocabulary import audioset_vocabulary
+from pipeline.vocabulary import Vocabulary, audioset_vocabulary
 from pipeline.weights import sha256_of_file
 from student.registry import _CARD_BY_NAME as STUDENTS
 from teacher.registry import CARDS as TEACHERS
@@ -234,3 +236,18 @@ def test_imagenets_weights_have_names_too(file_server: FileServer, monkeypatch: 
     file_server.files["/net.pth"] = Path("net.pth").read_bytes()
     with open_weights("mobilenet_v3_large") as weights:
         assert (weights.path.name, weights.released_as) == ("net.pth", "mobilenet_v3_large")
+
+
+def test_a_student_is_loaded_without_batch_norms_and_says_the_same(tmp_path: Path, five_classes: Vocabulary) -> None:
+    model = student.create_model("mn01", num_classes=5)
+    images = torch.randn(2, 1, 128, 100)
+    for _ in range(3):
+        model.train()(images)  # moves the statistics that are folded away
+    metadata = {"stage": "student", "model": "mn01", "kwargs": {}, "classes": 5}
+    metadata |= {"vocabulary_sha256": five_classes.sha256, "vocabulary": five_classes.to_csv_bytes().decode()}
+    save_weights(tmp_path / "mn01.safetensors", model.state_dict(), metadata)
+    loaded = load_model(str(tmp_path / "mn01.safetensors")).network
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in loaded.modules())
+    with torch.inference_mode():
+        expected = model.eval()(images)
+        torch.testing.assert_close(loaded(images), expected, atol=float(1e-4 * expected.std()), rtol=0)
