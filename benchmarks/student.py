@@ -281,7 +281,11 @@ def main() -> None:
     what = torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} threads"
     print(f"{options.model}, batch {options.batch}, {what}, torch {torch.__version__}; {flops / 1e9:.2f} GFLOP forward")
     print(f"matrix products reach {', '.join(f'{peak / 1e9:.0f} GFLOP/s in {name}' for name, peak in peaks.items())}")
-    for title, act, cost in (("training", "train", BACKWARD_SHARE), ("inference", "infer", 1)):
+    jobs: list[tuple[str, Literal["train", "infer"], int]] = [
+        ("training", "train", BACKWARD_SHARE),
+        ("inference", "infer", 1),
+    ]
+    for title, act, cost in jobs:
         found = run_rounds(ways, options, act)
         show(title, ways, found, cost * flops, lambda way: peaks[way.precision])
     if options.data:
