@@ -166,7 +166,7 @@ class _Memory(io.BytesIO):
 class _ForwardFile(soundfile.SoundFile):
     """A sound that is read from its beginning on. soundfile would seek to where it is after each read of another file.
 
-    In a compressed stream that costs up to a tenth of all decoding, and an Opus decoder starts anew there.
+    In a compressed stream that costs up to a tenth of all decoding.
     """
 
     def seekable(self) -> bool:

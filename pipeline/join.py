@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from pipeline.alignment import AlignedLogits
 from pipeline.audio import load_waveform
@@ -152,26 +152,29 @@ class JoinedDataset(Dataset[TrainingBatch]):
             read: gives the encoded audio of one of them, or raises a `PipelineError`. It is asked in the order in which
                 the clips lie in their shards, whatever the order of `rows`.
         """
-        waveforms = np.zeros((len(rows), self.samples), dtype=np.float32)
+        waveforms = _empty_for_the_main_process(len(rows), self.samples)
+        samples = waveforms.numpy()
         failures: list[FailedClip] = []
         for place in np.lexsort((self.manifest.offsets[rows], self.manifest.shard_of_clip[rows])).tolist():
             row = int(rows[place])
             try:
-                waveforms[place] = self._waveform(row, read)
+                samples[place] = self._waveform(row, read)
             except DecodeError as error:
                 failures.append(FailedClip(row, error.reason, error.detail))
             except StorageUnavailableError as error:
                 failures.append(FailedClip(row, _UNREACHABLE, str(error)))
             except PipelineError as error:
                 failures.append(FailedClip(row, "shard unreadable", str(error)))
+        valid = ~np.isin(rows, [failure.row for failure in failures])
+        samples[~valid] = 0
         teacher_logits, has_teacher = self._teacher_logits(rows)
         return TrainingBatch(
             rows=torch.from_numpy(rows),
-            waveforms=torch.from_numpy(waveforms),
+            waveforms=waveforms,
             labels=torch.from_numpy(self.manifest.label_matrix(rows)),
             teacher_logits=torch.from_numpy(teacher_logits),
             has_teacher=torch.from_numpy(has_teacher),
-            valid=torch.from_numpy(~np.isin(rows, [failure.row for failure in failures])),
+            valid=torch.from_numpy(valid),
             places=torch.arange(len(rows)),
             whole=len(rows),
             failures=tuple(failures),
@@ -199,6 +202,16 @@ class JoinedDataset(Dataset[TrainingBatch]):
 def loader_processes(workers: int) -> int:
     """Give how many processes load where `workers` are asked for: no more than there are cores."""
     return min(workers, len(os.sched_getaffinity(0)))
+
+
+def _empty_for_the_main_process(batch: int, samples: int) -> Tensor:
+    """Give (batch, samples) float32, any values, in memory that the main process sees too where a worker asks."""
+    if get_worker_info() is None:
+        return torch.empty(batch, samples)
+    # As torch's own collating does it. The waveforms are written once, where they will be read: for each page that the
+    # kernel has to find, zero and map, a clip pays more than for a copy.
+    storage = torch.UntypedStorage._new_shared(4 * batch * samples)
+    return torch.empty(0).set_(storage, 0, (batch, samples))  # pyright: ignore[reportCallIssue]
 
 
 def batch_loader(

@@ -117,6 +117,17 @@ def test_only_the_wanted_seconds_are_read() -> None:
     np.testing.assert_array_equal(decode(data, most_seconds=1.5).samples, decode(data).samples[:12_000])
 
 
+@pytest.mark.parametrize(
+    ("format", "subtype"), [("OGG", "OPUS"), ("OGG", "VORBIS"), ("MP3", None), ("FLAC", "PCM_16"), ("WAV", "PCM_16")]
+)
+def test_reading_in_blocks_changes_no_sample(format: str, subtype: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    data = encode(0.2 * rng.standard_normal((30_000, 2)).astype(np.float32), 48_000, format, subtype)
+    whole = decode(data).samples
+    monkeypatch.setattr("pipeline.audio._BLOCK_VALUES", 2 * 7_000)
+    np.testing.assert_array_equal(decode(data).samples, whole)
+
+
 def test_half_an_hour_costs_no_more_memory_than_the_seconds_that_are_read(torture_dir: Path) -> None:
     data = (torture_dir / "files" / "silence_30min.flac").read_bytes()
     tracemalloc.start()

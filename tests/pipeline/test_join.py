@@ -50,6 +50,7 @@ def test_a_clip_that_cannot_be_decoded_is_marked_with_its_reason(dataset: Joined
     assert batch.valid.tolist() == [True, False, True]
     assert [failure.row for failure in batch.failures] == [5]
     assert batch.failures[0].reason
+    assert batch.waveforms.any(dim=1).tolist() == [True, False, True]
     kept = batch.only_valid()
     assert kept.rows.tolist() == [4, 6]
     assert len(kept.waveforms) == len(kept.labels) == len(kept.has_teacher) == 2
