@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from student.layers import mean_of_image
 from student.squeeze_excitation import ConcurrentSqueezeExcitation, SqueezeExcitation
 
 
@@ -34,11 +35,12 @@ def test_several_gates_are_combined_as_their_setting_says(aggregation, combine) 
     torch.testing.assert_close(layer(maps), combine(parts))
 
 
-def test_the_gradient_keeps_the_layout_of_the_maps() -> None:
-    layer = SqueezeExcitation(16, 1, reduction=4)
-    maps = torch.randn(2, 16, 24, 32)
-    expected = torch.autograd.grad(layer(maps.requires_grad_()).square().sum(), maps)[0]
-    inner = maps.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    gradient = torch.autograd.grad(layer(inner).square().sum(), inner)[0]
-    assert gradient.is_contiguous(memory_format=torch.channels_last)
-    torch.testing.assert_close(gradient, expected)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_the_gradient_of_the_mean_keeps_the_layout_of_the_maps(layout) -> None:
+    maps = torch.randn(2, 16, 24, 32).contiguous(memory_format=layout).requires_grad_()
+    means = mean_of_image(maps)
+    torch.testing.assert_close(means, maps.mean(dim=(2, 3)))
+    weights = torch.randn(2, 16)
+    gradient = torch.autograd.grad(means, maps, weights)[0]
+    assert gradient.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(gradient, (weights / (24 * 32))[:, :, None, None].expand_as(maps))
