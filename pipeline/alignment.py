@@ -30,9 +30,14 @@ class AlignedLogits:
     path: Path
     """Where the array lies, until somebody clears the cache."""
 
-    def take(self, rows: np.ndarray) -> np.ndarray:
-        """Copy the logits of some clips: `rows`, (some,) → (some, classes), float16."""
-        taken = self.logits[rows]
+    def take(self, rows: np.ndarray, views: np.ndarray | None = None) -> np.ndarray:
+        """Copy the logits of some clips: (some, classes), float16.
+
+        Args:
+            rows: (some,), of the manifest.
+            views: (some,), which view of each clip, where there are several; None where there is one.
+        """
+        taken = self.logits[rows] if views is None else self.logits[rows, views]
         if isinstance(self.logits.base, mmap.mmap):
             # The pages stay in the page cache, but leave this process: it would map the whole file by and by, and be
             # counted, or killed, for gigabytes that it does not own.

@@ -7,11 +7,12 @@ memory-mapped array. What a batch holds depends on its rows alone, never on the 
 import os
 import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
@@ -21,9 +22,14 @@ from pipeline.audio import load_waveform
 from pipeline.cache import ShardMirror
 from pipeline.errors import DecodeError, PipelineError, StorageUnavailableError, TooManyFailuresError
 from pipeline.manifest import Manifest
+from pipeline.sampling import seed_for
 from pipeline.shards import read_ahead, read_clip_bytes
 from pipeline.storage import RangeReader, is_remote
+from pipeline.views import View, ViewsStamp, draw_view, extra_seconds, pick_views, see
 from pipeline.waveform_cache import WaveformCache
+
+_VIEW_CHANCE = 2
+"""Tells the draw of the views from a step's other draws, 0 and 1 (`pipeline.training`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +56,16 @@ def check_reachable(failures: Iterable[FailedClip]) -> None:
             raise StorageUnavailableError(failure.detail)
 
 
+@dataclass(frozen=True, slots=True)
+class SeenRows:
+    """A batch to read, where clips are shown in one of several views."""
+
+    rows: np.ndarray
+    """(batch,), int64: rows in the manifest."""
+    views: np.ndarray
+    """(batch,), int64: which view of each clip."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingBatch:
     """Clips, their labels and what the teachers said about them; tensors, on one device."""
@@ -72,6 +88,8 @@ class TrainingBatch:
     """Clips of the whole batch, valid or not."""
     failures: tuple[FailedClip, ...] = ()
     """Why, for each clip that is not valid."""
+    edge_shifts_hz: Tensor | None = None
+    """(batch, 2): how far each clip's view moves the edges of the mel bands; None where clips are shown as they are."""
 
     def __len__(self) -> int:
         """Count the clips, valid or not."""
@@ -111,8 +129,9 @@ class JoinedDataset(Dataset[TrainingBatch]):
         sample_rate_hz: the model's.
         seconds: the model's input length; longer clips are cut, shorter ones padded with silence.
         logits: the teachers' logits in the manifest's order; None where nobody needs them.
-        cache: keeps decoded waveforms; None decodes every time.
+        cache: keeps decoded waveforms, `kept_seconds` long; None decodes every time.
         mirror: keeps what was read of a remote dataset; None asks its server every time.
+        views: which views of each clip `logits` are of; None where they are of the clips as they are.
     """
 
     def __init__(
@@ -124,6 +143,7 @@ class JoinedDataset(Dataset[TrainingBatch]):
         logits: AlignedLogits | None = None,
         cache: WaveformCache | None = None,
         mirror: ShardMirror | None = None,
+        views: ViewsStamp | None = None,
     ) -> None:
         manifest.prepare_reads()
         self.manifest = manifest
@@ -131,6 +151,8 @@ class JoinedDataset(Dataset[TrainingBatch]):
         self.seconds = seconds
         self._logits = logits
         self._cache = cache
+        self._views = views
+        self._kept_seconds = kept_seconds(seconds, views)
         self._reader = RangeReader(manifest.location, mirror)
 
     @property
@@ -138,27 +160,41 @@ class JoinedDataset(Dataset[TrainingBatch]):
         """Length of a waveform."""
         return round(self.seconds * self.sample_rate_hz)
 
-    def __getitem__(self, rows: np.ndarray) -> TrainingBatch:
-        """Read the clips at `rows`, (batch,) int64."""
-        if is_remote(self.manifest.location):
-            read_ahead(self._reader, self.manifest, self._not_kept(rows))
-        return self.batch(rows, lambda row: read_clip_bytes(self._reader, self.manifest, row))
+    def requests(self, batches: Iterable[np.ndarray], *, seed: int, first_step: int) -> Iterator[np.ndarray | SeenRows]:
+        """Say for the rows, (batch,) int64, of each step from `first_step` on what to ask for; see `request`."""
+        for step, rows in enumerate(batches, start=first_step):
+            yield self.request(rows, seed=seed, step=step)
 
-    def batch(self, rows: np.ndarray, read: Callable[[int], bytes]) -> TrainingBatch:
-        """Join the clips at `rows`, (batch,) int64.
+    def request(self, rows: np.ndarray, *, seed: int, step: int) -> np.ndarray | SeenRows:
+        """Say in which view each clip is shown, where it has several: the run's seed, the step and the row decide."""
+        if self._views is None:
+            return rows
+        return SeenRows(rows, pick_views(rows, self._views.count, seed=seed_for(seed, step, _VIEW_CHANCE)))
+
+    def __getitem__(self, wanted: np.ndarray | SeenRows) -> TrainingBatch:
+        """Read the clips at some rows, (batch,) int64, each as it is or in the view that is asked for."""
+        if is_remote(self.manifest.location):
+            rows = wanted.rows if isinstance(wanted, SeenRows) else wanted
+            read_ahead(self._reader, self.manifest, self._not_kept(rows))
+        return self.batch(wanted, lambda row: read_clip_bytes(self._reader, self.manifest, row))
+
+    def batch(self, wanted: np.ndarray | SeenRows, read: Callable[[int], bytes]) -> TrainingBatch:
+        """Join the clips at some rows, (batch,) int64.
 
         Args:
-            rows: rows in the manifest.
+            wanted: rows in the manifest, and which view of each clip where that matters.
             read: gives the encoded audio of one of them, or raises a `PipelineError`. It is asked in the order in which
-                the clips lie in their shards, whatever the order of `rows`.
+                the clips lie in their shards, whatever the order of the rows.
         """
+        rows = wanted.rows if isinstance(wanted, SeenRows) else wanted
+        seen = self._draw_views(wanted)
         waveforms = _empty_for_the_main_process(len(rows), self.samples)
         samples = waveforms.numpy()
         failures: list[FailedClip] = []
         for place in np.lexsort((self.manifest.offsets[rows], self.manifest.shard_of_clip[rows])).tolist():
             row = int(rows[place])
             try:
-                samples[place] = self._waveform(row, read)
+                samples[place] = self._seen(self._waveform(row, read), seen[place] if seen else None)
             except DecodeError as error:
                 failures.append(FailedClip(row, error.reason, error.detail))
             except StorageUnavailableError as error:
@@ -167,7 +203,7 @@ class JoinedDataset(Dataset[TrainingBatch]):
                 failures.append(FailedClip(row, "shard unreadable", str(error)))
         valid = ~np.isin(rows, [failure.row for failure in failures])
         samples[~valid] = 0
-        teacher_logits, has_teacher = self._teacher_logits(rows)
+        teacher_logits, has_teacher = self._teacher_logits(wanted)
         return TrainingBatch(
             rows=torch.from_numpy(rows),
             waveforms=waveforms,
@@ -178,7 +214,20 @@ class JoinedDataset(Dataset[TrainingBatch]):
             places=torch.arange(len(rows)),
             whole=len(rows),
             failures=tuple(failures),
+            edge_shifts_hz=torch.tensor([(view.low_rise_hz, view.high_rise_hz) for view in seen]) if seen else None,
         )
+
+    def _draw_views(self, wanted: np.ndarray | SeenRows) -> list[View]:
+        if self._views is None or not isinstance(wanted, SeenRows):
+            return []
+        ids = self.manifest.clip_ids.take(pa.array(wanted.rows)).to_pylist()
+        config = self._views.config
+        return [draw_view(config, clip_id, number) for clip_id, number in zip(ids, wanted.views.tolist(), strict=True)]
+
+    def _seen(self, waveform: np.ndarray, view: View | None) -> np.ndarray:
+        if view is None:
+            return waveform[: self.samples]
+        return see(waveform, view, sample_rate_hz=self.sample_rate_hz, samples=self.samples)
 
     def _not_kept(self, rows: np.ndarray) -> np.ndarray:
         cache = self._cache
@@ -187,16 +236,24 @@ class JoinedDataset(Dataset[TrainingBatch]):
     def _waveform(self, row: int, read: Callable[[int], bytes]) -> np.ndarray:
         if self._cache is not None and (kept := self._cache.read(row)) is not None:
             return kept
-        waveform = load_waveform(read(row), sample_rate_hz=self.sample_rate_hz, seconds=self.seconds)
+        waveform = load_waveform(read(row), sample_rate_hz=self.sample_rate_hz, seconds=self._kept_seconds)
         if self._cache is not None:
             self._cache.write(row, waveform)
         return waveform
 
-    def _teacher_logits(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _teacher_logits(self, wanted: np.ndarray | SeenRows) -> tuple[np.ndarray, np.ndarray]:
         """Give (batch, classes) float32 and (batch,) bool."""
+        rows, views = (wanted.rows, wanted.views) if isinstance(wanted, SeenRows) else (wanted, None)
         if self._logits is None:
             return np.zeros((len(rows), len(self.manifest.vocabulary)), np.float32), np.zeros(len(rows), bool)
-        return self._logits.take(rows).astype(np.float32), self._logits.has_logits[rows]
+        if views is None and self._views is not None:
+            views = np.zeros(len(rows), np.int64)  # the clips as they are
+        return self._logits.take(rows, views).astype(np.float32), self._logits.has_logits[rows]
+
+
+def kept_seconds(seconds: float, views: ViewsStamp | None) -> float:
+    """Give how much of a clip has to be decoded for a model that listens to `seconds` of it, in any view."""
+    return seconds if views is None else seconds + extra_seconds(views.config)
 
 
 def loader_processes(workers: int) -> int:

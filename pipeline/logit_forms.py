@@ -132,23 +132,18 @@ def dense_logits(columns: Mapping[str, pa.ChunkedArray] | pa.Table, stamp: Store
         LogitStoreError: a class number is out of range.
     """
     if stamp.top_k is None:
-        return _matrix(columns["logits"], stamp.classes)
-    classes = _matrix(columns["top_classes"], stamp.top_k).astype(np.int64)
+        return matrix(columns["logits"], stamp.classes)
+    classes = matrix(columns["top_classes"], stamp.top_k).astype(np.int64)
     if classes.size and not (classes.min() >= 0 and classes.max() < stamp.classes):
         raise LogitStoreError(f"top_classes holds {classes.min()} to {classes.max()}, but classes are {stamp.classes}")
     rest = columns["rest_logit"].to_numpy()  # (rows,)
     dense = np.repeat(rest[:, None], stamp.classes, axis=1)  # (rows, classes)
-    np.put_along_axis(dense, classes, _matrix(columns["top_logits"], stamp.top_k), axis=1)
+    np.put_along_axis(dense, classes, matrix(columns["top_logits"], stamp.top_k), axis=1)
     return dense
 
 
-def member_logits(columns: Mapping[str, pa.ChunkedArray] | pa.Table, stamp: StoreStamp) -> np.ndarray:
-    """Give each teacher's own logits: (teachers, rows, classes), float16."""
-    numbers = range(1, len(stamp.teachers) + 1)
-    return np.stack([_matrix(columns[member_column(number)], stamp.classes) for number in numbers])
-
-
-def _matrix(column: pa.ChunkedArray, size: int) -> np.ndarray:
+def matrix(column: pa.ChunkedArray, size: int) -> np.ndarray:
+    """Give a column of lists of `size` numbers as (rows, size)."""
     return column.combine_chunks().flatten().to_numpy().reshape(-1, size)
 
 

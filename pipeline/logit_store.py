@@ -31,8 +31,8 @@ from pipeline.logit_forms import (
     TopLogits,
     columns_of,
     dense_logits,
+    matrix,
     member_column,
-    member_logits,
     table_of,
     value_columns,
     view_rows,
@@ -333,13 +333,24 @@ class LogitStore:
         Raises:
             LogitStoreError: the store does not keep them, or the part is damaged.
         """
+        return np.stack([self.part_member(part, number) for number in range(1, len(self.stamp.teachers) + 1)])
+
+    def part_member(self, part: LogitPart, number: int) -> np.ndarray:
+        """Read what one teacher, the first is number 1, said of one part: (rows, classes), float16.
+
+        Raises:
+            LogitStoreError: the store does not keep it, or the part is damaged.
+        """
         if self.stamp.members is None:
             raise LogitStoreError(
                 f"{self.location}: holds the mean of its teachers' logits, not each teacher's own. Make a store with "
                 "`pipeline teacher-logits --keep-members`."
             )
-        names = [member_column(number) for number in range(1, len(self.stamp.teachers) + 1)]
-        return member_logits(self._read(part, names), self.stamp)
+        name = member_column(number)
+        return matrix(self._read(part, [name])[name], self.stamp.classes)
+
+    def _member_views(self, part: LogitPart, number: int) -> np.ndarray:
+        return self.part_member(part, number).reshape(-1, self.stamp.view_count, self.stamp.classes)
 
     def _check_views(self, part: LogitPart, table: pa.Table) -> None:
         """Compare the order of the rows, and the first and the last clip's views, with what is drawn today."""
@@ -376,7 +387,9 @@ class LogitStore:
                 "or choose the store that was made with its class list."
             )
 
-    def align(self, manifest: Manifest, cache_dir: str | Path, *, all_views: bool = False) -> AlignedLogits:
+    def align(
+        self, manifest: Manifest, cache_dir: str | Path, *, all_views: bool = False, member: int | None = None
+    ) -> AlignedLogits:
         """Give the logits in the manifest's order, from the cache where this was done before.
 
         The cache is keyed by all that the array depends on. Processes may do this at the same time: each publishes
@@ -388,21 +401,22 @@ class LogitStore:
                 wanted. It may be cleared at any time.
             all_views: give (clips, views, classes), from a store with views, and not (clips, classes), which is what
                 the teachers said of the clips as they are.
+            member: give what the teacher of this number, from 1, said, and not the mean.
 
         Raises:
             LogitStoreError: the class lists differ, no clip of the dataset has logits, or a part is damaged.
         """
         self.check_vocabulary(manifest.vocabulary, manifest.location)
         files = [(part.file.name, part.file.size, part.file.version) for part in self.parts]
-        parts_of_key = [manifest.identity, self.stamp.to_json().decode(), files]
-        key = json.dumps([*parts_of_key, "all views"] if all_views else parts_of_key)
+        wanted = (["all views"] if all_views else []) + ([f"teacher {member}"] if member else [])
+        key = json.dumps([manifest.identity, self.stamp.to_json().decode(), files, *wanted])
         path = storage.local_path(cache_dir) / f"logits-{hashlib.sha256(key.encode()).hexdigest()[:32]}.npy"
         try:
             return load_aligned(path)
         except FileNotFoundError:
-            return self._build(manifest, path, all_views=all_views)
+            return self._build(manifest, path, all_views, member)
 
-    def _build(self, manifest: Manifest, path: Path, *, all_views: bool) -> AlignedLogits:
+    def _build(self, manifest: Manifest, path: Path, all_views: bool, member: int | None) -> AlignedLogits:
         rows, repeated = target_rows(self.clip_ids(), manifest.clip_ids)  # (store rows,)
         has_logits = np.zeros(len(manifest), dtype=bool)
         has_logits[rows[rows >= 0]] = True
@@ -415,9 +429,9 @@ class LogitStore:
             _log.warning("%s: %d clips are in several parts; the first part counts", self.location, repeated)
         views = (self.stamp.view_count,) if all_views else ()
         shape = (len(manifest), *views, self.stamp.classes)
-        return write_aligned(path, shape, has_logits, repeated, self._pieces(rows, all_views=all_views))
+        return write_aligned(path, shape, has_logits, repeated, self._pieces(rows, all_views, member))
 
-    def _pieces(self, rows: np.ndarray, *, all_views: bool) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _pieces(self, rows: np.ndarray, all_views: bool, member: int | None) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         starts = np.cumsum([0] + [part.clips for part in self.parts])
         targets = [rows[start : start + part.clips] for part, start in zip(self.parts, starts, strict=False)]
         needed = [place for place, of_part in enumerate(targets) if (of_part >= 0).any()]
@@ -425,8 +439,8 @@ class LogitStore:
         def read(place: int) -> tuple[np.ndarray, np.ndarray]:
             wanted = targets[place] >= 0  # (part's clips,)
             part = self.parts[place]
-            logits = self.part_views(part) if all_views else self.part_logits(part)
-            return targets[place][wanted], logits[wanted]
+            logits = self.part_views(part) if member is None else self._member_views(part, member)
+            return targets[place][wanted], (logits if all_views else logits[:, 0])[wanted]
 
         with ThreadPoolExecutor(_PART_READERS) as readers:
             ahead = deque(readers.submit(read, place) for place in needed[:_PART_READERS])

@@ -6,7 +6,7 @@ in the order in which they lie, and keeps each until its batch is due.
 
 import tarfile
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -19,7 +19,7 @@ from pipeline import storage
 from pipeline.errors import PipelineError, ShardError, StorageUnavailableError
 from pipeline.ingest.descriptions import clip_id_of, parse_description
 from pipeline.ingest.rejections import UnusableClipError
-from pipeline.join import JoinedDataset, TrainingBatch, batch_loader, loader_processes
+from pipeline.join import JoinedDataset, SeenRows, TrainingBatch, batch_loader, loader_processes
 from pipeline.manifest import Manifest
 from pipeline.sampling import EpochPlan, StreamPlan
 from pipeline.shards import AUDIO_FORMATS, check_clip_bytes
@@ -38,6 +38,8 @@ class StreamRequest:
     coming: np.ndarray | None = None
     """(clips,), int64, with a reader's first request in an epoch: all that it will be asked for in that epoch, in the
     order in which they lie."""
+    wanted: np.ndarray | SeenRows | None = None
+    """The same rows, with the view that each clip is shown in where it has several; None is the clips as they are."""
 
 
 def load_steps(
@@ -63,8 +65,13 @@ def load_steps(
     """
     if not isinstance(plan, StreamPlan):
         rows = (batch[share] for batch in plan.batches(first_step, end_step))
-        return batch_loader(dataset, rows, workers=workers, pin_memory=pin_memory)
-    requests = stream_requests(plan, share=share, first_step=first_step, end_step=end_step)
+        wanted = dataset.requests(rows, seed=plan.seed, first_step=first_step)
+        return batch_loader(dataset, wanted, workers=workers, pin_memory=pin_memory)
+    in_turn = stream_requests(plan, share=share, first_step=first_step, end_step=end_step)
+    requests = (
+        replace(request, wanted=dataset.request(request.rows, seed=plan.seed, step=step))
+        for step, request in enumerate(in_turn, start=first_step)
+    )
     workers = stream_workers(plan.stream.readers, loader_processes(workers))
     return batch_loader(StreamedClips(dataset), requests, workers=workers, pin_memory=pin_memory)
 
@@ -127,7 +134,7 @@ class StreamedClips(Dataset[TrainingBatch]):
                 raise audio
             return audio
 
-        return self._clips.batch(request.rows, read)
+        return self._clips.batch(request.rows if request.wanted is None else request.wanted, read)
 
 
 class _Reader:

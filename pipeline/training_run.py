@@ -22,7 +22,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.evaluation import Evaluation
-from pipeline.join import FailureTally, JoinedDataset, TrainingBatch
+from pipeline.join import FailureTally, JoinedDataset, TrainingBatch, kept_seconds
 from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
 from pipeline.progress import MetricLog, ProgressBar, progress_bar
@@ -32,6 +32,7 @@ from pipeline.sampling import EpochPlan, StreamPlan, plan_epochs
 from pipeline.stopping import StopRequest, StopRequestedError, stop_on_signals
 from pipeline.streaming import load_steps
 from pipeline.training import Learner, StepReport, Trainer, TrainingConfig
+from pipeline.views import ViewsStamp
 from pipeline.waveform_cache import WaveformCache
 
 _log = logging.getLogger(__name__)
@@ -64,9 +65,13 @@ class Listener(Protocol):
 
 
 def open_clips(
-    config: TrainingConfig, manifest: Manifest, model: Listener, logits: AlignedLogits | None = None
+    config: TrainingConfig,
+    manifest: Manifest,
+    model: Listener,
+    logits: AlignedLogits | None = None,
+    views: ViewsStamp | None = None,
 ) -> JoinedDataset:
-    """Join a dataset's clips with logits, in the form that `model` hears them in.
+    """Join a dataset's clips with logits, in the form that `model` hears them in, and in the views that those are of.
 
     Raises:
         UsageError: decoded audio is to be kept, but the disk has no room for it.
@@ -74,10 +79,12 @@ def open_clips(
     rate, seconds, cache = model.sample_rate_hz, model.input_seconds, None
     folder = config.cache_folder()
     if config.cache_audio:
-        samples = round(rate * seconds)
+        samples = round(rate * kept_seconds(seconds, views))
         cache = WaveformCache(folder, manifest, sample_rate_hz=rate, samples=samples)
     mirror = ShardMirror(folder, manifest.location)
-    return JoinedDataset(manifest, sample_rate_hz=rate, seconds=seconds, logits=logits, cache=cache, mirror=mirror)
+    return JoinedDataset(
+        manifest, sample_rate_hz=rate, seconds=seconds, logits=logits, cache=cache, mirror=mirror, views=views
+    )
 
 
 def run_training(

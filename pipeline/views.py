@@ -127,3 +127,24 @@ def see(waveform: np.ndarray, view: View, *, sample_rate_hz: int, samples: int) 
     seen = np.zeros(samples, dtype=np.float32)
     seen[later : later + len(heard)] = heard * np.float32(10 ** (view.gain_db / 20))
     return seen
+
+
+def pick_views(rows: np.ndarray, count: int, *, seed: int) -> np.ndarray:
+    """Choose one of `count` views for each clip of a step, each as likely as the others.
+
+    A clip's view depends on its row and the seed, not on its place, so it is the same on any number of processes.
+
+    Args:
+        rows: (batch,), int64, of the manifest.
+        count: how many views there are.
+        seed: of the step, 0 or more.
+
+    Returns:
+        (batch,), int64, 0 to `count - 1`.
+    """
+    # The finalizer of SplitMix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195): neighbours become unrelated.
+    word = rows.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(seed)
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        word = (word ^ (word >> np.uint64(shift))) * np.uint64(factor)
+    word ^= word >> np.uint64(31)
+    return ((word >> np.uint64(32)) * np.uint64(count) >> np.uint64(32)).astype(np.int64)

@@ -12,7 +12,7 @@ from pipeline.predictions import Precision, choose_device
 from pipeline.progress import console
 from pipeline.report import EvaluationReport, score_table, write_report
 from pipeline.stages.model_loading import load_model
-from pipeline.stages.scoring import System, ensemble, read_store, run_models, score
+from pipeline.stages.scoring import System, ensemble, read_members, read_store, run_models, score
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +25,8 @@ class EvaluateConfig:
     """Weights to score: files, URLs, or released models' names such as mn10_as, which are fetched once. Several are
     also scored as an ensemble, the mean of their logits."""
     store: str | None = None
-    """Logit store to score beside them, so that teachers and student share one table."""
+    """Logit store to score beside them, so that teachers and student share one table; each teacher too, where the store
+    keeps what each said."""
     model: str | None = None
     """Registered name of the model in a file that does not say it, such as mn10_as for a released file."""
     out: str | None = None
@@ -66,7 +67,8 @@ def run(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> EvaluationRep
     device = choose_device(config.device)
     systems: list[System] = []
     if config.store is not None:
-        systems.append(read_store(open_store(config.store), manifest))
+        store = open_store(config.store)
+        systems += [read_store(store, manifest), *read_members(store, manifest)]
     models = [load_model(file, manifest, model=config.model, device=device) for file in config.checkpoint]
     members = run_models(
         models,

@@ -25,6 +25,8 @@ from pipeline.manifest import MANIFEST_NAME, Manifest, read_manifest
 from pipeline.progress import METRICS_NAME, console
 from pipeline.redaction import redact
 from pipeline.run_folder import CONFIG_NAME
+from pipeline.store_stamp import ImportStamp
+from pipeline.views import ViewsStamp
 from pipeline.vocabulary import Vocabulary
 
 _MOST_SHOWN = 5
@@ -122,7 +124,12 @@ def _show_store(store: LogitStore) -> None:
     failures = failures_by_reason(store)
     rows = {
         "clips": f"{store.clip_count:,} in {len(store.parts):,} parts, {_megabytes(store.size)}",
+        "space": f"{store.size / store.clip_count:,.0f} bytes a clip" if store.clip_count else "",
         "values": f"{stamp.values} of {stamp.classes} classes, computed in {stamp.precision}",
+        "form": f"the {stamp.top_k} largest of each clip, and one number for the rest" if stamp.top_k else "",
+        "members": "each teacher's own logits, too: `pipeline reweight` can weigh them anew" if stamp.members else "",
+        "views": _views(stamp.views),
+        "imported": _import(stamp.imported),
         "without logits": f"{sum(failures.values()):,} clips: {_tally(failures)}" if failures else "",
         "vocabulary sha256": stamp.vocabulary_sha256,
     }
@@ -130,6 +137,26 @@ def _show_store(store: LogitStore) -> None:
         weights = f"weights sha256 {teacher.sha256}"
         rows[f"teacher {number}"] = f"{teacher.name}, weight {teacher.weight:g}\n{weights}\n{teacher.front_end}"
     _show(f"logit store {store.location}", rows)
+
+
+def _views(views: ViewsStamp | None) -> str:
+    if views is None:
+        return ""
+    config = views.config
+    return (
+        f"{views.count} of each clip, the first as it is; the others, of seed {config.seed}, shifted by up to "
+        f"{config.most_shift_ms} ms and {config.most_gain_db:g} dB, their mel bands' lower edge by up to "
+        f"{config.low_jitter_hz - 1} Hz, the upper one by {config.high_jitter_hz // 2} Hz"
+    )
+
+
+def _import(imported: ImportStamp | None) -> str:
+    if imported is None:
+        return ""
+    files = [f"{file.name}, {_megabytes(file.size)}, sha256 {file.sha256}" for file in imported.files]
+    told = [f"{imported.held} laid out as {imported.layout}", imported.origin, imported.conversion]
+    more = [f"and {len(files) - _MOST_SHOWN:,} more files"] if len(files) > _MOST_SHOWN else []
+    return "\n".join([*filter(None, told), *files[:_MOST_SHOWN], *more])
 
 
 def _show_coverage(data: str, coverage: Coverage) -> None:

@@ -121,19 +121,36 @@ def ensemble(members: Sequence[System]) -> System:
     )
 
 
-def read_store(store: LogitStore, manifest: Manifest) -> System:
-    """Bring a store's logits into the order of a dataset.
+def read_members(store: LogitStore, manifest: Manifest) -> list[System]:
+    """Give each teacher of a store as a system of its own, where the store keeps what each of them said.
+
+    Raises:
+        LogitStoreError: as `read_store`.
+    """
+    if store.stamp.members is None or len(store.stamp.teachers) < 2:
+        return []
+    numbers = range(1, len(store.stamp.teachers) + 1)
+    return [read_store(store, manifest, member=number) for number in numbers]
+
+
+def read_store(store: LogitStore, manifest: Manifest, *, member: int | None = None) -> System:
+    """Bring a store's logits, of the clips as they are, into the order of a dataset.
+
+    Args:
+        store: of any form.
+        manifest: the dataset.
+        member: the number, from 1, of the teacher whose own logits are wanted; None is the mean of all.
 
     Raises:
         LogitStoreError: the classes differ, no clip of the dataset has logits, or a part is damaged.
     """
     with tempfile.TemporaryDirectory(prefix="aligned-") as folder:
-        aligned = store.align(manifest, folder)  # mapped, and so still there when the folder is gone
+        aligned = store.align(manifest, folder, member=member)  # mapped, and so still there when the folder is gone
     missing = np.flatnonzero(~aligned.has_logits)
     reasons = {failure.clip_id: failure.reason for part in store.parts for failure in part.failures}
     ids = manifest.clip_ids.take(pa.array(missing)).to_pylist()
     return System(
-        name=_teachers_name(store),
+        name=_teachers_name(store) if member is None else store.stamp.teachers[member - 1].name,
         source=redact(store.location),
         logits=aligned.logits,
         failures={
@@ -144,6 +161,8 @@ def read_store(store: LogitStore, manifest: Manifest) -> System:
 
 def _teachers_name(store: LogitStore) -> str:
     names = [teacher.name for teacher in store.stamp.teachers]
+    if not names and store.stamp.imported is not None:
+        return f"imported {store.stamp.imported.layout}"
     return " + ".join(names) if len(names) <= 3 else f"{len(names)} teachers"
 
 

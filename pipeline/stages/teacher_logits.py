@@ -3,7 +3,8 @@
 import logging
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from time import perf_counter
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,6 +28,7 @@ from pipeline.progress import progress_bar
 from pipeline.stages.shard_labeller import LabellerConfig
 from pipeline.stages.teacher_spec import TeacherSpec, stamp_teachers
 from pipeline.store_stamp import StoreStamp
+from pipeline.views import MOST_VIEWS, ViewConfig, ViewsStamp
 
 if TYPE_CHECKING:
     from pipeline.stages.ray_pool import ShardOutcome
@@ -45,6 +47,16 @@ class TeacherLogitsConfig:
     ensemble, whose logits are the mean with the weights that may follow, such as passt_s@2 (1 where none is given)."""
     store: str
     """Logit store to write or to go on with: a folder or URL."""
+    keep_members: bool = False
+    """Also keep each teacher's own logits, so that `pipeline reweight` can weigh them anew; a row grows by one list for
+    each teacher."""
+    top_k: int | None = None
+    """Keep only this many logits of a clip, the largest, and one that stands for the others; 20 of 527 classes take a
+    ninth of the space. Without it all are kept."""
+    views: int = 1
+    """Views of each clip: the clip as it is, and one fewer augmented ones, which a student is then shown just so."""
+    view: ViewConfig = field(default_factory=ViewConfig)
+    """What views may do to a clip."""
     batch_size: int = 16
     """Clips a forward pass, 1 or more. Batches don't cross shards."""
     precision: Precision = "float32"
@@ -65,7 +77,7 @@ class TeacherLogitsConfig:
     redo_failed: bool = False
     """Also do the shards again in which clips failed, for when their files were mended."""
     overwrite: bool = False
-    """Replace a store that other teachers, weights, classes or another precision made."""
+    """Replace a store that other teachers, weights, classes, views or another precision made."""
 
     def __post_init__(self) -> None:
         if not self.teacher:
@@ -79,7 +91,14 @@ class TeacherLogitsConfig:
                 f"address is {self.address}, but Ray Data does not run through Ray's client. Run the command on the "
                 "cluster, such as with `ray job submit --address http://HEAD:8265 -- pipeline teacher-logits …`"
             )
-        for name in ("batch_size", "actors", "cpus_per_actor"):
+        if self.keep_members and self.top_k is not None:
+            raise UsageError(
+                "keep_members needs all logits: without them they can't be weighed anew. Leave top_k out, and make a "
+                "small copy of the store with `pipeline reweight --top-k`"
+            )
+        if not 1 <= self.views <= MOST_VIEWS:
+            raise UsageError(f"views is {self.views}; choose 1 (the clip as it is) to {MOST_VIEWS}")
+        for name in ("batch_size", "actors", "cpus_per_actor", "top_k"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; choose 1 or more")
@@ -107,7 +126,7 @@ def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
     specs = tuple(_with_absolute_path(TeacherSpec.parse(text)) for text in config.teacher)
     manifest = read_manifest(data)
     _check_part_names(manifest)
-    stamp = stamp_teachers(specs, manifest, config.precision)
+    stamp = _stamp(config, stamp_teachers(specs, manifest, config.precision))
     _claim_store(store, stamp, overwrite=config.overwrite)
 
     finished = _finished(store, stamp, manifest)
@@ -121,11 +140,28 @@ def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
         batch_size=config.batch_size,
         decode_threads=config.decode_threads,
     )
-    errors = _label(config, labeller, manifest, shards) if shards else {}
+    try:
+        errors = _label(config, labeller, manifest, shards) if shards else {}
+    finally:
+        storage.remove_staged(store)  # of actors that were stopped while they wrote
 
     write_failures(store, list(finished_parts(store, stamp).values()))
     storage.write_listing(store)
     _conclude(manifest, store, list(_finished(store, stamp, manifest).values()), errors, config.max_failed)
+
+
+def _stamp(config: TeacherLogitsConfig, teachers: StoreStamp) -> StoreStamp:
+    """Add the form of the store to what its teachers are."""
+    if config.top_k is not None and config.top_k >= teachers.classes:
+        raise UsageError(
+            f"top_k is {config.top_k}, but {config.data} has {teachers.classes} classes; choose fewer, or leave it out"
+        )
+    return replace(
+        teachers,
+        members="float16" if config.keep_members else None,
+        top_k=config.top_k,
+        views=ViewsStamp(count=config.views, config=config.view) if config.views > 1 else None,
+    )
 
 
 def _absolute(location: str) -> str:
@@ -175,23 +211,26 @@ def _label(
     # Ray takes seconds to import; `--help` and a run that has nothing left to do should not wait for it.
     from pipeline.stages.ray_pool import label_shards, running_ray
 
-    left = sum(len(manifest.rows_of_shard(shard)) for shard in shards)
+    clips = {shard: len(manifest.rows_of_shard(shard)) for shard in shards}
+    left = sum(clips.values())
     done: list[ShardOutcome] = []
     started = perf_counter()
     with (
         running_ray(config.address),
         progress_bar("teacher logits", len(manifest), done=len(manifest) - left) as bar,
+        closing(
+            label_shards(
+                labeller,
+                clips,
+                actors=config.actors,
+                cpus_per_actor=config.cpus_per_actor,
+                gpus_per_actor=config.gpus_per_actor,
+                on_clips=bar.advance,
+            )
+        ) as outcomes,
     ):
-        outcomes = label_shards(
-            labeller,
-            shards,
-            actors=config.actors,
-            cpus_per_actor=config.cpus_per_actor,
-            gpus_per_actor=config.gpus_per_actor,
-            on_clips=bar.advance,
-        )
         for outcome in outcomes:
-            if outcome.could_not_start:
+            if outcome.ends_run:
                 raise PipelineError(outcome.error)
             done.append(outcome)
     _log_speed(done, perf_counter() - started)

@@ -22,6 +22,7 @@ from pipeline.stages.judging import judge
 from pipeline.stages.model_loading import open_weights
 from pipeline.training import Learner, TrainingConfig, start_at_class_shares
 from pipeline.training_run import RunResult, open_clips, run_training
+from pipeline.views import ViewsStamp
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +39,9 @@ class TrainStudentConfig(TrainingConfig):
     """Further keywords of the network, such as head_type or strides."""
     store: str | None = None
     """Logit store of the teachers, a folder or URL; without it the student learns from the labels alone."""
+    consistent_views: bool = True
+    """Where the store has several views of a clip, show the student one of them at a time, with what the teachers said
+    of that one; off: the clip as it is, with the jitter of the recipe."""
     distill: student.DistillConfig = field(default_factory=student.DistillConfig)
     """How labels and teacher share the loss."""
     mixup: student.MixupConfig = field(default_factory=student.MixupConfig)
@@ -90,8 +94,8 @@ class StudentLearner(Learner):
             waveforms = student.augment_waveforms(batch.waveforms, self._augment, chance)  # (batch, samples)
             mix = student.draw_mix(chance, self._mixup)
             if self._mixup.of == "waveform":
-                waveforms = mix.of_waveforms(waveforms)
-            features = self.model.front_end(waveforms, generator)  # (batch, 1, mels, frames)
+                waveforms = mix.of_waveforms(waveforms)  # heard through the bands of the clip with the larger share
+            features = self.model.front_end(waveforms, generator, batch.edge_shifts_hz)  # (batch, 1, mels, frames)
             features = student.augment_features(features, self._augment, chance)
             if self._mixup.of == "spectrogram":
                 features = mix.of(features)
@@ -140,11 +144,11 @@ def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = config.batch_norm_momentum
-    logits = _open_logits(config, manifest)
+    logits, views = _open_logits(config, manifest)
     return run_training(
         config,
         StudentLearner(model, config.distill, config.mixup, config.augment, options),
-        dataset=open_clips(config, manifest, model, logits),
+        dataset=open_clips(config, manifest, model, logits, views),
         eval_dataset=None if eval_manifest is None else open_clips(config, eval_manifest, model),
         schedule=partial(student.learning_rate_multiplier, config=config.schedule),
     )
@@ -166,18 +170,23 @@ def _build_model(config: TrainStudentConfig, options: Mapping[str, Any], *, clas
         raise kind(f"--model {config.model}: {error}") from error
 
 
-def _open_logits(config: TrainStudentConfig, manifest: Manifest) -> AlignedLogits | None:
+def _open_logits(config: TrainStudentConfig, manifest: Manifest) -> tuple[AlignedLogits | None, ViewsStamp | None]:
+    """Give the teachers' logits, if there are any, and which views of the clips they are of."""
     if config.store is None:
         _log.info("no --store: the student learns from the labels alone")
-        return None
+        return None, None
     cache, store = config.cache_folder(), open_store(config.store)
-    cache.make_room(2 * len(manifest) * len(manifest.vocabulary))
-    logits = store.align(manifest, cache.folder)
+    views = store.stamp.views if config.consistent_views else None
+    all_views = views is not None
+    cache.make_room(2 * len(manifest) * len(manifest.vocabulary) * (store.stamp.view_count if all_views else 1))
+    logits = store.align(manifest, cache.folder, all_views=all_views)
     while not cache.hold(logits.path):  # another run made room just now
-        logits = store.align(manifest, cache.folder)
+        logits = store.align(manifest, cache.folder, all_views=all_views)
+    if views is not None:
+        _log.info("%s: the student is shown one of %d views of a clip at a time", config.store, views.count)
     missing = int(np.count_nonzero(~logits.has_logits))
     if missing:
         _log.warning(
             "%d of %d clips have no logits in %s: they learn from labels alone", missing, len(manifest), config.store
         )
-    return logits
+    return logits, views

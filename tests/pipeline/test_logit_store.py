@@ -314,6 +314,19 @@ def test_members_stand_beside_their_mean_in_any_reader(tmp_path: Path) -> None:
     assert pl.read_parquet(f"{folder}/a.parquet")["teacher_2_logits"].to_list() == members[1].tolist()
 
 
+def test_each_member_aligns_as_a_store_of_its_own(tmp_path: Path) -> None:
+    stamp = replace(WITH_MEMBERS, views=WITH_VIEWS.views)
+    folder, ids = new_store(tmp_path / "store", stamp), ["-x", "_y"]
+    members = np.stack([three_views(ids), -three_views(ids)])  # (teachers, rows, classes)
+    publish_part(folder, "a", ids, mean_of_members(members, stamp.weights), stamp, "", members=members)
+    opened, manifest = open_store(folder), manifest_of(tmp_path / "data", ["_y", "-x"])
+    mean = opened.align(manifest, tmp_path / "cache").logits
+    for number, sign in ((1, 1), (2, -1)):
+        alone = opened.align(manifest, tmp_path / "cache", member=number).logits
+        np.testing.assert_array_equal(alone, sign * logits_of(["_y", "-x"]))
+    np.testing.assert_array_equal(mean, -0.5 * logits_of(["_y", "-x"]))
+
+
 def test_members_that_are_not_kept_are_told(store: Path) -> None:
     opened = open_store(str(store))
     with pytest.raises(LogitStoreError, match="--keep-members"):

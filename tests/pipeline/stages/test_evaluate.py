@@ -3,6 +3,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from pipeline.logit_store import ClipFailure, publish_part, write_stamp
 from pipeline.manifest import Manifest
 from pipeline.report import EvaluationReport
 from pipeline.stages.evaluate import EvaluateConfig, run
-from pipeline.store_stamp import StoreStamp, TeacherStamp
+from pipeline.store_stamp import ImportStamp, StoreStamp, TeacherStamp
+from pipeline.views import ViewConfig, ViewsStamp
 from pipeline.vocabulary import LabelClass, Vocabulary
 
 CLASSES = 5
@@ -157,6 +159,43 @@ def test_a_store_is_scored_beside_the_student(data: Manifest, clips: list[TinyCl
     assert report.system("x + y").mean_average_precision == 1
     assert report.system("a").mean_average_precision < 1
     assert evaluate(data, store=store).systems[0].mean_roc_auc == 1
+
+
+def write_form(folder: Path, data: Manifest, logits: np.ndarray, said: np.ndarray | None, **form: object) -> str:
+    """Publish logits by manifest row as one part of another form."""
+    plain = StoreStamp.from_json(Path(write_store(folder, data, logits), "store.json").read_bytes(), "")
+    stamp = replace(plain, **form)  # pyright: ignore[reportArgumentType]
+    for part in folder.glob("*.parquet"):
+        part.unlink()
+    write_stamp(str(folder), stamp)
+    rows = np.repeat(logits, stamp.view_count, axis=0)
+    rows[np.arange(len(rows)) % stamp.view_count > 0] = 0  # other views than the first know nothing
+    publish_part(str(folder), "all", data.clip_ids.to_pylist(), rows, stamp, "", members=said)
+    return str(folder)
+
+
+def test_each_teacher_is_scored_where_the_store_keeps_what_it_said(
+    data: Manifest, clips: list[TinyClip], tmp_path: Path
+) -> None:
+    perfect = (labels_of(clips) * 8.0 - 4).astype(np.float16)
+    members = np.stack([perfect, np.zeros_like(perfect)])
+    report = evaluate(data, store=write_form(tmp_path / "store", data, perfect, members, members="float16"))
+    assert [system.name for system in report.systems] == ["x + y", "x", "y"]
+    assert report.system("x").mean_average_precision == 1
+    assert report.system("y").mean_average_precision < 0.9
+
+
+def test_stores_of_other_forms_are_scored_by_the_clips_as_they_are(
+    data: Manifest, clips: list[TinyClip], tmp_path: Path
+) -> None:
+    perfect = labels_of(clips) * 8.0 - 4
+    views = write_form(tmp_path / "views", data, perfect, None, views=ViewsStamp(count=3, config=ViewConfig()))
+    assert evaluate(data, store=views).systems[0].mean_average_precision == 1
+    few = write_form(tmp_path / "few", data, perfect, None, top_k=CLASSES - 1)
+    assert evaluate(data, store=few).systems[0].mean_average_precision == 1
+    source = ImportStamp(layout="parquet", files=(), origin="", held="logits")
+    imported = write_form(tmp_path / "imported", data, perfect, None, teachers=(), imported=source)
+    assert [system.name for system in evaluate(data, store=imported).systems] == ["imported parquet"]
 
 
 def test_all_systems_are_scored_on_the_clips_that_all_have(

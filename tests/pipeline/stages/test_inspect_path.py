@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ from pipeline.logit_store import publish_part, write_stamp
 from pipeline.manifest import Manifest
 from pipeline.progress import MetricLog
 from pipeline.stages.inspect_path import InspectConfig, run
-from pipeline.store_stamp import StoreStamp, TeacherStamp
+from pipeline.store_stamp import ImportStamp, SourceFile, StoreStamp, TeacherStamp
+from pipeline.views import ViewConfig, ViewsStamp
 
 
 @pytest.fixture
@@ -88,6 +90,51 @@ def test_what_is_none_of_these_is_named(tmp_path: Path, data: Manifest) -> None:
     (Path(data.location) / "manifest.parquet").unlink()
     with pytest.raises(PipelineError, match="holds tars but no manifest"):
         run(InspectConfig(data.location))
+
+
+def test_a_store_says_its_form(data: Manifest, store: str, tmp_path: Path, show: Callable[..., str]) -> None:
+    plain = StoreStamp.from_json((Path(store) / "store.json").read_bytes(), store)
+    views = ViewsStamp(count=2, config=ViewConfig(seed=7, most_shift_ms=50))
+    imported = ImportStamp(
+        layout="ced-hdf5",
+        files=(SourceFile(name="logits.h5", size=2_000_000, sha256="d" * 64),),
+        origin="CED base, by its authors",
+        held="probabilities",
+        conversion="logit of them",
+    )
+    ids = data.clip_ids.to_pylist()[:5]
+    for name, stamp, members, told in (
+        ("members", replace(plain, members="float16"), np.zeros((1, 5, 5), np.float16), ["each teacher's own logits"]),
+        ("top", replace(plain, top_k=2), None, ["the 2 largest of each clip, and one number for the rest"]),
+        (
+            "views",
+            replace(plain, views=views),
+            None,
+            [
+                "clips 5 in",
+                "2 of each clip",
+                "of seed 7",
+                "up to 50 ms and 6 dB",
+                "by up to 9 Hz, the upper one by 1000",
+            ],
+        ),
+        (
+            "imported",
+            replace(plain, teachers=(), imported=imported),
+            None,
+            ["probabilities laid out as ced-hdf5 CED base, by its authors logit of them logits.h5, 2.0 MB"],
+        ),
+    ):
+        folder = str(tmp_path / name)
+        write_stamp(folder, stamp)
+        rows = len(ids) * stamp.view_count
+        publish_part(folder, "a", ids, np.zeros((rows, 5)), stamp, "", members=members)
+        text = show(folder)
+        size = (Path(folder) / "a.parquet").stat().st_size
+        for words in (*told, f"space {size / 5:,.0f} bytes a clip"):
+            assert words in text, (name, words, text)
+    for words in ("largest", "each teacher", "of each clip", "laid out"):
+        assert words not in show(store)
 
 
 def test_coverage_is_asked_of_a_store_only(data: Manifest) -> None:

@@ -1,10 +1,11 @@
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from pipeline.manifest import Manifest, write_manifest
 from pipeline.stages.shard_labeller import LabellerConfig, ShardLabeller
 from pipeline.stages.teacher_logits import TeacherLogitsConfig, run
 from pipeline.stages.teacher_spec import TeacherSpec, stamp_teachers
+from pipeline.views import ViewConfig, ViewsStamp
 
 Clips = list[tuple[str, tuple[int, ...], bytes]]
 ESSAY = ("essay", (0,), b"To be, or not to be")
@@ -42,10 +44,10 @@ def configure(manifest: Manifest, store: Path, *teachers: str, **settings: objec
     return replace(config, **settings)  # pyright: ignore[reportArgumentType]
 
 
-def label_without_ray(config: TeacherLogitsConfig, manifest: Manifest) -> None:
+def label_without_ray(config: TeacherLogitsConfig, manifest: Manifest, **form: object) -> None:
     """Make the store that `run` makes."""
     specs = tuple(map(TeacherSpec.parse, config.teacher))
-    stamp = stamp_teachers(specs, manifest, config.precision)
+    stamp = replace(stamp_teachers(specs, manifest, config.precision), **form)  # pyright: ignore[reportArgumentType]
     write_stamp(config.store, stamp)
     labeller = ShardLabeller(
         LabellerConfig(data=config.data, store=config.store, teachers=specs, stamp=stamp, batch_size=config.batch_size)
@@ -83,6 +85,72 @@ def test_ray_makes_the_store_that_plain_labelling_makes(
     assert contents(tmp_path / "store") == contents(tmp_path / "plain")
     [failed] = pq.read_table(tmp_path / "store" / FAILED_NAME).to_pylist()
     assert (failed["part"], failed["clip_id"], failed["reason"]) == ("tiny-000001", "essay", "not audio")
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
+def test_members_and_views_are_those_of_plain_labelling_and_a_rerun_has_nothing_to_do(
+    build_dataset: Callable, clips: Clips, make_teacher: Callable, tmp_path: Path
+) -> None:
+    manifest = build_dataset("data", clips)
+    teachers = (make_teacher("passt_tiny") + "@2", make_teacher("ast_tiny"))
+    config = configure(manifest, tmp_path / "store", *teachers, keep_members=True, views=2, cpus_per_actor=1)
+    run(config)
+    views = ViewsStamp(count=2, config=ViewConfig())
+    plain = configure(manifest, tmp_path / "plain", *teachers)
+    label_without_ray(plain, manifest, members="float16", views=views)
+    assert contents(tmp_path / "store") == contents(tmp_path / "plain")
+    before = times(tmp_path / "store")
+    run(config)
+    assert times(tmp_path / "store") == before
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("shared_ray")
+def test_full_disk_ends_the_run_in_one_line_and_the_rerun_goes_on(
+    build_dataset: Callable, make_noises: Callable, make_teacher: Callable, tmp_path: Path, small_disk: Path
+) -> None:
+    manifest = build_dataset("data", make_noises(12, 5), clips_per_shard=1)
+    config = configure(manifest, small_disk / "store", make_teacher("passt_tiny"))
+    filling = small_disk / "filling"
+    free = shutil.disk_usage(small_disk).free
+    filling.write_bytes(bytes(free - 24 * 1024))  # room for a few parts
+    with pytest.raises(PipelineError, match=r"tiny-\d+\.parquet: there is no room left to write it.*same command"):
+        run(config)
+    done = times(small_disk / "store")
+    assert 0 < len(done) < 12
+    assert not list((small_disk / "store").glob(".*staged*"))
+    filling.unlink()
+    run(config)
+    after = times(small_disk / "store")
+    assert len(after) == 12
+    assert {name: after[name] for name in done} == done, "what was done is not done again"
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A real file system of 256 KiB, where this user may mount one."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("this user may not mount a file system; test_logit_store.py fills one by a limit")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.ray
+def test_shards_are_divided_into_ever_smaller_tasks() -> None:
+    from pipeline.stages.ray_pool import divide
+
+    shards = {f"shard{number}": 10 for number in range(40)}
+    tasks = divide(shards, 2, most_clips=1000)
+    assert [shard for task in tasks for shard in task] == list(shards)
+    sizes = [len(task) for task in tasks]
+    assert sizes == [10, 7, 5, 4, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1]
+    assert [len(task) for task in divide(shards, 2, most_clips=20)][:3] == [2, 2, 2]
+    assert [len(task) for task in divide({"one": 5000, "two": 5000}, 1, most_clips=1000)] == [1, 1]
+    assert divide({}, 3, most_clips=1000) == []
 
 
 @pytest.mark.ray
@@ -301,6 +369,28 @@ def test_shards_of_one_name_in_two_folders_are_refused(
         run(configure(manifest, tmp_path / "store", make_teacher("passt_tiny")))
 
 
+@pytest.mark.usefixtures("no_ray")
+def test_as_many_largest_logits_as_classes_are_refused(
+    build_dataset: Callable, clips: Clips, make_teacher: Callable, tmp_path: Path
+) -> None:
+    manifest = build_dataset("data", clips)
+    with pytest.raises(UsageError, match=r"top_k is 5, but .* has 5 classes"):
+        run(configure(manifest, tmp_path / "store", make_teacher("passt_tiny"), top_k=5))
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_store_of_another_form_is_refused_with_the_difference(
+    build_dataset: Callable, clips: Clips, make_teacher: Callable, tmp_path: Path
+) -> None:
+    manifest = build_dataset("data", clips)
+    config = configure(manifest, tmp_path / "store", make_teacher("passt_tiny"))
+    label_without_ray(config, manifest)
+    with pytest.raises(UsageError, match=r"made otherwise \(top_k is none, not 2\)"):
+        run(replace(config, top_k=2))
+    with pytest.raises(UsageError, match=r"made otherwise \(views is none, not given\)"):
+        run(replace(config, views=2))
+
+
 def test_address_where_nobody_answers_is_refused_at_once() -> None:
     from pipeline.stages.ray_pool import running_ray
 
@@ -317,6 +407,9 @@ def test_address_where_nobody_answers_is_refused_at_once() -> None:
         ({"teacher": ()}, "no teacher"),
         ({"teacher": ("passt_s=",)}, "NAME=CHECKPOINT"),
         ({"store": "data/"}, "folder of its own"),
+        ({"top_k": 0}, "top_k is 0"),
+        ({"top_k": 20, "keep_members": True}, "reweight --top-k"),
+        ({"views": 0}, "views is 0; choose 1"),
         ({"batch_size": 0}, "batch_size is 0; choose 1 or more"),
         ({"actors": 0}, "actors is 0"),
         ({"address": "ray://head:10001"}, "ray job submit"),
