@@ -84,7 +84,8 @@ def run(config: Annotated[ReweightConfig, Parameter(name="*")]) -> None:
         for _ in threads.map(lambda part: _copy(source, part, stamp, config.out, bar), missing):
             pass
     write_failures(config.out, source.parts)
-    write_stamp(config.out, stamp)  # last: this makes it a store
+    write_stamp(config.out, stamp)  # after all parts: this makes it a store
+    storage.write_listing(config.out)
     for line in _changes(source.stamp, stamp):
         console().print(line, highlight=False, markup=False)
     console().print(

@@ -27,6 +27,7 @@ from pipeline.manifest import Manifest, write_manifest
 from pipeline.stages.shard_labeller import LabellerConfig, ShardLabeller
 from pipeline.stages.teacher_logits import TeacherLogitsConfig, run
 from pipeline.stages.teacher_spec import TeacherSpec, stamp_teachers
+from pipeline.storage import LISTING_NAME
 from pipeline.views import ViewConfig, ViewsStamp
 
 Clips = list[tuple[str, tuple[int, ...], bytes]]
@@ -62,7 +63,8 @@ def label_without_ray(config: TeacherLogitsConfig, manifest: Manifest, **form: o
 
 
 def contents(store: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in store.iterdir()}
+    # The listing for web servers names modification times.
+    return {path.name: path.read_bytes() for path in store.iterdir() if path.name != LISTING_NAME}
 
 
 def times(store: Path) -> dict[str, int]:
