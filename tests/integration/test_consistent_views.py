@@ -13,9 +13,11 @@ from pipeline.cache import CacheFolder
 from pipeline.join import JoinedDataset, SeenRows, batch_loader, kept_seconds
 from pipeline.logit_store import LogitStore, open_store, publish_part, write_stamp
 from pipeline.manifest import Manifest, read_manifest
+from pipeline.sampling import StreamConfig, plan_epochs
 from pipeline.stages.shard_decoder import ShardDecoder
 from pipeline.stages.train_student import TrainStudentConfig, run
 from pipeline.store_stamp import StoreStamp, TeacherStamp
+from pipeline.streaming import load_steps
 from pipeline.views import ViewConfig, ViewsStamp
 from pipeline.waveform_cache import WaveformCache
 
@@ -160,6 +162,18 @@ def test_workers_show_the_views_that_are_asked_for(
         assert torch.equal(ours.edge_shifts_hz, theirs.edge_shifts_hz)  # pyright: ignore[reportArgumentType]
         assert torch.equal(ours.teacher_logits, theirs.teacher_logits)
         assert len(ours.only_valid().edge_shifts_hz) == int(ours.valid.sum())  # pyright: ignore[reportArgumentType]
+
+
+def test_streamed_shards_show_the_views_that_are_asked_for(
+    manifest: Manifest, store: LogitStore, tmp_path: Path
+) -> None:
+    dataset = joined(manifest, store, tmp_path)
+    plan = plan_epochs(manifest, sampling="uniform", batch_size=4, seed=3, stream=StreamConfig())
+    for step, batch in enumerate(load_steps(dataset, plan, end_step=4, workers=0)):
+        expected = dataset[dataset.request(batch.rows.numpy(), seed=3, step=step)]
+        assert torch.equal(batch.waveforms, expected.waveforms)
+        assert torch.equal(batch.teacher_logits, expected.teacher_logits)
+        assert batch.edge_shifts_hz is not None
 
 
 def test_runs_on_views_do_not_depend_on_workers_or_cache_and_can_do_without_views(
