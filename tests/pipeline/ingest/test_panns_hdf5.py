@@ -26,6 +26,7 @@ def test_waveforms_become_flac_without_loss(tmp_path: Path, mp3s: list[RealClip]
         labels, audio = found[clip.clip_id]
         samples, rate = soundfile.read(io.BytesIO(audio), dtype="int16")
         assert audio.startswith(b"fLaC")
+        assert soundfile.info(io.BytesIO(audio)).subtype == "PCM_16"
         assert (labels, rate) == (clip.labels, 32_000)
         np.testing.assert_array_equal(samples, panns_waveform(clip, SAMPLES))
 
