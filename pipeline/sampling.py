@@ -174,7 +174,13 @@ class EpochPlan:
         """Give the rows of an epoch, (steps x batch,) int64, batch after batch."""
         drawn = epoch_order(self.weights, self._drawn, seed=self.seed, epoch=epoch)
         drawn = drawn[: self.steps_per_epoch * self.batch_size]
-        return drawn if self.numbers is None else grouped_reads(drawn, self.numbers, self.read_window)
+        if self.numbers is None:
+            return drawn
+        batches = grouped_reads(drawn, self.numbers, self.read_window).reshape(-1, self.batch_size)  # (steps, batch)
+        # Within a batch the order of the draws stays: mixup pairs neighbours, which should not be a shard's neighbours.
+        turn = np.empty(len(self.weights), dtype=np.int64)
+        turn[drawn] = np.arange(len(drawn))
+        return np.take_along_axis(batches, np.argsort(turn[batches], axis=1), axis=1).reshape(-1)
 
     def batch_at(self, step: int) -> np.ndarray:
         """Give the rows, (batch,) int64, of one step."""

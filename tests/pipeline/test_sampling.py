@@ -123,6 +123,17 @@ def test_a_read_window_changes_no_epoch_s_clips_and_every_step_can_still_be_comp
         np.testing.assert_array_equal(grouped.batch_at(step), running[step])
 
 
+def test_a_read_window_leaves_the_clips_of_a_batch_in_the_order_of_the_draws() -> None:
+    weights, numbers = np.ones(60), np.arange(60)
+    plain = EpochPlan(weights=weights, batch_size=6, seed=1)
+    grouped = EpochPlan(weights=weights, batch_size=6, seed=1, numbers=numbers, read_window=30)
+    turn = {row: index for index, row in enumerate(plain.order(0).tolist())}
+    batches = grouped.order(0).reshape(-1, 6)
+    assert all((np.diff([turn[row] for row in batch]) > 0).all() for batch in batches.tolist())
+    assert any((np.diff(numbers[batch]) < 0).any() for batch in batches)  # so not in the order in which they lie
+    assert all(np.ptp(numbers[batch]) < 40 for batch in batches[:5])
+
+
 @st.composite
 def stream_plans(draw: st.DrawFn) -> StreamPlan:
     """Plans over up to 6 shards of 1 to 30 clips, rows in any order, for up to 5 ranks of up to 4 readers."""
