@@ -2,13 +2,15 @@
 
 import logging
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
+from teacher.audio_transformer import AudioTransformer
 from teacher.front_ends import FrontEnd
+from teacher.inference import optimise_for_inference
 
 logger = logging.getLogger(__name__)
 
@@ -22,10 +24,15 @@ class Ensemble(nn.Module):
 
     Args:
         members: each takes what its `.front_end` makes of (batch, samples) float32 waveforms at its `.sample_rate_hz`,
-            at most `.input_seconds` long, and gives (batch, classes) logits. They belong to the ensemble from then
-            on: it puts them into evaluation mode and freezes them.
+            at most `.input_seconds` long, and gives (batch, classes) logits. They are on their device already and
+            belong to the ensemble from then on, which freezes them and exchanges the layers of our own families for
+            faster ones (`teacher.inference`). An iterator that loads them one by one saves memory.
         weights: one number above 0 a member, for `mean`.
-        precision: what the networks compute in. Front ends compute in float32 whatever is chosen.
+        precision: of the matrix products in our families' blocks; other modules run under autocast. Front ends compute
+            in float32 whatever is chosen.
+
+    Raises:
+        ValueError: there is no member, or a weight is not a positive number.
 
     Attributes:
         sample_rates_hz: the rates of the waveforms that the members want, ascending.
@@ -34,19 +41,23 @@ class Ensemble(nn.Module):
     """
 
     def __init__(
-        self, members: Sequence[nn.Module], weights: Sequence[float], precision: torch.dtype = torch.float32
+        self, members: Iterable[nn.Module], weights: Sequence[float], precision: torch.dtype = torch.float32
     ) -> None:
         super().__init__()
-        if not members:
-            raise ValueError("an ensemble needs at least one teacher")
-        _check_weights(weights, len(members))
-        self.members = nn.ModuleList(members)
         self.weights = tuple(weights)
         self.precision = precision
-        self.sample_rates_hz: list[int] = sorted({_rate(member) for member in members})
-        self.input_seconds: float = max(_seconds(member) for member in members)
+        self.members = nn.ModuleList()
+        for member in members:
+            member.requires_grad_(False).eval()
+            if isinstance(member, AudioTransformer):
+                optimise_for_inference(member, precision)
+            self.members.append(member)
+        if not self.members:
+            raise ValueError("an ensemble needs at least one teacher")
+        _check_weights(weights, len(self.members))
+        self.sample_rates_hz: list[int] = sorted({_rate(member) for member in self.members})
+        self.input_seconds: float = max(_seconds(member) for member in self.members)
         self.largest_batch: int | None = None
-        self.requires_grad_(False).eval()
 
     @torch.inference_mode()
     def forward(self, waveforms: Mapping[int, Tensor], edge_shifts_hz: Tensor | None = None) -> Tensor:
@@ -110,7 +121,7 @@ class Ensemble(nn.Module):
         return torch.stack(logits)
 
     def _network(self, member: nn.Module, features: Tensor) -> Tensor:
-        lower = self.precision != torch.float32
+        lower = self.precision != torch.float32 and not isinstance(member, AudioTransformer)
         with torch.autocast(features.device.type, self.precision if lower else None, enabled=lower):
             return member(features).float()
 

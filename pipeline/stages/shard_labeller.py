@@ -7,7 +7,7 @@ from time import perf_counter
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import teacher
 from pipeline.errors import CheckpointError, PipelineError
@@ -69,15 +69,8 @@ class ShardLabeller:
             keep_freed_memory()
         self._config = config
         self._manifest: Manifest = read_manifest(config.data)
-        teachers = [spec.load(self._manifest, config.device) for spec in config.teachers]
-        for loaded, stamped in zip(teachers, config.stamp.teachers, strict=True):
-            if loaded.sha256 != stamped.sha256:
-                raise CheckpointError(
-                    f"{loaded.source}: hashes to {loaded.sha256[:12]} on this machine, but to {stamped.sha256[:12]} "
-                    "where the run was started. Give every machine the same file."
-                )
         self._ensemble = teacher.Ensemble(
-            [loaded.network for loaded in teachers],
+            self._load_teachers(),
             [spec.weight for spec in config.teachers],
             getattr(torch, config.stamp.precision),
         )
@@ -93,6 +86,17 @@ class ShardLabeller:
         )
         self._copies = torch.cuda.Stream() if self._on_gpu else None
         self._unfinished: deque[torch.cuda.Event] = deque()
+
+    def _load_teachers(self) -> Iterator[nn.Module]:
+        """Load one after the other, so that the ensemble has made one smaller before the next one comes."""
+        for spec, stamped in zip(self._config.teachers, self._config.stamp.teachers, strict=True):
+            loaded = spec.load(self._manifest, self._config.device)
+            if loaded.sha256 != stamped.sha256:
+                raise CheckpointError(
+                    f"{loaded.source}: hashes to {loaded.sha256[:12]} on this machine, but to {stamped.sha256[:12]} "
+                    "where the run was started. Give every machine the same file."
+                )
+            yield loaded.network
 
     def close(self) -> None:
         """Stop the threads."""

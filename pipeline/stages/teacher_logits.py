@@ -23,7 +23,7 @@ from pipeline.logit_store import (
     write_stamp,
 )
 from pipeline.manifest import Manifest, read_manifest
-from pipeline.predictions import Precision
+from pipeline.predictions import Precision, PrecisionChoice, choose_device, fastest_precision
 from pipeline.progress import progress_bar
 from pipeline.stages.shard_labeller import LabellerConfig
 from pipeline.stages.teacher_spec import TeacherSpec, stamp_teachers
@@ -59,8 +59,12 @@ class TeacherLogitsConfig:
     """What views may do to a clip."""
     batch_size: int = 16
     """Clips a forward pass, 1 or more. Batches don't cross shards."""
-    precision: Precision = "float32"
-    """What the networks compute in; front ends always compute in float32. Logits are stored as float16."""
+    precision: PrecisionChoice = "auto"
+    """What the networks' matrix products compute in; front ends, norms and the last layer always compute in float32,
+    and logits are stored as float16. auto goes on with what the store was begun with; a new store gets bfloat16 where
+    the GPU, or without one the CPU, of the machine that starts the run has instructions for it, float16 on older GPUs,
+    and float32 on other CPUs. |Difference| to float32 in the logits, median and 99.9th percentile, of trained teachers
+    on real clips: bfloat16 0.002 and 0.012, float16 0.0002 and 0.001."""
     decode_threads: int = 0
     """Threads an actor decodes with, ahead of the teachers; 0 is one for each of its cores."""
     address: Annotated[str | None, Parameter(env_var="RAY_ADDRESS")] = None
@@ -126,7 +130,9 @@ def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
     specs = tuple(_with_absolute_path(TeacherSpec.parse(text)) for text in config.teacher)
     manifest = read_manifest(data)
     _check_part_names(manifest)
-    stamp = _stamp(config, stamp_teachers(specs, manifest, config.precision))
+    stamp = _stamp(config, stamp_teachers(specs, manifest, _precision(config)))
+    if config.precision == "auto":
+        stamp = _as_begun(stamp, read_stamp(store))
     _claim_store(store, stamp, overwrite=config.overwrite)
 
     finished = _finished(store, stamp, manifest)
@@ -162,6 +168,21 @@ def _stamp(config: TeacherLogitsConfig, teachers: StoreStamp) -> StoreStamp:
         top_k=config.top_k,
         views=ViewsStamp(count=config.views, config=config.view) if config.views > 1 else None,
     )
+
+
+def _precision(config: TeacherLogitsConfig) -> Precision:
+    """Give the precision that is asked for, or the fastest on this machine."""
+    if config.precision != "auto":
+        return config.precision
+    return fastest_precision("cpu" if config.gpus_per_actor == 0 else choose_device("auto"))
+
+
+def _as_begun(stamp: StoreStamp, found: StoreStamp | None) -> StoreStamp:
+    """Go on in the precision that a store was begun with, so that no resume on another machine makes it anew."""
+    if found is not None and replace(stamp, precision=found.precision) == found:
+        stamp = found
+    _log.info("precision: %s", stamp.precision)
+    return stamp
 
 
 def _absolute(location: str) -> str:

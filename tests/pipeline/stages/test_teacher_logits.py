@@ -41,7 +41,9 @@ def clips(make_noises: Callable[..., Clips]) -> Clips:
 
 
 def configure(manifest: Manifest, store: Path, *teachers: str, **settings: object) -> TeacherLogitsConfig:
-    config = TeacherLogitsConfig(data=manifest.location, store=str(store), teacher=teachers, batch_size=2)
+    config = TeacherLogitsConfig(
+        data=manifest.location, store=str(store), teacher=teachers, batch_size=2, precision="float32"
+    )
     return replace(config, **settings)  # pyright: ignore[reportArgumentType]
 
 
@@ -347,6 +349,36 @@ def test_overwriting_removes_what_was_made_otherwise_first(
     opened = open_store(config.store)
     assert opened.stamp.precision == "bfloat16"
     assert not opened.parts
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_auto_goes_on_in_the_precision_that_the_store_was_begun_with(
+    build_dataset: Callable, clips: Clips, make_teacher: Callable, tmp_path: Path, precision: str
+) -> None:
+    manifest = build_dataset("data", clips)
+    config = configure(manifest, tmp_path / "store", make_teacher("passt_tiny"), precision=precision)
+    label_without_ray(config, manifest)
+    before = contents(tmp_path / "store")
+    run(replace(config, precision="auto"))
+    assert contents(tmp_path / "store") == before
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("fastest", ["float32", "bfloat16"])
+def test_auto_begins_a_store_in_the_fastest_precision(
+    build_dataset: Callable,
+    clips: Clips,
+    make_teacher: Callable,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fastest: str,
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": fastest == "bfloat16"})
+    config = configure(build_dataset("data", clips), tmp_path / "store", make_teacher("passt_tiny"), precision="auto")
+    with pytest.raises(ImportError, match="ray_pool"):  # there is work
+        run(replace(config, gpus_per_actor=0))
+    assert open_store(config.store).stamp.precision == fastest
 
 
 @pytest.mark.usefixtures("no_ray")

@@ -1,0 +1,77 @@
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import teacher
+from teacher.inference import InferenceLinear, optimise_for_inference
+
+
+def tiny(name: str = "passt_tiny") -> teacher.AudioTransformer:
+    torch.manual_seed(0)
+    return teacher.create_model(name, num_classes=7).eval()
+
+
+@pytest.mark.parametrize("name", ["passt_tiny", "ast_tiny"])
+def test_float32_answers_change_by_rounding_errors_alone(name: str, clips: Callable[..., Tensor]) -> None:
+    model = tiny(name)
+    with torch.inference_mode():
+        features = model.front_end(clips(model.sample_rate_hz))
+        before = model(features)
+        optimise_for_inference(model, torch.float32)
+        torch.testing.assert_close(model(features), before, rtol=0, atol=2e-6)
+
+
+def test_only_the_products_of_the_blocks_run_in_lower_precision() -> None:
+    model = tiny()
+    optimise_for_inference(model, torch.bfloat16)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert not [layer for layer in model.blocks.modules() if isinstance(layer, nn.Linear)]
+    layers = [layer for layer in model.blocks.modules() if isinstance(layer, InferenceLinear)]
+    assert len(layers) == 4 * model.config.depth
+    assert {layer.weight.dtype for layer in layers} == {torch.bfloat16}
+    between: list[torch.dtype] = []
+    for block in model.blocks:
+        block.register_forward_hook(lambda *parts: between.append(parts[2].dtype))
+    with torch.inference_mode():
+        assert model(model.front_end(torch.zeros(1, 320000))).dtype == torch.float32
+    assert between == [torch.float32] * model.config.depth
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+def test_packed_weights_give_what_plain_ones_give(precision: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    linear, values = nn.Linear(96, 40), torch.randn(3, 5, 96)
+    packed = InferenceLinear(linear, precision)
+    monkeypatch.setattr("teacher.inference._can_pack", lambda weight: False)  # as another processor or torch may say
+    plain = InferenceLinear(linear, precision)
+    assert not plain.is_packed
+    with torch.inference_mode():
+        assert packed(values).dtype == plain(values).dtype == precision
+        torch.testing.assert_close(packed(values), plain(values))
+        torch.testing.assert_close(plain(values).float(), linear(values), rtol=0.02, atol=0.02)
+
+
+def test_a_network_keeps_the_precision_that_it_was_made_ready_for() -> None:
+    model = tiny()
+    optimise_for_inference(model, torch.bfloat16)
+    with pytest.raises(ValueError, match=r"holds its weights in torch.bfloat16 already, not in torch.float32"):
+        optimise_for_inference(model, torch.float32)
+
+
+@pytest.mark.parametrize("name", ["passt_tiny", "ast_tiny"])
+def test_clips_that_go_through_the_blocks_in_pieces_answer_the_same(
+    name: str, clips: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny(name)
+    sizes: list[int] = []
+    model.blocks.register_forward_hook(lambda *parts: sizes.append(len(parts[2])))
+    with torch.inference_mode():
+        features = model.front_end(clips(model.sample_rate_hz).repeat(2, 1)[:3])
+        whole = model(features)
+        monkeypatch.setattr("teacher.audio_transformer._TOKENS_AT_ONCE", 300)
+        torch.testing.assert_close(model(features), whole, rtol=0, atol=2e-6)
+    assert sizes[0] == 3
+    assert sum(sizes[1:]) == 3
+    assert len(sizes) > 2
