@@ -1,0 +1,127 @@
+"""Measures how far each precision's logits lie from float32's, on the clips of any dataset with labels.
+
+    pipeline ingest audioset --segments manifests/sample/eval_segments.csv --audio manifests/sample/audio --out DATASET
+    python -m benchmarks.precision --data DATASET --teacher passt_tiny=manifests/sample/passt_tiny.safetensors
+    python -m benchmarks.precision --data DATASET --teacher passt_s_swa_p16_128_ap476 --clips 8
+
+A teacher without a checkpoint gets random weights whose logits spread by about 1. The differences are then those of its
+size and depth; the mAP is that of chance and is not shown.
+"""
+
+import argparse
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import teacher
+from pipeline import storage
+from pipeline.audio import load_waveforms
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.memory import keep_freed_memory
+from pipeline.shards import read_clip_bytes
+from student import tagging_scores
+
+PRECISIONS = ("bfloat16", "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class Deviation:
+    """|Difference| in logits between a precision and float32, over clips and classes."""
+
+    median: float
+    p999: float
+    largest: float
+
+    @classmethod
+    def between(cls, found: Tensor, exact: Tensor) -> "Deviation":
+        """Compare two (clips, classes) tensors."""
+        difference = (found - exact).abs().flatten().double().cpu().numpy()
+        return cls(*np.quantile(difference, [0.5, 0.999, 1.0]).tolist())
+
+
+def build(text: str) -> teacher.AudioTransformer:
+    """Build the teacher that NAME=CHECKPOINT or NAME alone spells."""
+    name, _, checkpoint = text.partition("=")
+    if checkpoint:
+        return teacher.create_model(name, checkpoint)
+    network = teacher.create_model(name)
+    fill(network)
+    return network
+
+
+@torch.no_grad()
+def fill(network: nn.Module) -> None:
+    """Draw weights that keep the size of what goes through a layer, as trained ones roughly do."""
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in network.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if ("embed" in name and "proj" not in name) or "token" in name or name.endswith("bias"):
+            parameter.copy_(0.02 * noise)
+        elif parameter.ndim == 1:
+            parameter.copy_(1 + 0.1 * noise)
+        else:
+            parameter.copy_(noise / parameter[0].numel() ** 0.5)
+
+
+def read_waveforms(manifest: Manifest, rows: np.ndarray, network: teacher.AudioTransformer) -> Tensor:
+    """(clips, samples): decode the clips as stage 1 does."""
+    rate, seconds = network.sample_rate_hz, network.input_seconds
+    reader = storage.RangeReader(manifest.location)
+    waveforms = [
+        load_waveforms(read_clip_bytes(reader, manifest, row), sample_rates_hz=[rate], seconds=seconds)[rate]
+        for row in rows.tolist()
+    ]
+    reader.close()
+    return torch.from_numpy(np.stack(waveforms))
+
+
+def ask(text: str, waveforms: Tensor, precision: str, *, batch: int, device: str) -> Tensor:
+    """(clips, classes): what stage 1 would store, before rounding to float16."""
+    network = build(text).to(device)
+    ensemble = teacher.Ensemble([network], [1.0], getattr(torch, precision))
+    pieces = [ensemble({network.sample_rate_hz: piece.to(device)})[0].cpu() for piece in waveforms.split(batch)]
+    return torch.cat(pieces)
+
+
+def main() -> None:
+    """Print one row a teacher and precision, in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--data", required=True, help="dataset folder")
+    parser.add_argument("--teacher", nargs="+", required=True, metavar="NAME[=CHECKPOINT]")
+    parser.add_argument("--clips", type=int, default=0, help="so many, evenly spread over the dataset; 0 is all")
+    parser.add_argument("--precision", nargs="+", choices=PRECISIONS, default=PRECISIONS)
+    parser.add_argument("--batch", type=int, default=8, help="clips a forward pass")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    options = parser.parse_args()
+    keep_freed_memory()
+    manifest = read_manifest(options.data)
+    count = min(options.clips or len(manifest), len(manifest))
+    rows = np.linspace(0, len(manifest) - 1, count).round().astype(np.int64)
+    targets = manifest.label_matrix(rows)
+    print(f"{count} clips of {manifest.location}; |difference| of the logits to float32\n")
+    print(
+        "| teacher | precision | median | 99.9th percentile | largest | spread of the logits | mAP, float32 | change |"
+    )
+    print("|---|---|---:|---:|---:|---:|---:|---:|")
+    for text in options.teacher:
+        waveforms = read_waveforms(manifest, rows, build(text))
+        exact = ask(text, waveforms, "float32", batch=options.batch, device=options.device)
+        for precision in options.precision:
+            found = ask(text, waveforms, precision, batch=options.batch, device=options.device)
+            deviation = Deviation.between(found, exact)
+            before, after = "-", "-"
+            if "=" in text:
+                score = tagging_scores(exact.numpy(), targets).mean_average_precision
+                change = tagging_scores(found.numpy(), targets).mean_average_precision - score
+                before, after = f"{score:.4f}", f"{change:+.5f}"
+            print(
+                f"| {text.partition('=')[0]} | {precision} | {deviation.median:.4f} | {deviation.p999:.4f} "
+                f"| {deviation.largest:.4f} | {exact.std().item():.2f} | {before} | {after} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
