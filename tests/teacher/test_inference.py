@@ -1,10 +1,14 @@
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import teacher
+from pipeline.predictions import fastest_precision
 from teacher.inference import InferenceLinear, optimise_for_inference
 
 
@@ -75,3 +79,31 @@ def test_clips_that_go_through_the_blocks_in_pieces_answer_the_same(
     assert sizes[0] == 3
     assert sum(sizes[1:]) == 3
     assert len(sizes) > 2
+
+
+ASK_AND_TELL_PEAK = """
+import torch, teacher
+from pipeline.memory import keep_freed_memory
+keep_freed_memory()
+def peak():
+    [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]
+    return int(line.split()[1]) / 1024
+before = peak()
+names = ["passt_s_swa_p16_128_ap476", "ast_base_p16_s10"]
+ensemble = teacher.Ensemble((teacher.create_model(name) for name in names), [1, 1], torch.bfloat16)
+loaded = peak()
+for member in ensemble.members:
+    member.blocks = member.blocks[:2]  # a third block would use the memory of the second again
+ensemble({32000: torch.zeros(8, 320000), 16000: torch.zeros(8, 160000)})
+print(before, loaded, peak())
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="only Linux tells a process's peak memory")
+@pytest.mark.skipif(fastest_precision("cpu") != "bfloat16", reason="this CPU has no instructions for bfloat16")
+def test_memory_of_passt_s_and_ast_is_their_weights_once_and_a_bounded_rest() -> None:
+    done = subprocess.run([sys.executable, "-c", ASK_AND_TELL_PEAK], check=True, capture_output=True, text=True)
+    before, loaded, peak = map(float, done.stdout.split())  # MiB
+    # 2 x 165 MiB in bfloat16, and one model's 330 MiB in float32 while it is made smaller.
+    assert loaded - before < 950
+    assert peak - before < 1500

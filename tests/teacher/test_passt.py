@@ -32,6 +32,11 @@ def test_passt_answers_as_upstream_also_for_short_and_long_clips(golden, model, 
     golden.assert_answers(model, "mel", duration)
 
 
+def test_passt_answers_as_upstream_when_asked_as_stage_1_asks(golden) -> None:
+    ensemble = teacher.Ensemble([teacher.create_model("passt_s_swa_p16_128_ap476", golden.weights)], [1.0])
+    golden.assert_close(ensemble({32000: golden.clips("4s3")})[0], "logits_4s3")
+
+
 @pytest.mark.filterwarnings("ignore:Input image size")
 @pytest.mark.parametrize("name", RELEASED)
 def test_every_passt_equals_hear21passt_from_waveform_to_logits(
