@@ -59,7 +59,7 @@ def build_theirs(model: str, device: str) -> nn.Module:
             from hear21passt.models.preprocess import AugmentMelSTFT
             from hear21passt.wrapper import PasstBasicWrapper
 
-            mel = AugmentMelSTFT(n_mels=128, sr=32000, win_length=800, hopsize=320, n_fft=1024, freqm=48, timem=192)
+            mel = AugmentMelSTFT(hopsize=320, freqm=48, timem=192, fmin_aug_range=10, fmax_aug_range=2000)
             network = PasstBasicWrapper(mel=mel, net=get_model(arch=PASST, pretrained=False), mode="logits")
         else:
             import transformers

@@ -1,7 +1,7 @@
 """Stage 1's unit of work: one shard in, one published part of the logit store out. It knows nothing of Ray."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
