@@ -13,10 +13,11 @@ With --data the last way also trains from a dataset, to see how much of the time
 
 import argparse
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -206,35 +207,47 @@ def waiting_share(options: argparse.Namespace, way: Way) -> tuple[float, float]:
     return options.data_steps * options.batch / seconds, waited / seconds
 
 
-def run_rounds(
-    ways: list[Way], options: argparse.Namespace, what: Literal["train", "infer"]
-) -> dict[str, list[tuple[float, float]]]:
-    """Let the ways take turns: seconds and CPU seconds a clip of each in every round."""
+Sides = dict[str, Connection]
+
+
+@contextmanager
+def started(ways: list[Way], options: argparse.Namespace) -> Iterator[Sides]:
+    """Give a connection to a process of each way, for as long as the block lasts."""
     context = multiprocessing.get_context("spawn")
-    sides: dict[str, tuple[Any, Connection]] = {}
+    sides: Sides = {}
+    processes = []
     for way in ways:
         here, there = context.Pipe()
         process = context.Process(target=serve, args=(there, way, options), daemon=True)
         process.start()
-        here.recv()
-        sides[way.name] = process, here
-
-    def ask(name: str, times: int) -> tuple[float, float]:
-        sides[name][1].send((what, times))
-        seconds, cpu_seconds = sides[name][1].recv()
-        return seconds / (times * options.batch), cpu_seconds / (times * options.batch)
-
-    for way in ways:
-        seconds, _ = ask(way.name, 1)
-        if way.compiled:
-            print(f"compiling for {what}: {seconds * options.batch:.0f} s")
-    found: dict[str, list[tuple[float, float]]] = {way.name: [] for way in ways}
-    for _ in range(options.repeats):
-        for way in ways:
-            found[way.name].append(ask(way.name, options.steps))
-    for process, connection in sides.values():
+        there.close()  # so that a process that dies is noticed here
+        sides[way.name] = here
+        processes.append(process)
+    for connection in sides.values():
+        connection.recv()
+    yield sides
+    for process, connection in zip(processes, sides.values(), strict=True):
         connection.send(None)
         process.join()
+
+
+def run_rounds(
+    sides: Sides, options: argparse.Namespace, what: Literal["train", "infer"]
+) -> dict[str, list[tuple[float, float]]]:
+    """Let the ways take turns: seconds and CPU seconds a clip of each in every round."""
+
+    def ask(name: str, times: int) -> tuple[float, float]:
+        sides[name].send((what, times))
+        seconds, cpu_seconds = sides[name].recv()
+        return seconds / (times * options.batch), cpu_seconds / (times * options.batch)
+
+    found: dict[str, list[tuple[float, float]]] = {}
+    for name in sides:
+        print(f"the first batch of {what}, {name}: {ask(name, 1)[0] * options.batch:.1f} s")  # with --compile, minutes
+        found[name] = []
+    for _ in range(options.repeats):
+        for name in sides:
+            found[name].append(ask(name, options.steps))
     return found
 
 
@@ -287,9 +300,10 @@ def main() -> None:
         ("training", "train", BACKWARD_SHARE),
         ("inference", "infer", 1),
     ]
-    for title, act, cost in jobs:
-        found = run_rounds(ways, options, act)
-        show(title, ways, found, cost * flops, lambda way: peaks[way.precision])
+    with started(ways, options) as sides:
+        for title, act, cost in jobs:
+            found = run_rounds(sides, options, act)
+            show(title, ways, found, cost * flops, lambda way: peaks[way.precision])
     if options.data:
         speed, share = waiting_share(options, ways[-1])
         print(f"\nfrom {options.data}: {speed:.1f} clips/s, {100 * share:.1f} % of the time waiting for data")
