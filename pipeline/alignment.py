@@ -3,7 +3,6 @@
 Opening costs the pages that are touched, not the gigabytes that the array holds, and processes share those pages.
 """
 
-import mmap
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import storage
+from pipeline.mapped_arrays import forget_pages
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -38,10 +38,7 @@ class AlignedLogits:
             views: (some,), which view of each clip, where there are several; None where there is one.
         """
         taken = self.logits[rows] if views is None else self.logits[rows, views]
-        if isinstance(self.logits.base, mmap.mmap):
-            # The pages stay in the page cache, but leave this process: it would map the whole file by and by, and be
-            # counted, or killed, for gigabytes that it does not own.
-            self.logits.base.madvise(mmap.MADV_DONTNEED)
+        forget_pages(self.logits)
         return taken
 
     def __reduce__(self) -> tuple[object, tuple[Path]]:

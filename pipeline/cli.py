@@ -32,6 +32,7 @@ COMMANDS = {
     "ingest csv": ("ingest_csv", "Any CSV of paths and labels, and the sounds → a dataset."),
     "index": ("index_dataset", "A manifest for WebDataset tars that somebody else made."),
     "teacher-logits": ("teacher_logits", "Stage 1: run transformers over a dataset on Ray → a store of their logits."),
+    "import-logits": ("import_logits", "Logits that another program made, EfficientAT's and CED's too → a store."),
     "reweight": ("reweight", "Another store from one that keeps its members: other weights, or a smaller copy."),
     "train-student": ("train_student", "Stage 2: train a small CNN on shards joined with the teachers' logits."),
     "train-teacher": ("train_teacher", "Fine-tune a transformer on a dataset's own classes."),

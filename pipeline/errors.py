@@ -57,6 +57,10 @@ class LogitStoreError(PipelineError):
     """A logit store is missing, damaged, or was made for something else."""
 
 
+class ForeignLogitsError(PipelineError):
+    """Logits that another program made can't be taken over: damaged, contradictory, or not of these clips."""
+
+
 class CheckpointError(PipelineError):
     """A checkpoint is missing, damaged, or does not fit the model it is loaded into."""
 

@@ -1,6 +1,5 @@
 """Scores checkpoints and logit stores on the same clips of a dataset, for every command that reports an mAP."""
 
-import os
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,7 @@ from pipeline.errors import ManifestError, TooManyFailuresError
 from pipeline.join import JoinedDataset, TrainingBatch, batch_loader, check_reachable
 from pipeline.logit_store import LogitStore
 from pipeline.manifest import Manifest
+from pipeline.mapped_arrays import scratch_array
 from pipeline.predictions import Precision, iter_predictions
 from pipeline.progress import ProgressBar, progress_bar
 from pipeline.redaction import redact
@@ -67,7 +67,7 @@ def run_models(
         loader = batch_loader(dataset, batches, workers=workers, pin_memory=device.type == "cuda")
         failures: dict[int, str] = {}
         networks = [models[place].network for place in sharing]
-        logits = [_scratch((len(manifest), len(manifest.vocabulary))) for _ in sharing]
+        logits = [scratch_array((len(manifest), len(manifest.vocabulary)), np.float32) for _ in sharing]
         broken: list[dict[int, str]] = [{} for _ in sharing]
         with progress_bar(f"scoring {', '.join(models[place].name for place in sharing)}", len(manifest)) as bar:
             for found in iter_predictions(networks, _watch(loader, failures, bar), device=device, precision=precision):
@@ -95,21 +95,9 @@ def _watch(batches: Iterable[TrainingBatch], failures: dict[int, str], bar: Prog
         bar.advance(len(batch))
 
 
-def _scratch(shape: tuple[int, int]) -> np.ndarray:
-    """Make an array of float32 zeros in a nameless file of the temporary folder.
-
-    The logits of two million clips are 4.2 GB a system. In a file they move to the disk where memory is short, instead
-    of ending the process.
-    """
-    with tempfile.TemporaryFile() as file:
-        if size := 4 * shape[0] * shape[1]:
-            os.posix_fallocate(file.fileno(), 0, size)  # a full disk is an error now, but would be a crash later
-        return np.memmap(file, np.float32, mode="w+", shape=shape) if size else np.zeros(shape, np.float32)
-
-
 def ensemble(members: Sequence[System]) -> System:
     """Average systems' logits; a clip that one member has no logits for has none."""
-    logits = _scratch(members[0].logits.shape)
+    logits = scratch_array(members[0].logits.shape, np.float32)
     for first in range(0, len(logits), _ROWS_AT_ONCE):
         rows = slice(first, first + _ROWS_AT_ONCE)
         logits[rows] = np.mean([member.logits[rows] for member in members], axis=0)

@@ -12,21 +12,13 @@ from cyclopts import Parameter
 
 from pipeline import storage
 from pipeline.errors import PipelineError, TooManyFailuresError, UsageError
-from pipeline.logit_store import (
-    FAILED_NAME,
-    LogitPart,
-    finished_parts,
-    other_parts,
-    part_stem,
-    read_stamp,
-    write_failures,
-    write_stamp,
-)
+from pipeline.logit_store import FAILED_NAME, LogitPart, finished_parts, read_stamp, write_failures
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.predictions import Precision, PrecisionChoice, choose_device, fastest_precision
 from pipeline.progress import progress_bar
 from pipeline.stages.shard_labeller import LabellerConfig
 from pipeline.stages.teacher_spec import TeacherSpec, stamp_teachers
+from pipeline.store_filling import check_part_names, claim_store, finished_shards
 from pipeline.store_stamp import StoreStamp
 from pipeline.views import MOST_VIEWS, ViewConfig, ViewsStamp
 
@@ -129,13 +121,13 @@ def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
     data, store = _absolute(config.data), _absolute(config.store)
     specs = tuple(_with_absolute_path(TeacherSpec.parse(text)) for text in config.teacher)
     manifest = read_manifest(data)
-    _check_part_names(manifest)
+    check_part_names(manifest)
     stamp = _stamp(config, stamp_teachers(specs, manifest, _precision(config)))
     if config.precision == "auto":
         stamp = _as_begun(stamp, read_stamp(store))
-    _claim_store(store, stamp, overwrite=config.overwrite)
+    claim_store(store, stamp, overwrite=config.overwrite)
 
-    finished = _finished(store, stamp, manifest)
+    finished = finished_shards(store, stamp, manifest)
     redo = {shard for shard, part in finished.items() if part.failures and config.redo_failed}
     shards = [shard for shard in manifest.shards if shard not in finished or shard in redo]
     labeller = LabellerConfig(
@@ -153,7 +145,7 @@ def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
 
     write_failures(store, list(finished_parts(store, stamp).values()))
     storage.write_listing(store)
-    _conclude(manifest, store, list(_finished(store, stamp, manifest).values()), errors, config.max_failed)
+    _conclude(manifest, store, list(finished_shards(store, stamp, manifest).values()), errors, config.max_failed)
 
 
 def _stamp(config: TeacherLogitsConfig, teachers: StoreStamp) -> StoreStamp:
@@ -188,41 +180,6 @@ def _as_begun(stamp: StoreStamp, found: StoreStamp | None) -> StoreStamp:
 def _absolute(location: str) -> str:
     # An actor's working folder is Ray's affair.
     return location if storage.is_remote(location) else str(storage.local_path(location).resolve())
-
-
-def _check_part_names(manifest: Manifest) -> None:
-    """Refuse shards whose parts would overwrite each other or the list of failures."""
-    stems = Counter(map(part_stem, manifest.shards)) + Counter([FAILED_NAME.removesuffix(".parquet")])
-    if repeated := [shard for shard in manifest.shards if stems[part_stem(shard)] > 1]:
-        raise UsageError(
-            f"{manifest.location}: {', '.join(repeated[:3])} would share the name of a part in the store. "
-            f"Rename them so that their names without folder differ, then run `pipeline index {manifest.location}`."
-        )
-
-
-def _claim_store(store: str, stamp: StoreStamp, *, overwrite: bool) -> None:
-    """Make the store ours: new, made alike, or emptied of what was made otherwise."""
-    storage.check_writable(store)
-    found = read_stamp(store)
-    if found != stamp:
-        others = other_parts(store, stamp)
-        made_by = found or (others[0].stamp if others else None)
-        if made_by is not None and not overwrite:
-            raise UsageError(
-                f"{store}: was made otherwise ({made_by.differences_from(stamp)}). Give another --store, the settings "
-                "that it was made with, or --overwrite to replace it."
-            )
-        for part in others:
-            storage.remove(storage.join_path(store, part.file.name))
-        write_stamp(store, stamp)
-    storage.remove_staged(store)
-
-
-def _finished(store: str, stamp: StoreStamp, manifest: Manifest) -> dict[str, LogitPart]:
-    """Find the shards whose part `stamp` made from the bytes that the manifest knows."""
-    parts = finished_parts(store, stamp)
-    by_shard = {shard: part for shard in manifest.shards if (part := parts.get(part_stem(shard)))}
-    return {shard: part for shard, part in by_shard.items() if part.shard_identity == manifest.shard_identity(shard)}
 
 
 def _label(
