@@ -212,7 +212,8 @@ def execute(target: Target, data: bytes, folder: Path) -> tuple[str, str]:
 def limit_memory() -> None:
     """Make every allocation fail that goes far beyond what the process takes now."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
-    resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MORE_MEMORY_BYTES,) * 2)
+    limit = pages * resource.getpagesize() + MORE_MEMORY_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
 def save_finding(folder: Path, target: Target, data: bytes, trace: str) -> None:

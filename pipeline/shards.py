@@ -36,8 +36,11 @@ class ShardWriter:
 
     def write(self, clip: Clip, facts: Mapping[str, Any]) -> None:
         """Add a clip as `<key>.<format>` and `<key>.json`; the json holds `clip_id` and then `facts`."""
+        self.write_described(clip, json.dumps({"clip_id": clip.clip_id, **facts}, ensure_ascii=False).encode())
+
+    def write_described(self, clip: Clip, described: bytes) -> None:
+        """Add a clip whose json is spelled already."""
         key = to_shard_key(clip.clip_id)
-        described = json.dumps({"clip_id": clip.clip_id, **facts}, ensure_ascii=False).encode()
         self._tar.write({"__key__": key, clip.format: clip.audio, "json": described})
         self.audio_names.append(f"{key}.{clip.format}")
 

@@ -62,6 +62,13 @@ def join_path(folder: str | Path, name: str) -> str:
     return str(local_path(folder) / name)
 
 
+def is_same_place(one: str | Path, other: str | Path) -> bool:
+    """Whether two locations name the same folder or file, however they are spelled."""
+    if is_remote(one) or is_remote(other):
+        return str(one).rstrip("/") == str(other).rstrip("/")
+    return local_path(one).resolve() == local_path(other).resolve()
+
+
 def file_name(location: str | Path) -> str:
     """Give the name of the file at a location, without its folder and without a URL's query."""
     return object_store.url_name(str(location)) if is_remote(location) else local_path(location).name

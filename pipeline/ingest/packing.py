@@ -2,7 +2,7 @@
 
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
@@ -16,8 +16,8 @@ from pipeline.errors import DecodeError
 from pipeline.ingest.dataset_folder import ROW_SCHEMA, Ledger, publish_ledger
 from pipeline.ingest.plan import PlannedShard
 from pipeline.ingest.rejections import Rejection
-from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle
-from pipeline.shards import open_shard
+from pipeline.ingest.sources import ClipReader, KnownSound, PlannedClip, ReadHandle, facts_to_tell
+from pipeline.shards import ShardWriter, open_shard
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,10 +27,15 @@ Encoding = Callable[[bytes, SoundFacts], bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class _Accepted:
-    clip: PlannedClip
-    facts: SoundFacts
-    crc32: int
+class _Sound:
+    """What of a clip is not in its plan."""
+
+    audio: bytes
+    format: str
+    sample_rate_hz: int | None
+    frames: int | None
+    description: bytes = b""
+    """The json as it is to be; empty where it is still to be made."""
 
 
 def pack_shard(
@@ -43,6 +48,8 @@ def pack_shard(
 ) -> None:
     """Make one shard: read and decode each of its clips, write those that are whole, publish tar and ledger.
 
+    A clip out of a finished dataset is not decoded, but copied.
+
     Args:
         dataset: the folder, a path or a URL.
         shard: what goes into it.
@@ -51,34 +58,38 @@ def pack_shard(
         encode: what to do with the bytes; None keeps them.
         on_clip: called after each clip.
     """
-    accepted: list[_Accepted] = []
+    rows: list[dict[str, object]] = []
     rejections: list[Rejection] = []
     clips = shard.clips()
     handles = zip(clips, read_clips(clips), strict=True)
     with open_shard(dataset, shard.name) as writer:
-        for (clip, _), (audio, found) in _ordered_map(lambda item: _prepare(item[1], encode), handles, workers):
+        for (clip, _), found in _ordered_map(lambda item: _prepare(*item, encode), handles, workers):
             if isinstance(found, DecodeError):
                 rejections.append(Rejection(clip.clip_id, clip.path, found.reason, found.detail))
             else:
-                writer.write(Clip(clip_id=clip.clip_id, audio=audio, format=found.format), _facts(clip, found, shard))
-                accepted.append(_Accepted(clip, found, zlib.crc32(audio)))
+                _write(writer, clip, found, shard)
+                rows.append(_row(shard.name, clip, found))
             on_clip()
-    if not accepted:
+    for row, (offset, size) in zip(rows, writer.ranges, strict=True):
+        row |= {"offset": offset, "size": size}
+    if not rows:
         storage.remove(storage.join_path(dataset, shard.name))  # plain webdataset fails on a shard without clips
-    ledger = Ledger(_rows(shard.name, accepted, writer.ranges), rejections)
+    ledger = Ledger(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), rejections)
     publish_ledger(dataset, shard.name, shard.fingerprint(), ledger)
 
 
-def _prepare(handle: ReadHandle, encode: Encoding | None) -> tuple[bytes, SoundFacts | DecodeError]:
+def _prepare(clip: PlannedClip, handle: ReadHandle, encode: Encoding | None) -> _Sound | DecodeError:
     """Read a clip, decode it to see that it can be, and encode it anew where that is wanted."""
     try:
-        audio = handle()
-        facts = inspect_sound(audio)
+        read = handle()
+        if isinstance(read, KnownSound):
+            return _Sound(read.audio, clip.format, clip.sample_rate, clip.frames, read.description)
+        audio, facts = read, inspect_sound(read)
         if encode is not None and (encoded := encode(audio, facts)) is not audio:
-            return encoded, inspect_sound(encoded)
-        return audio, facts
+            audio, facts = encoded, inspect_sound(encoded)
+        return _Sound(audio, facts.format, facts.sample_rate_hz, facts.frames)
     except DecodeError as error:
-        return b"", error
+        return error
 
 
 def _ordered_map(
@@ -100,32 +111,24 @@ def _ordered_map(
         pool.shutdown(cancel_futures=True)
 
 
-def _facts(clip: PlannedClip, found: SoundFacts, shard: PlannedShard) -> dict[str, object]:
-    """What the json beside the audio says: all that the manifest is made from, so that it can be made again."""
-    known = {"start_seconds": clip.start_seconds, "end_seconds": clip.end_seconds}
+def _write(writer: ShardWriter, clip: PlannedClip, sound: _Sound, shard: PlannedShard) -> None:
+    written = Clip(clip_id=clip.clip_id, audio=sound.audio, format=sound.format)
+    if sound.description:
+        writer.write_described(written, sound.description)
+    else:
+        writer.write(written, facts_to_tell(clip, shard.vocabulary, sound.sample_rate_hz, sound.frames))
+
+
+def _row(shard: str, clip: PlannedClip, sound: _Sound) -> dict[str, object]:
+    """Give the manifest's columns of one clip, but for its place."""
     return {
-        "labels": [shard.vocabulary.classes[label].mid for label in clip.labels],
-        **{name: value for name, value in known.items() if value is not None},
-        "sample_rate": found.sample_rate_hz,
-        "frames": found.frames,
+        "clip_id": clip.clip_id,
+        "shard": shard,
+        "format": sound.format,
+        "labels": clip.labels,
+        "sample_rate": sound.sample_rate_hz,
+        "frames": sound.frames,
+        "start_seconds": clip.start_seconds,
+        "end_seconds": clip.end_seconds,
+        "crc32": zlib.crc32(sound.audio),
     }
-
-
-def _rows(shard: str, accepted: Sequence[_Accepted], ranges: Sequence[tuple[int, int]]) -> pa.Table:
-    rows = [
-        {
-            "clip_id": item.clip.clip_id,
-            "shard": shard,
-            "offset": offset,
-            "size": size,
-            "format": item.facts.format,
-            "labels": item.clip.labels,
-            "sample_rate": item.facts.sample_rate_hz,
-            "frames": item.facts.frames,
-            "start_seconds": item.clip.start_seconds,
-            "end_seconds": item.clip.end_seconds,
-            "crc32": item.crc32,
-        }
-        for item, (offset, size) in zip(accepted, ranges, strict=True)
-    ]
-    return pa.Table.from_pylist(rows, schema=ROW_SCHEMA)

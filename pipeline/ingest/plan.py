@@ -35,6 +35,10 @@ PLAN_SCHEMA = pa.schema(
         pa.field("labels", pa.list_(pa.int16())),
         pa.field("start_seconds", pa.float64()),
         pa.field("end_seconds", pa.float64()),
+        pa.field("format", _FEW),
+        pa.field("sample_rate", pa.int32()),
+        pa.field("frames", pa.int64()),
+        pa.field("crc32", pa.uint32()),
     ]
 )
 """The columns are the fields of `PlannedClip`."""
@@ -145,7 +149,8 @@ def _spelled(column: pa.Array) -> Iterator[bytes]:
         yield _call("list_value_length", column).to_numpy().tobytes()
         yield cast("pa.ListArray", column).flatten().to_numpy().tobytes()
     else:
-        yield column.fill_null(-1).to_numpy(zero_copy_only=False).tobytes()
+        yield _call("is_null", column).to_numpy(zero_copy_only=False).tobytes()
+        yield column.fill_null(0).to_numpy(zero_copy_only=False).tobytes()
 
 
 def _checked(item: PlannedClip | Rejection) -> PlannedClip | Rejection:

@@ -32,6 +32,12 @@ class PlannedClip:
     """Bytes, where the source says so."""
     start_seconds: float | None = None
     end_seconds: float | None = None
+    format: str = ""
+    """The audio's extension; empty where only its bytes tell, as `sample_rate` and `frames` are None there."""
+    sample_rate: int | None = None
+    frames: int | None = None
+    crc32: int | None = None
+    """Of the bytes, where the source says so."""
 
     @property
     def path(self) -> str:
@@ -39,7 +45,16 @@ class PlannedClip:
         return f"{self.file}/{self.member}" if self.member else self.file
 
 
-ReadHandle = Callable[[], bytes]
+@dataclass(frozen=True, slots=True)
+class KnownSound:
+    """A clip out of a finished dataset: all that there is to know of its sound is in its plan already."""
+
+    audio: bytes
+    description: bytes
+    """The json that belongs beside it, whole."""
+
+
+ReadHandle = Callable[[], bytes | KnownSound]
 """Gives a clip's encoded bytes, in whichever thread calls it, or raises DecodeError."""
 
 ClipReader = Callable[[Sequence[PlannedClip]], Iterator[ReadHandle]]
@@ -69,6 +84,16 @@ class Source(ABC):
     @abstractmethod
     def open_reader(self) -> AbstractContextManager[ClipReader]:
         """Open the source for reading clips that `scan` gave."""
+
+
+def facts_to_tell(
+    clip: PlannedClip, vocabulary: Vocabulary, sample_rate_hz: int | None, frames: int | None
+) -> dict[str, object]:
+    """Give what the json beside a clip's audio says: all that the manifest is made from, so it can be made again."""
+    known = {"start_seconds": clip.start_seconds, "end_seconds": clip.end_seconds}
+    known |= {"sample_rate": sample_rate_hz, "frames": frames}
+    labels = [vocabulary.classes[label].mid for label in clip.labels]
+    return {"labels": labels, **{name: value for name, value in known.items() if value is not None}}
 
 
 def versioned_files(paths: Iterable[str], extensions: Sequence[str], flag: str) -> list[tuple[str, str]]:

@@ -43,6 +43,8 @@ class Sample:
     audio: TarMember | None = None
     crc32: int | None = None
     description: Description | None = None
+    spelled: bytes = b""
+    """The description's json as it stands in the tar."""
 
     def checked_audio(self) -> TarMember:
         """Give the audio member.
@@ -130,7 +132,8 @@ def _collect(stream: BinaryIO, member: TarMember, samples: dict[str, Sample], ch
         if member.size > MOST_BYTES:
             raise UnusableClipError("unreadable json", f"{member.size} bytes")
         stream.seek(member.offset)
-        sample.description = parse_description(stream.read(member.size))
+        sample.spelled = stream.read(member.size)
+        sample.description = parse_description(sample.spelled)
         return
     if sample.audio is not None:
         raise UnusableClipError("repeated member")

@@ -1,7 +1,6 @@
 """WebDataset tars of anyone's layout, and tars of nothing but sounds with a list beside them."""
 
 import os
-import threading
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -12,6 +11,7 @@ from typing import Any
 from pipeline import storage
 from pipeline.errors import DecodeError
 from pipeline.ingest.descriptions import clip_id_of, facts_of, labels_of
+from pipeline.ingest.file_ranges import FileRanges
 from pipeline.ingest.rejections import Rejection, UnusableClipError
 from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle, Source, from_folder, versioned_files
 from pipeline.ingest.tars import Sample, read_samples
@@ -120,15 +120,11 @@ def _planned(
 
 @contextmanager
 def _open_reader(working_folder: str) -> Iterator[ClipReader]:
-    own = threading.local()  # a reader of ranges serves one thread
+    ranges = FileRanges(working_folder)
 
     def read(clip: PlannedClip) -> bytes:
-        if not hasattr(own, "readers"):
-            own.readers = {}
-        folder, _, name = from_folder(working_folder, clip.file).rpartition("/")
-        reader = own.readers.setdefault(folder, storage.RangeReader(folder or "/"))
         size = clip.size or 0
-        data = reader.read(name, clip.position, size)
+        data = ranges.read(clip.file, clip.position, size)
         if len(data) < size:
             raise DecodeError("cut short", f"{clip.file} became shorter while it was read")
         return data
