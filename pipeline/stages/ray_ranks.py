@@ -22,6 +22,7 @@ import torch
 from ray.exceptions import RayError
 from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.ranks import backend
@@ -67,7 +68,7 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
         try:
             with _passing_on_signals(board):
                 trainer.fit()
-        except (RayError, RuntimeError, ValueError) as error:
+        except (TrainingFailedError, RayError, RuntimeError, ValueError) as error:
             _raise_if_told(board)
             reason = str(error).strip().splitlines()[-1]
             raise PipelineError(f"Ray Train gave up: {reason}. The same command with --resume goes on") from error

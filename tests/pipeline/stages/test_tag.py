@@ -81,7 +81,7 @@ def test_file_that_is_no_sound_is_named_after_the_others_are_tagged(
     config = TagConfig((str(tmp_path / "page.mp3"), make_file("good.wav", 1)), checkpoint=checkpoint)
     with pytest.raises(TooManyFailuresError, match=r"1 of 2 files.*page\.mp3: not audio"):
         run(config)
-    assert "good.wav" in capsys.readouterr().out
+    assert "good.wav" in capsys.readouterr().out.replace("\n", "")  # a long path is broken
 
 
 def test_values_out_of_range_are_refused(checkpoint: str) -> None:
