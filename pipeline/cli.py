@@ -45,6 +45,7 @@ COMMANDS = {
     "teachers": ("teachers", "The teachers that can be named: cost, published mAP, licence, cached or not."),
     "students": ("students", "The students that can be named: cost, published mAP, licence, cached or not."),
     "inspect": ("inspect_path", "What a dataset, a store or a run holds; coverage of one by the other."),
+    "verify": ("verify_path", "Read a dataset, a store or a run again, list every fault, and repair what can be."),
 }
 """Command → module of `pipeline.stages` and a line of help."""
 

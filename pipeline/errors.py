@@ -69,5 +69,9 @@ class TooManyFailuresError(PipelineError):
     """More clips failed than the run allows. Everything that could be done was done and is kept."""
 
 
+class VerificationError(PipelineError):
+    """A dataset, a store or a run is not as it should be; the faults were listed."""
+
+
 class TrainingDivergedError(PipelineError):
     """A loss or a gradient is no longer a finite number; the weights and checkpoints from before it are kept."""

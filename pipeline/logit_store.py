@@ -169,7 +169,7 @@ def list_parts(store: str) -> list[LogitPart]:
         LogitStoreError: a Parquet file of the folder is damaged, or is no part of a logit store.
     """
     with ThreadPoolExecutor(_FOOTER_READERS) as readers:
-        return list(readers.map(lambda file: _read_footer(store, file), _part_files(store)))
+        return list(readers.map(lambda file: read_part(store, file), part_files(store)))
 
 
 def finished_parts(store: str, stamp: StoreStamp) -> dict[str, LogitPart]:
@@ -185,20 +185,26 @@ def other_parts(store: str, stamp: StoreStamp) -> list[LogitPart]:
 def _readable_parts(store: str) -> list[LogitPart]:
     def read(file: storage.StoredFile) -> LogitPart | None:
         try:
-            return _read_footer(store, file)
+            return read_part(store, file)
         except LogitStoreError as error:
             _log.warning("%s", error)
             return None
 
     with ThreadPoolExecutor(_FOOTER_READERS) as readers:
-        return [part for part in readers.map(read, _part_files(store)) if part]
+        return [part for part in readers.map(read, part_files(store)) if part]
 
 
-def _part_files(store: str) -> list[storage.StoredFile]:
+def part_files(store: str) -> list[storage.StoredFile]:
+    """List the files of a store that should be parts, by name."""
     return [file for file in storage.list_files(store, _PART_SUFFIX) if file.name != FAILED_NAME]
 
 
-def _read_footer(store: str, file: storage.StoredFile) -> LogitPart:
+def read_part(store: str, file: storage.StoredFile) -> LogitPart:
+    """Read the footer of one file of `part_files`.
+
+    Raises:
+        LogitStoreError: it is damaged, or is no part of a logit store.
+    """
     location = storage.join_path(store, file.name)
     with _open_part(location) as part:
         schema, rows = part.schema_arrow, part.metadata.num_rows
@@ -368,6 +374,17 @@ class LogitStore:
                 "version of the program draw. Delete the part and run `pipeline teacher-logits` again."
             )
 
+    def _check_finite(self, part: LogitPart, logits: np.ndarray) -> None:
+        """Refuse numbers that `publish_part` would not have written; one of them would spoil a whole training."""
+        # All exponent bits set is infinity or NaN. NumPy's own test of half floats takes four times as long.
+        odd = (logits.view(np.uint16) & 0x7C00 == 0x7C00).any(axis=tuple(range(1, logits.ndim)))  # (clips,)
+        if odd.any():
+            first = self.part_clip_ids(part)[int(np.flatnonzero(odd)[0])].as_py()
+            raise LogitStoreError(
+                f"{storage.join_path(self.location, part.file.name)}: the logits of {odd.sum()} clips are not finite, "
+                f"such as those of {first}. Delete the part and run `pipeline teacher-logits` again."
+            )
+
     def _read(self, part: LogitPart, columns: Sequence[str]) -> pa.Table:
         whole = any(name != "clip_id" for name in columns)
         with _open_part(storage.join_path(self.location, part.file.name), whole=whole) as file:
@@ -440,6 +457,7 @@ class LogitStore:
             wanted = targets[place] >= 0  # (part's clips,)
             part = self.parts[place]
             logits = self.part_views(part) if member is None else self._member_views(part, member)
+            self._check_finite(part, logits)
             return targets[place][wanted], (logits if all_views else logits[:, 0])[wanted]
 
         with ThreadPoolExecutor(_PART_READERS) as readers:

@@ -466,6 +466,17 @@ def publish_bytes(location: str | Path, content: bytes) -> None:
         staged.write_bytes(content)
 
 
+def move(source: str | Path, target: str | Path) -> None:
+    """Move a file to another name beside or below its folder; both local, or both remote."""
+    if is_remote(source):
+        with local_copy(source) as path, publish(target) as staged:
+            shutil.copyfile(path, staged)
+        remove(source)
+        return
+    local_path(target).parent.mkdir(parents=True, exist_ok=True)
+    local_path(source).replace(local_path(target))
+
+
 def remove(location: str | Path) -> None:
     """Remove a file or a folder with all it holds; nothing there is no error."""
     check_writable(location)

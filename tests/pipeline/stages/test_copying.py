@@ -254,12 +254,11 @@ def test_a_missing_shard_ends_the_copy_before_it_begins(dataset: Path, tmp_path:
 )
 def test_a_split_that_cannot_be_is_wrong_usage(dataset: Path, tmp_path: Path, settings: dict, complaint: str) -> None:
     out = tmp_path / "out"
-    folders = {"train": f"{out}/train", "eval": f"{out}/eval"}
-    folders |= {
-        name: str(settings.pop(name)).replace("OUT", str(out)) for name in ("train", "eval") if name in settings
-    }
+    options: dict = {"dataset": str(dataset), "eval_share": 0.3, "train": f"{out}/train", "eval": f"{out}/eval"}
+    for name, value in settings.items():
+        options[name] = value.replace("OUT", str(out)) if isinstance(value, str) else value
     with pytest.raises(UsageError, match=complaint):
-        split_dataset.run(split_dataset.SplitConfig(str(dataset), **({"eval_share": 0.3} | folders | settings)))
+        split_dataset.run(split_dataset.SplitConfig(**options))
 
 
 def test_a_dataset_is_not_copied_onto_itself(dataset: Path, tmp_path: Path) -> None:

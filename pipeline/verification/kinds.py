@@ -1,0 +1,33 @@
+"""Tells what a folder is meant to be, also where the file that says so is lost."""
+
+from typing import Literal
+
+from pipeline import storage
+from pipeline.checkpoints import CHECKPOINTS_FOLDER
+from pipeline.errors import PipelineError
+from pipeline.logit_store import STORE_NAME, part_files
+from pipeline.manifest import MANIFEST_NAME
+from pipeline.progress import METRICS_NAME
+from pipeline.run_folder import CONFIG_NAME
+
+Kind = Literal["dataset", "store", "run"]
+
+_MARKS: dict[str, Kind] = {MANIFEST_NAME: "dataset", STORE_NAME: "store", CONFIG_NAME: "run", METRICS_NAME: "run"}
+
+
+def kind_of(path: str) -> Kind:
+    """Tell a dataset, a store and a run apart: by the file that each has to have, or else by what they consist of.
+
+    Raises:
+        PipelineError: it is none of them.
+    """
+    for name, kind in _MARKS.items():
+        if storage.exists(storage.join_path(path, name)):
+            return kind
+    if storage.list_files(path, ".tar"):
+        return "dataset"
+    if storage.list_files(storage.join_path(path, CHECKPOINTS_FOLDER), ".pt"):
+        return "run"
+    if part_files(path):
+        return "store"
+    raise PipelineError(f"{path}: there is no dataset, logit store or run here. Give the folder of one.")

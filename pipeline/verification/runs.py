@@ -1,0 +1,151 @@
+"""Reads a training run again: settings, figures, checkpoints, weights."""
+
+import json
+import re
+import tomllib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+
+from pipeline import storage
+from pipeline.checkpoints import CHECKPOINTS_FOLDER, load_checkpoint
+from pipeline.errors import CheckpointError, PipelineError, StorageUnavailableError
+from pipeline.progress import METRICS_NAME
+from pipeline.run_folder import CONFIG_NAME
+from pipeline.verification.faults import Advance, Fault, Findings, move_aside
+
+DAMAGED_CHECKPOINT, UNUSABLE_WEIGHTS = "damaged checkpoint", "unusable weights"
+BAD_SETTINGS, BAD_LINE = "unusable settings", "damaged line"
+
+_STEP = re.compile(r"step-(\d+)\.pt")
+
+
+def verify_run(
+    location: str, load_weights: Callable[[str], torch.nn.Module], *, on_files: Callable[[int], None], advance: Advance
+) -> Findings:
+    """Read all that a run keeps.
+
+    Args:
+        location: the folder, a path or a URL.
+        load_weights: builds the model that a file of weights holds; raises PipelineError.
+        on_files: told how many large files there are.
+        advance: told of each that is done.
+
+    Raises:
+        StorageUnavailableError: the server can't be reached.
+    """
+    findings = Findings()
+    findings.faults.extend(_settings_faults(location))
+    _verify_metrics(location, findings)
+    checkpoints = [file.name for file in storage.list_files(storage.join_path(location, CHECKPOINTS_FOLDER), ".pt")]
+    weights = [file.name for file in storage.list_files(location, ".safetensors")]
+    on_files(len(checkpoints) + len(weights))
+    for name in checkpoints:
+        findings.faults.extend(_checkpoint_faults(location, f"{CHECKPOINTS_FOLDER}/{name}"))
+        findings.looked_at["checkpoints"] += 1
+        advance(1)
+    for name in weights:
+        findings.faults.extend(_weights_faults(location, name, load_weights))
+        findings.looked_at["files of weights"] += 1
+        advance(1)
+    return findings
+
+
+def _settings_faults(location: str) -> Iterator[Fault]:
+    path = storage.join_path(location, CONFIG_NAME)
+    if not storage.exists(path):
+        yield Fault(BAD_SETTINGS, CONFIG_NAME, detail="is not there")
+        return
+    try:
+        tomllib.loads(storage.read_bytes(path).decode())
+    except ValueError as error:
+        yield Fault(BAD_SETTINGS, CONFIG_NAME, detail=str(error))
+
+
+def _verify_metrics(location: str, findings: Findings) -> None:
+    path = storage.join_path(location, METRICS_NAME)
+    if not storage.exists(path):
+        findings.notes["run that has logged nothing"] += 1
+        return
+    lines = storage.read_bytes(path).split(b"\n")
+    if lines.pop():
+        findings.notes["last line that was not finished"] += 1
+    step = 0
+    for number, line in enumerate(lines, start=1):
+        fault, step = _line_fault(line, step)
+        findings.looked_at["lines of figures"] += 1
+        if fault:
+            findings.faults.append(Fault(BAD_LINE, METRICS_NAME, detail=f"line {number} {fault}"))
+
+
+def _line_fault(line: bytes, step: int) -> tuple[str, int]:
+    """Say what is wrong with a line of figures, if anything; and the step that it belongs to."""
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        return f"is no JSON ({error})", step
+    if not isinstance(values, dict) or not all(isinstance(values.get(name), int) for name in ("step", "epoch")):
+        return "has no step or no epoch", step
+    if values["step"] < step:
+        return f"is of step {values['step']}, after step {step}", step
+    return "", values["step"]
+
+
+def _checkpoint_faults(location: str, name: str) -> Iterator[Fault]:
+    try:
+        with storage.local_copy(storage.join_path(location, name)) as path:
+            state = load_checkpoint(path)
+    except StorageUnavailableError:
+        raise
+    except PipelineError as error:
+        yield Fault(DAMAGED_CHECKPOINT, name, detail=str(error))
+        return
+    found = _STEP.search(name)
+    if found is None or state.get("step") != int(found.group(1)):
+        yield Fault(DAMAGED_CHECKPOINT, name, detail=f"holds the state after step {state.get('step')}")
+    elif bad := next((where for where, tensor in _tensors(state) if not bool(torch.isfinite(tensor).all())), None):
+        yield Fault(DAMAGED_CHECKPOINT, name, detail=f"{bad} holds numbers that are not finite")
+
+
+def _tensors(state: Any, where: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """Give the floating-point tensors of a state, with their places."""
+    if isinstance(state, torch.Tensor):
+        if state.is_floating_point():
+            yield where, state
+    elif isinstance(state, dict | list | tuple):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from _tensors(value, f"{where}.{key}".removeprefix("."))
+
+
+def _weights_faults(location: str, name: str, load_weights: Callable[[str], torch.nn.Module]) -> Iterator[Fault]:
+    try:
+        model = load_weights(storage.join_path(location, name))
+    except StorageUnavailableError:
+        raise
+    except PipelineError as error:
+        yield Fault(UNUSABLE_WEIGHTS, name, detail=str(error))
+        return
+    if bad := next(
+        (where for where, tensor in _tensors(dict(model.state_dict())) if not tensor.isfinite().all()), None
+    ):
+        yield Fault(UNUSABLE_WEIGHTS, name, detail=f"{bad} holds numbers that are not finite")
+
+
+def repair_run(location: str, findings: Findings) -> None:
+    """Move damaged checkpoints into `.damaged`, so that a resume does not meet them; a sound one has to be left.
+
+    Raises:
+        CheckpointError: none is left: a resume would begin the training anew without a word.
+    """
+    damaged = dict.fromkeys(fault.file for fault in findings.faults if fault.check == DAMAGED_CHECKPOINT)
+    if damaged and len(damaged) == findings.looked_at["checkpoints"]:
+        raise CheckpointError(
+            f"{location}: none of the {len(damaged)} checkpoints is sound, so nothing was moved. Put a sound "
+            "copy back, or start again in another folder"
+        )
+    for name in damaged:
+        target = move_aside(location, name)
+        for fault in findings.faults:
+            if fault.file == name:
+                fault.repair = f"moved to {target}; a resume goes on from the checkpoint before"
