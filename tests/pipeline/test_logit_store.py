@@ -413,6 +413,36 @@ def test_views_that_are_not_those_of_the_stamp_are_refused(tmp_path: Path, colum
         opened.part_logits(opened.parts[0])
 
 
+@pytest.mark.parametrize(
+    ("stamp", "column"),
+    [(STAMP, "logits"), (TOP, "top_logits"), (TOP, "rest_logit"), (WITH_MEMBERS, "logits"), (WITH_VIEWS, "logits")],
+)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_of_another_writer_that_are_no_numbers_are_refused(
+    tmp_path: Path, stamp: StoreStamp, column: str, value: float
+) -> None:
+    store, ids = tmp_path / "store", ["x", "y"]
+    write_stamp(str(store), stamp)
+    logits = np.repeat(logits_of(ids), stamp.view_count, axis=0)
+    members = None if stamp.members is None else np.stack([logits, logits])
+    publish_part(str(store), "a", ids, logits, stamp, "a", members=members)
+    table = pq.read_table(store / "a.parquet")
+    field = table.schema.field(column)
+    is_list = pa.types.is_fixed_size_list(field.type)
+    values = table[column].combine_chunks()
+    numbers = (values.flatten() if is_list else values).to_numpy(zero_copy_only=False).copy()
+    numbers[-1] = value  # of the last view of the last clip
+    flat = pa.array(numbers)
+    changed = pa.FixedSizeListArray.from_arrays(flat, type=field.type) if is_list else flat
+    pq.write_table(table.set_column(table.schema.get_field_index(column), field, changed), store / "a.parquet")
+    manifest = manifest_of(tmp_path / "d", ids)
+    with pytest.raises(
+        LogitStoreError, match=r"a\.parquet: the logits of 1 clips are not finite, such as those of y\."
+    ):
+        open_store(str(store)).align(manifest, tmp_path / "cache", all_views=stamp.views is not None)
+    assert not list((tmp_path / "cache").glob("*.npy"))
+
+
 def test_rows_that_are_not_whole_views_are_refused(tmp_path: Path) -> None:
     folder = new_store(tmp_path / "store", WITH_VIEWS)
     publish_part(folder, "a", ["x"], three_views(["x"]), WITH_VIEWS, "")

@@ -1,9 +1,11 @@
+import csv
+import io
 from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ManifestError, PipelineError
@@ -99,8 +101,38 @@ def test_a_missing_list_is_an_error_with_its_name(tmp_path: Path) -> None:
 @given(st.binary() | st.text().map(str.encode) | st.text('",\n\r# \0aé09./m', max_size=60).map(str.encode))
 @example(b'"' * 200_000)
 @example(b"a,0,1,\0\n")
+@settings(max_examples=300)
 def test_nothing_but_a_manifest_error_comes_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "junk_segments.csv"
     path.write_bytes(junk)
     with suppress(ManifestError):
         read(path)
+
+
+ids = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"], exclude_characters="#"), min_size=1).map(
+    str.strip
+)
+segments = st.tuples(
+    ids.filter(bool),
+    st.integers(0, 10**6),
+    st.integers(1, 10**6),
+    st.lists(st.integers(0, 526), unique=True, max_size=4),
+)
+
+
+@given(st.lists(segments, max_size=8, unique_by=lambda segment: segment[0]))
+@settings(max_examples=100)
+def test_whatever_is_written_as_the_format_says_comes_back(
+    tmp_path_factory: pytest.TempPathFactory, wanted: list[tuple[str, int, int, list[int]]]
+) -> None:
+    mids = [label.mid for label in audioset_vocabulary().classes]
+    text = io.StringIO()
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    for clip_id, start, length, labels in wanted:
+        writer.writerow([clip_id, start / 1000, (start + length) / 1000, ",".join(mids[label] for label in labels)])
+    path = tmp_path_factory.getbasetemp() / "valid_segments.csv"
+    path.write_text(HEAD + text.getvalue(), encoding="utf-8")
+    found = [tuple(row.values()) for row in read(path).to_pylist()]
+    assert found == [
+        (clip_id, start / 1000, (start + length) / 1000, sorted(labels)) for clip_id, start, length, labels in wanted
+    ]

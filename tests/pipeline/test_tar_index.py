@@ -3,7 +3,7 @@ import tarfile
 from contextlib import suppress
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.errors import ShardError
@@ -151,6 +151,7 @@ def test_a_member_may_be_called_like_a_compression() -> None:
     st.sampled_from(FORMATS),
 )
 @example(b"", [], 0, tarfile.PAX_FORMAT)
+@settings(max_examples=400)
 def test_whatever_is_changed_in_a_tar_ends_in_members_within_it_or_a_shard_error(
     content: bytes, changes: list[tuple[int, bytes]], cut: int, format: int
 ) -> None:
@@ -163,3 +164,12 @@ def test_whatever_is_changed_in_a_tar_ends_in_members_within_it_or_a_shard_error
         for member in iter_members(io.BytesIO(bytes(tar)), "x.tar"):
             assert 0 <= member.offset <= member.offset + member.size <= len(tar)
             member.name.encode()
+
+
+def test_a_size_beyond_the_file_or_below_zero_asks_for_no_memory() -> None:
+    for size in (8**11 - 1, 2**62, -1):
+        member = tarfile.TarInfo("b.flac")
+        member.size = size
+        header = member.tobuf(format=tarfile.GNU_FORMAT)
+        with pytest.raises(ShardError, match=r"cut off within the member b'b\.flac'|has no valid size"):
+            members(header + b"sound".ljust(512, b"\0"))

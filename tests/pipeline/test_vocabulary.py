@@ -2,7 +2,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.clip_ids import has_control_characters
@@ -53,7 +53,8 @@ def test_a_malformed_list_is_refused_by_line(tmp_path: Path, content: str, compl
         read_vocabulary(path)
 
 
-@given(st.binary())
+@given(st.binary() | st.text('0123,"\n\r/m é', max_size=60).map(str.encode))
+@settings(max_examples=300)
 def test_nothing_but_a_manifest_error_comes_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
     path = tmp_path_factory.getbasetemp() / "junk.csv"
     path.write_bytes(HEADER.encode() + junk)

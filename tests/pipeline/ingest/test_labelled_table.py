@@ -1,13 +1,17 @@
+import csv
+import io
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from published_copies import RealClip
 
 from pipeline.errors import ManifestError, PipelineError, UsageError
 from pipeline.ingest.labelled_table import LabelledTableSource, TableColumns
+from pipeline.ingest.rejections import Rejection
 from pipeline.manifest import read_manifest
 from pipeline.stages.ingest_csv import IngestCsvConfig, run
 
@@ -114,6 +118,7 @@ def test_settings_out_of_range_are_wrong_usage(settings: dict, complaint: str) -
 
 @given(st.binary() | st.text('path,label";\n\r\0 aé', max_size=60).map(lambda text: f"path,label\n{text}".encode()))
 @example(b"path,label\n" + b'"' * 200_000)
+@settings(max_examples=300)
 def test_nothing_but_our_errors_come_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, junk: bytes) -> None:
     folder = tmp_path_factory.getbasetemp()
     (folder / "junk.csv").write_bytes(junk)
@@ -122,3 +127,24 @@ def test_nothing_but_our_errors_come_of_any_bytes(tmp_path_factory: pytest.TempP
         vocabulary = source.own_vocabulary()
         for _ in source.scan(vocabulary, None):  # pyright: ignore[reportArgumentType]
             pass
+
+
+cells = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=12)
+texts = cells.map(str.strip).filter(bool)
+
+
+@given(st.lists(st.tuples(texts, texts), min_size=1, max_size=8), st.sampled_from(",;\t|"))
+@settings(max_examples=200)
+def test_every_row_that_is_written_comes_back_as_a_clip_with_its_labels(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], delimiter: str
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    text = io.StringIO()
+    csv.writer(text, delimiter=delimiter, quoting=csv.QUOTE_ALL).writerows([("path", "label"), *rows])
+    (folder / "valid.csv").write_text(text.getvalue(), encoding="utf-8", newline="")
+    columns = TableColumns(path="path", label="label", delimiter=delimiter)
+    source = LabelledTableSource((str(folder / "valid.csv"),), folder / "no sounds", columns)
+    vocabulary = source.own_vocabulary()
+    assert {label.mid for label in vocabulary.classes} == {label for _, label in rows}
+    found = [(item.path, item.reason) for item in source.scan(vocabulary, Counter()) if isinstance(item, Rejection)]
+    assert found == [(path, "file missing") for path in dict.fromkeys(path for path, _ in rows)]

@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest.dataset_folder import UNFINISHED
-from pipeline.manifest import read_manifest
+from pipeline.manifest import MOST_CLIP_BYTES, read_manifest
 from pipeline.shards import read_clip_bytes
 from pipeline.stages.index_dataset import IndexConfig, run
 from pipeline.storage import RangeReader
@@ -220,3 +220,17 @@ def test_a_folder_without_tars_or_with_an_unfinished_ingest_is_refused(tmp_path:
     (tmp_path / UNFINISHED).mkdir()
     with pytest.raises(UsageError, match="an ingest was stopped here"):
         run(IndexConfig(str(tmp_path)))
+
+
+def test_a_sound_of_more_than_two_gigabytes_is_left_out_unread(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"b.json": {"labels": [0]}, "c.wav": b"w", "c.json": {"labels": [0]}})
+    ordinary = (tmp_path / "a.tar").read_bytes()
+    huge = tarfile.TarInfo("b.wav")
+    huge.size = MOST_CLIP_BYTES + 1
+    with (tmp_path / "a.tar").open("wb") as stream:
+        stream.write(huge.tobuf(format=tarfile.GNU_FORMAT))
+        stream.seek(512 + -(-huge.size // 512) * 512)  # a hole: no byte of it takes room
+        stream.write(ordinary)
+    run(IndexConfig(str(tmp_path), checksums=False))
+    assert labels(tmp_path) == {"c": [0]}
+    assert reasons(tmp_path) == [("a.tar/b", "too long")]
