@@ -8,7 +8,7 @@ OUT ?= runs/demo
 RECIPE ?= manifests/recipes/sample_mn04.toml
 TEACHERS := --teacher passt_tiny=manifests/sample/passt_tiny.safetensors ast_tiny=manifests/sample/ast_tiny.safetensors
 
-.PHONY: demo test check lock clean
+.PHONY: demo study test check lock clean
 
 demo: .venv/ready
 	rm -rf $(OUT)
@@ -19,6 +19,11 @@ demo: .venv/ready
 	$(BIN)/pipeline train-student --config $(RECIPE) --data $(OUT)/train --store $(OUT)/train-logits --eval-data $(OUT)/eval --run $(OUT)/distilled
 	$(BIN)/pipeline train-student --config $(RECIPE) --data $(OUT)/train --eval-data $(OUT)/eval --run $(OUT)/labels-only
 	$(BIN)/pipeline compare --run $(OUT)/distilled $(OUT)/labels-only --store $(OUT)/eval-logits --data $(OUT)/eval --out $(OUT)/report
+
+# What distillation brings over three seeds, on a folder in AudioSet's layout: `make study DATA=folder OUT=folder`.
+study: OUT = runs/study
+study: .venv/ready
+	$(BIN)/python -m benchmarks.study --data $(DATA) --out $(OUT) --recipe manifests/recipes/study_mn02.toml $(TEACHERS)
 
 test: .venv/ready
 	$(BIN)/python -m pytest

@@ -19,7 +19,7 @@ RUN_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00")
 RUN_STYLES = ("-", "--", "-.", ":")
 TEACHER_COLOUR = "#c9ccd1"
 INK = "#30343b"
-_STYLE: Any = {
+STYLE: Any = {
     "font.size": 10.5,
     "axes.edgecolor": "#9aa0a8",
     "axes.labelcolor": INK,
@@ -78,7 +78,7 @@ def training_picture(
     """
     names = [run.name for run in runs] + [student.name for student in students]
     colours = dict(zip(dict.fromkeys(names), RUN_COLOURS * len(names), strict=False))
-    with mpl.rc_context(_STYLE):
+    with mpl.rc_context(STYLE):
         figure = Figure(figsize=(10, 7.6), dpi=150, layout="constrained")
         grid = figure.add_gridspec(2, 2, height_ratios=(1, 1.25))
         _draw_losses(figure.add_subplot(grid[0, 0]), runs, colours)
