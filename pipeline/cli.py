@@ -39,6 +39,11 @@ COMMANDS = {
     "reweight": ("reweight", "Another store from one that keeps its members: other weights, or a smaller copy."),
     "train-student": ("train_student", "Stage 2: train a small CNN on shards joined with the teachers' logits."),
     "train-teacher": ("train_teacher", "Fine-tune a transformer on a dataset's own classes."),
+    "finetune esc50": ("finetune_esc50", "ESC-50 as published: five folds, accuracy."),
+    "finetune fsd50k": ("finetune_fsd50k", "FSD50K as published: mAP on its evaluation set."),
+    "finetune openmic": ("finetune_openmic", "OpenMIC-2018 as published: mAP over the judged instruments."),
+    "finetune dcase20": ("finetune_dcase20", "TAU Urban Acoustic Scenes 2020 Mobile as published: accuracy."),
+    "finetune dataset": ("finetune_dataset", "Any dataset, with one class a clip or any number of them."),
     "evaluate": ("evaluate", "mAP, ROC AUC, d' and a per-class table of checkpoints and stores."),
     "compare": ("compare", "Several runs and their teachers side by side: one table, one picture."),
     "tag": ("tag", "What is to be heard in sound files."),
@@ -68,7 +73,10 @@ def build_app(called: str = "") -> App:
         print_error=False,
         suppress_keyboard_interrupt=False,
     )
-    groups = {"ingest": App(name="ingest", help="Turn audio that you have into a dataset of shards and a manifest.")}
+    groups = {
+        "ingest": App(name="ingest", help="Turn audio that you have into a dataset of shards and a manifest."),
+        "finetune": App(name="finetune", help="Train a pretrained student on another set, with its field's protocol."),
+    }
     for group in groups.values():
         app.command(group)
     for command, (module, help_line) in COMMANDS.items():

@@ -13,7 +13,7 @@ from pipeline.predictions import Precision, predict
 from pipeline.ranks import Ranks
 from pipeline.stopping import StopRequest, StopRequestedError
 
-Score = Callable[[np.ndarray, np.ndarray], dict[str, float]]
+Score = Callable[[np.ndarray, np.ndarray, np.ndarray | None], dict[str, float]]
 
 _MOST_CLIPS = 64
 """In a batch. Nothing is learned from batches here, and a GPU is busy with this many."""
@@ -29,7 +29,7 @@ class Evaluation:
 
     dataset: JoinedDataset
     score: Score
-    """(logits, labels), both (clips, classes) → the figures."""
+    """(logits, labels, judged), all (clips, classes) → the figures; see `Learner.score`."""
     batch_size: int
     """Clips in a batch; more than 64 are not taken at once."""
     workers: int
@@ -61,7 +61,8 @@ class Evaluation:
         logits = np.concatenate([logits[0] for rows, logits in parts if len(rows)])  # (clips, classes)
         order = np.argsort(rows)
         labels = self.dataset.manifest.label_matrix(rows[order])  # (clips, classes)
-        return {**self.score(logits[order], labels), "clips": float(len(rows))}
+        judged = self.dataset.manifest.judged_matrix(rows[order])
+        return {**self.score(logits[order], labels, judged), "clips": float(len(rows))}
 
     def _batches(self, stop: StopRequest, failures: list[FailedClip]) -> Iterator[TrainingBatch]:
         """Load this rank's batches; ask all ranks before each whether to go on."""

@@ -2,7 +2,7 @@
 
 import tomllib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from pipeline.manifest import Manifest
 from pipeline.progress import METRICS_NAME, read_metrics
 from pipeline.run_folder import CONFIG_NAME
 
-MAP_NAME = "eval/mAP"
+MAP_NAME, ACCURACY_NAME = "eval/mAP", "eval/accuracy"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +164,10 @@ class RunSummary:
     """Best mAP on the evaluation clips, 0 to 1; None where nothing was evaluated yet."""
     best_epoch: int | None
     """The epoch, from 0, that it was reached in."""
+    best_accuracy: float | None
+    """Best accuracy on the evaluation clips, 0 to 1; None where clips may have several classes."""
+    best_accuracy_epoch: int | None
+    """The epoch, from 0, that it was reached in."""
     files: dict[str, int]
     """Checkpoint or file of weights → bytes, in the order of their names."""
 
@@ -180,15 +184,23 @@ def summarise_run(run: str | Path) -> RunSummary:
         lines = read_metrics(run)
     except ValueError as error:
         raise PipelineError(f"{run}: {CONFIG_NAME} or {METRICS_NAME} is damaged ({error})") from error
-    evaluated = [line for line in lines if MAP_NAME in line]
-    best = max(evaluated, key=lambda line: line[MAP_NAME], default=None)
+    best_map, best_epoch = _best(lines, MAP_NAME)
+    best_accuracy, best_accuracy_epoch = _best(lines, ACCURACY_NAME)
     checkpoints = storage.list_files(storage.join_path(run, CHECKPOINTS_FOLDER), ".pt")
     files = {f"{CHECKPOINTS_FOLDER}/{file.name}": file.size for file in checkpoints}
     files |= {file.name: file.size for file in storage.list_files(run, ".safetensors")}
     return RunSummary(
         settings=settings,
         last_metrics={name: value for line in lines for name, value in line.items()},
-        best_map=None if best is None else best[MAP_NAME],
-        best_epoch=None if best is None else int(best["epoch"]),
+        best_map=best_map,
+        best_epoch=best_epoch,
+        best_accuracy=best_accuracy,
+        best_accuracy_epoch=best_accuracy_epoch,
         files=files,
     )
+
+
+def _best(lines: Iterable[Mapping[str, float]], name: str) -> tuple[float | None, int | None]:
+    """Give the highest value that a figure had, and the first epoch that had it."""
+    best = max((line for line in lines if name in line), key=lambda line: line[name], default=None)
+    return (None, None) if best is None else (best[name], int(best["epoch"]))

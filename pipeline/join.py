@@ -82,6 +82,8 @@ class TrainingBatch:
     """(batch,), bool."""
     valid: Tensor
     """(batch,), bool: False where the clip could not be decoded."""
+    judged: Tensor | None = None
+    """(batch, classes), bool: where somebody judged whether the clip has the class; None where all were judged."""
     places: Tensor
     """(batch,), int64: where the clips stand in the step's whole batch, which several processes may share."""
     whole: int
@@ -211,6 +213,7 @@ class JoinedDataset(Dataset[TrainingBatch]):
             teacher_logits=torch.from_numpy(teacher_logits),
             has_teacher=torch.from_numpy(has_teacher),
             valid=torch.from_numpy(valid),
+            judged=None if (judged := self.manifest.judged_matrix(rows)) is None else torch.from_numpy(judged),
             places=torch.arange(len(rows)),
             whole=len(rows),
             failures=tuple(failures),

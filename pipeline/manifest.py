@@ -3,6 +3,7 @@
 Two million rows are a few dozen megabytes of Arrow columns; nothing here makes a Python object for each clip.
 """
 
+from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
@@ -36,6 +37,7 @@ SCHEMA = pa.schema(
         pa.field("start_seconds", pa.float32()),
         pa.field("end_seconds", pa.float32()),
         pa.field("crc32", pa.uint32()),  # of the audio bytes
+        pa.field("judged", pa.list_(pa.int16())),  # the classes that somebody judged; null: all of them
     ]
 )
 """The columns of `manifest.parquet`; those from `sample_rate` on may be null or absent."""
@@ -109,7 +111,7 @@ class Manifest:
 
     def prepare_reads(self) -> None:
         """Work out the columns that reading clips needs, so that processes forked from this one share them."""
-        for name in ("shards", "shard_of_clip", "offsets", "sizes", "crc32s", "labels_csr", "clip_ids"):
+        for name in ("shards", "shard_of_clip", "offsets", "sizes", "crc32s", "labels_csr", "clip_ids", "_judged"):
             getattr(self, name)
 
     def label_matrix(self, rows: np.ndarray, dtype: type = np.float32) -> np.ndarray:
@@ -122,6 +124,27 @@ class Manifest:
         matrix = np.zeros((len(rows), len(self.vocabulary)), dtype=dtype)
         matrix[row_of_label, indices[np.repeat(indptr[rows], counts) + within_row]] = 1
         return matrix
+
+    def judged_matrix(self, rows: np.ndarray) -> np.ndarray | None:
+        """Say of which classes somebody judged whether a clip has them: (rows, classes) bool; None where all were.
+
+        A class that nobody judged is neither there nor absent: nothing is to be learned from it, and nothing scored.
+        """
+        if self._judged is None:
+            return None
+        matrix = np.ones((len(rows), len(self.vocabulary)), dtype=bool)
+        for place, row in enumerate(np.asarray(rows).tolist()):
+            if (classes := self._judged[row]) is not None:
+                matrix[place] = False
+                matrix[place, classes] = True
+        return matrix
+
+    @cached_property
+    def _judged(self) -> list[np.ndarray | None] | None:
+        column = self._column("judged")
+        if column.null_count == len(column):
+            return None
+        return [None if classes is None else np.array(classes, np.int64) for classes in column.to_pylist()]
 
     def label_counts(self, rows: np.ndarray | None = None) -> np.ndarray:
         """Give how many clips, or how many of those at `rows`, carry each class: (classes,) int64."""
@@ -155,7 +178,8 @@ class Manifest:
     @cached_property
     def identity(self) -> str:
         """A hex digest that changes when the clips, their order, their labels or the classes do."""
-        return _digest(self.vocabulary.sha256.encode(), string_bytes(self.clip_ids), *self.labels_csr)
+        judged = [] if self._judged is None else [str(self._column("judged").to_pylist()).encode()]
+        return _digest(self.vocabulary.sha256.encode(), string_bytes(self.clip_ids), *self.labels_csr, *judged)
 
     @cached_property
     def _position_of_shard(self) -> dict[str, int]:
@@ -180,6 +204,7 @@ class Manifest:
                 np.flatnonzero((self.sizes < 0) | (self.sizes > MOST_CLIP_BYTES)),
             ),
             (f"a label outside 0 to {len(self.vocabulary) - 1}", self._rows_with_bad_labels()),
+            (f"a judged class outside 0 to {len(self.vocabulary) - 1}", self._rows_with_bad_judgements()),
             ("the clip_id of an earlier row", repeated_rows(self.clip_ids)),
         ):
             if len(rows):
@@ -192,10 +217,39 @@ class Manifest:
             if not is_safe_name(shard):
                 raise ManifestError(f"{self.location}: the manifest names a shard outside its folder: {shard!r}")
 
+    def _rows_with_bad_judgements(self) -> np.ndarray:
+        judged, classes = self._judged or [], len(self.vocabulary)
+        bad = [row for row, one in enumerate(judged) if one is not None and ((one < 0) | (one >= classes)).any()]
+        return np.array(bad, np.int64)
+
     def _rows_with_bad_labels(self) -> np.ndarray:
         indptr, indices = self.labels_csr
         bad = np.flatnonzero((indices < 0) | (indices >= len(self.vocabulary)))
         return np.unique(np.searchsorted(indptr, bad, side="right") - 1)
+
+
+def join_manifests(folder: str, parts: Sequence[str]) -> Manifest:
+    """Read datasets that lie side by side in a folder, and have the same classes, as one.
+
+    Args:
+        folder: the folder, a path or a URL.
+        parts: the names of the datasets' folders in it.
+
+    Raises:
+        ManifestError: one is no dataset, their classes differ, or a clip is in two of them.
+    """
+    manifests = {part: read_manifest(storage.join_path(folder, part)) for part in parts}
+    vocabulary = manifests[parts[0]].vocabulary
+    tables: list[pa.Table] = []
+    for part, manifest in manifests.items():
+        if manifest.vocabulary.sha256 != vocabulary.sha256:
+            raise ManifestError(f"{folder}: {part} has other classes than {parts[0]}; make both anew from one source")
+        shards = pa.array([f"{part}/{shard}" for shard in manifest.shards], pa.string())
+        named = pa.DictionaryArray.from_arrays(pa.array(manifest.shard_of_clip), shards)
+        place = manifest.table.column_names.index("shard")
+        tables.append(manifest.table.set_column(place, "shard", named.cast(pa.string())))
+    plain = [table.cast(SCHEMA) for table in tables]
+    return Manifest(folder, pa.concat_tables(plain), vocabulary)
 
 
 def read_manifest(dataset: str | Path) -> Manifest:

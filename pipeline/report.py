@@ -40,6 +40,8 @@ class SystemScores:
     """(classes,), float64; NaN where a class has no positives or no negatives."""
     class_d_prime: np.ndarray
     """(classes,), float64; NaN where `roc_auc` is."""
+    accuracy: float | None = None
+    """Share of the clips whose one class has the highest score, 0 to 1; None where clips may have several classes."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,7 +99,8 @@ def score_table(report: EvaluationReport) -> Group:
     ]
     lines += [f"{count:,} clips not scored: {reason}" for reason, count in report.failures_by_reason.items()]
     table = Table("system")
-    for heading in ("mAP", "ROC AUC", "d′"):
+    accurate = any(system.accuracy is not None for system in report.systems)
+    for heading in ("mAP", "ROC AUC", "d′", *(["accuracy"] if accurate else [])):
         table.add_column(heading, justify="right")
     for system in report.systems:
         table.add_row(
@@ -105,6 +108,7 @@ def score_table(report: EvaluationReport) -> Group:
             f"{system.mean_average_precision:.4f}",
             f"{system.mean_roc_auc:.4f}",
             f"{system.d_prime:.3f}",
+            *(["" if system.accuracy is None else f"{system.accuracy:.4f}"] if accurate else []),
         )
     return Group(table, Text("\n".join(lines), style="dim"))
 
@@ -126,6 +130,7 @@ def report_json(report: EvaluationReport) -> bytes:
                 "mAP": _number(system.mean_average_precision),
                 "roc_auc": _number(system.mean_roc_auc),
                 "d_prime": _number(system.d_prime),
+                **({} if system.accuracy is None else {"accuracy": _number(system.accuracy)}),
             }
             for system in report.systems
         ],

@@ -26,12 +26,14 @@ CONFIG_NAME, LAST_NAME, BEST_NAME, FAILED_NAME = "config.toml", "last.safetensor
 _log = logging.getLogger(__name__)
 
 # What a resumed run may do otherwise: none of it reaches the weights, but for more epochs, which only come later.
-_FREE = frozenset(
+FREE_SETTINGS = frozenset(
     (
         *(
             "data",
             "store",
             "eval_data",
+            "source",
+            "only",
             "run",
             "resume",
             "epochs",
@@ -82,7 +84,7 @@ class RunFolder:
                 _log.info("%s holds no checkpoint yet: starting from the beginning", self.path)
             return None
         path, state = found
-        if changed := differences(state["settings"], to_toml(self._config), free=_FREE):
+        if changed := differences(state["settings"], to_toml(self._config), free=FREE_SETTINGS):
             raise UsageError(f"--resume: {self.path} was made with other settings ({'; '.join(changed)}); use those")
         if state["torch_version"] != str(torch.__version__):
             versions = state["torch_version"], torch.__version__

@@ -205,8 +205,14 @@ class Learner:
         """
         raise NotImplementedError
 
-    def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-        """Judge predictions, both (clips, classes); one entry is called `best`."""
+    def score(self, logits: np.ndarray, labels: np.ndarray, judged: np.ndarray | None = None) -> dict[str, float]:
+        """Judge predictions; one entry is called `best`.
+
+        Args:
+            logits: (clips, classes).
+            labels: (clips, classes), 0 or 1.
+            judged: (clips, classes) bool, False where nobody knows the label; None where all are known.
+        """
         raise NotImplementedError
 
     def made(self) -> dict[str, Any]:

@@ -7,13 +7,17 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Json, PositiveInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Json, PositiveFloat, PositiveInt, ValidationError
 from safetensors import SafetensorError, safe_open
 
 from pipeline import storage
 from pipeline.errors import CheckpointError, PipelineError
 
 _FILES_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
+
+
+Task = Literal["multi-label", "single-label"]
+"""Whether a clip has any number of the classes, each with a probability of its own, or exactly one of them."""
 
 
 class CheckpointMetadata(BaseModel):
@@ -33,6 +37,10 @@ class CheckpointMetadata(BaseModel):
     """Hash of the class list that the logits follow."""
     vocabulary: str | None = None
     """That class list as CSV text, so that the file can name its classes anywhere."""
+    task: Task = "multi-label"
+    """single-label: the logits are for a softmax, else each for a sigmoid."""
+    input_seconds: PositiveFloat | None = None
+    """Length of the sounds that it was trained on, where that is not the model's own."""
 
 
 @contextmanager

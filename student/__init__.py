@@ -6,9 +6,17 @@ from student.complexity import Complexity, count_complexity
 from student.dymn import DyMN, kernel_temperature
 from student.front_end import FrontEndConfig, LogMelFrontEnd
 from student.fusion import fuse
-from student.losses import DistillConfig, blend_targets, clip_bce, distillation_loss, teacher_probabilities
-from student.metrics import TaggingScores, average_precision, d_prime, roc_auc, tagging_scores
-from student.mixup import Mix, MixupConfig, draw_mix
+from student.losses import DistillConfig, blend_targets, clip_bce, distillation_loss, judged_bce, teacher_probabilities
+from student.metrics import (
+    TaggingScores,
+    accuracy,
+    average_precision,
+    class_accuracy,
+    d_prime,
+    roc_auc,
+    tagging_scores,
+)
+from student.mixup import Mix, MixedThing, MixupConfig, draw_mix
 from student.mobilenetv3 import MobileNetV3
 from student.registry import ModelCard, create_model, load_weights, model_card, model_names, released_weights
 from student.schedule import ScheduleConfig, learning_rate_multiplier
@@ -26,16 +34,19 @@ __all__ = [
     "FrontEndConfig",
     "LogMelFrontEnd",
     "Mix",
+    "MixedThing",
     "MixupConfig",
     "MobileNetV3",
     "ModelCard",
     "ScheduleConfig",
     "Tagger",
     "TaggingScores",
+    "accuracy",
     "augment_features",
     "augment_waveforms",
     "average_precision",
     "blend_targets",
+    "class_accuracy",
     "clip_bce",
     "count_complexity",
     "create_model",
@@ -43,6 +54,7 @@ __all__ = [
     "distillation_loss",
     "draw_mix",
     "fuse",
+    "judged_bce",
     "kernel_temperature",
     "learning_rate_multiplier",
     "load_weights",

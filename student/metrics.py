@@ -54,7 +54,9 @@ class TaggingScores:
         return float(d_prime(np.float64(self.mean_roc_auc)))
 
 
-def tagging_scores(scores: NDArray, targets: NDArray, rows: NDArray | None = None) -> TaggingScores:
+def tagging_scores(
+    scores: NDArray, targets: NDArray, rows: NDArray | None = None, *, judged: NDArray | None = None
+) -> TaggingScores:
     """Score predictions against labels, a few classes at a time: beyond its arguments it needs little memory.
 
     Args:
@@ -62,6 +64,8 @@ def tagging_scores(scores: NDArray, targets: NDArray, rows: NDArray | None = Non
             be memory-mapped.
         targets: (clips, classes), 0 or 1.
         rows: (scored clips,), the rows to score; all of them where it is left out.
+        judged: (clips, classes), bool: a class is scored on the clips where this is True, as OpenMIC's labels, most of
+            which nobody knows, need it; on all clips where it is left out.
 
     Raises:
         ValueError: the shapes disagree, a score isn't finite, or a target is neither 0 nor 1.
@@ -69,6 +73,8 @@ def tagging_scores(scores: NDArray, targets: NDArray, rows: NDArray | None = Non
     scores, targets = np.asarray(scores), np.asarray(targets)
     if scores.ndim != 2 or scores.shape != targets.shape:
         raise ValueError(f"scores {scores.shape} and targets {targets.shape} aren't one (clips, classes)")
+    if judged is not None and judged.shape != scores.shape:
+        raise ValueError(f"judged {judged.shape} isn't of the shape of the scores, {scores.shape}")
     chosen = slice(None) if rows is None else rows
     clips = len(scores) if rows is None else len(rows)
     ranked: list[_Ranked] = []
@@ -81,7 +87,12 @@ def tagging_scores(scores: NDArray, targets: NDArray, rows: NDArray | None = Non
         not_finite |= ~np.isfinite(columns).all(axis=0)
         if not ((wanted == 0) | (wanted == 1)).all():
             raise ValueError("a target is neither 0 nor 1; mixed or soft labels can't be scored")
-        ranked += [_rank(*column) for column in zip(columns, wanted.astype(bool), strict=True)]
+        if judged is None:
+            ranked += [_rank(*column) for column in zip(columns, wanted.astype(bool), strict=True)]
+            continue
+        known = judged[:, block][chosen].T  # (some classes, clips)
+        pairs = zip(columns, wanted.astype(bool), known, strict=True)
+        ranked += [_rank(score[kept], target[kept]) for score, target, kept in pairs]
     if not_finite.any():
         raise ValueError(f"{int(not_finite.sum())} clips have scores that aren't finite")
     return TaggingScores(
@@ -90,6 +101,42 @@ def tagging_scores(scores: NDArray, targets: NDArray, rows: NDArray | None = Non
         positives=np.array([one.positives for one in ranked], dtype=np.int64),
         clips=clips,
     )
+
+
+def accuracy(scores: NDArray, targets: NDArray) -> float:
+    """Give the share of the clips whose highest score is that of their one class.
+
+    Of equal scores the class that comes first counts, as with scikit-learn's `accuracy_score` of the argmax.
+
+    Args:
+        scores: (clips, classes).
+        targets: (clips, classes), 0 or 1, one class a clip.
+
+    Returns:
+        0 to 1.
+
+    Raises:
+        ValueError: the shapes disagree, or a clip has no class or several.
+    """
+    return float(_hits(scores, targets).mean())
+
+
+def class_accuracy(scores: NDArray, targets: NDArray) -> float:
+    """Average over the classes the share of a class's clips that are recognised, as DCASE's task 1 does.
+
+    Arguments and errors are those of `accuracy`. Classes without clips are left out.
+    """
+    hits, classes = _hits(scores, targets), targets.argmax(axis=1)
+    counts = np.bincount(classes)
+    return _mean(np.bincount(classes, weights=hits)[counts > 0] / counts[counts > 0])
+
+
+def _hits(scores: NDArray, targets: NDArray) -> NDArray[np.bool_]:
+    if scores.ndim != 2 or scores.shape != targets.shape:
+        raise ValueError(f"scores {scores.shape} and targets {targets.shape} aren't one (clips, classes)")
+    if len(several := np.flatnonzero((targets > 0).sum(axis=1) != 1)):
+        raise ValueError(f"{len(several)} clips have no class or several; accuracy is of clips with one each")
+    return scores.argmax(axis=1) == targets.argmax(axis=1)
 
 
 def average_precision(scores: NDArray, targets: NDArray) -> float:

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from student.chance import Chance
 
+MixedThing = Literal["spectrogram", "waveform"]
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MixupConfig:
@@ -20,7 +22,7 @@ class MixupConfig:
     rate: float = 1.0
     """Share of the clips that are mixed, 0 to 1; EfficientAT mixes waveforms at 0.5, with alpha 2."""
 
-    of: Literal["spectrogram", "waveform"] = "spectrogram"
+    of: MixedThing = "spectrogram"
     """What is mixed: the log-mel images, or the sounds before them, each without its mean."""
 
     def __post_init__(self) -> None:
@@ -56,7 +58,7 @@ class Mix:
         return torch.where(mixed, self.of(centred), waveforms)
 
 
-def draw_mix(chance: Chance, config: MixupConfig) -> Mix:
+def draw_mix(chance: Chance, config: MixupConfig, *, distance: Literal[1, 2] = 1) -> Mix:
     """Pair clips and draw the share that each keeps, a larger one of two as EfficientAT does.
 
     Neighbours in the batch mix with each other: its order is random already, so a partner can be any clip but the clip
@@ -66,6 +68,8 @@ def draw_mix(chance: Chance, config: MixupConfig) -> Mix:
     Args:
         chance: which clips of the batch are at hand, and all randomness.
         config: the distribution.
+        distance: 1 pairs the clips 0 and 1, 2 and 3, …; 2 pairs 0 and 2, 1 and 3, …, so that clips that are mixed twice
+            meet two others. A process that has its share of the batch in fours has both of a pair.
 
     Returns:
         The mix of the clips at hand, on the CPU.
@@ -73,7 +77,8 @@ def draw_mix(chance: Chance, config: MixupConfig) -> Mix:
     places, clips = chance.places, len(chance.places)
     row_of_place = torch.full((chance.whole + 1,), -1)  # (whole + 1,), one more for the partner of an odd last clip
     row_of_place[places] = torch.arange(clips)
-    partner = row_of_place[places ^ 1]  # 0 and 1 are a pair, 2 and 3, …
+    partner_place = places ^ distance  # 0 and 1 are a pair, 2 and 3, …
+    partner = row_of_place[partner_place.clamp(max=chance.whole)]
     alone = partner < 0
     # torch draws a Beta from its global generator only, so NumPy draws it, seeded by ours.
     random = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=chance.generator)))

@@ -105,6 +105,16 @@ def facts_of(description: Description) -> dict[str, int | float]:
     return {field: value for field, value in values.items() if value is not None}
 
 
+def judged_of(description: Description, vocabulary: Vocabulary) -> tuple[int, ...] | None:
+    """Give the classes that a json written by `pipeline ingest` calls judged, ascending; None where all are.
+
+    Raises:
+        UnusableClipError: one is none of the classes.
+    """
+    judged = description.get("judged")
+    return indices_of(judged, vocabulary) if "clip_id" in description and isinstance(judged, list) else None
+
+
 def _number(value: Any, kind: type) -> int | float | None:
     if isinstance(value, bool) or not isinstance(value, int | kind):
         return None

@@ -39,6 +39,7 @@ PLAN_SCHEMA = pa.schema(
         pa.field("sample_rate", pa.int32()),
         pa.field("frames", pa.int64()),
         pa.field("crc32", pa.uint32()),
+        pa.field("judged", pa.list_(pa.int16())),
     ]
 )
 """The columns are the fields of `PlannedClip`."""
@@ -115,7 +116,10 @@ class PlannedShard:
 
     def clips(self) -> list[PlannedClip]:
         """Give the rows as objects."""
-        return [PlannedClip(**{**row, "labels": tuple(row["labels"])}) for row in self.rows.to_pylist()]
+        rows = self.rows.to_pylist()
+        for row in rows:
+            row |= {name: tuple(row[name]) for name in ("labels", "judged") if row[name] is not None}
+        return [PlannedClip(**row) for row in rows]
 
     def alone(self) -> "PlannedShard":
         """Give the shard without the memory of the plan that it is a slice of, to be sent elsewhere."""
@@ -146,7 +150,7 @@ def _spelled(column: pa.Array) -> Iterator[bytes]:
     if pa.types.is_string(column.type):
         yield string_bytes(cast("pa.StringArray", column))
     elif pa.types.is_list(column.type):
-        yield _call("list_value_length", column).to_numpy().tobytes()
+        yield _call("list_value_length", column).fill_null(-1).to_numpy().tobytes()
         yield cast("pa.ListArray", column).flatten().to_numpy().tobytes()
     else:
         yield _call("is_null", column).to_numpy(zero_copy_only=False).tobytes()

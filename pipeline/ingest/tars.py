@@ -10,7 +10,15 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.errors import ShardError
 from pipeline.ingest.dataset_folder import ROW_SCHEMA, Ledger
-from pipeline.ingest.descriptions import MOST_BYTES, Description, clip_id_of, facts_of, labels_of, parse_description
+from pipeline.ingest.descriptions import (
+    MOST_BYTES,
+    Description,
+    clip_id_of,
+    facts_of,
+    judged_of,
+    labels_of,
+    parse_description,
+)
 from pipeline.ingest.rejections import Rejection, UnusableClipError
 from pipeline.manifest import MOST_CLIP_BYTES
 from pipeline.shards import AUDIO_FORMATS, UNREADABLE_FORMATS
@@ -160,6 +168,7 @@ def _row(key: str, sample: Sample, rules: TarRules, taken_ids: set[str]) -> dict
         "format": sample.format,
         "labels": labels,
         "crc32": sample.crc32,
+        "judged": judged_of(description, rules.vocabulary),
         **facts_of(description),
     }
 

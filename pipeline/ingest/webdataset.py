@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline import storage
 from pipeline.errors import DecodeError
-from pipeline.ingest.descriptions import clip_id_of, facts_of, labels_of
+from pipeline.ingest.descriptions import clip_id_of, facts_of, judged_of, labels_of
 from pipeline.ingest.file_ranges import FileRanges
 from pipeline.ingest.rejections import Rejection, UnusableClipError
 from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle, Source, from_folder, versioned_files
@@ -65,7 +65,8 @@ class WebdatasetSource(Source):
             raise UnusableClipError("audio without json")
         description = sample.description or {}
         labels = labels_of(description, vocabulary, may_lack=self.keep_unlabelled)
-        return _planned(location, version, sample, clip_id_of(description, key), labels, facts_of(description))
+        known = {**facts_of(description), "judged": judged_of(description, vocabulary)}
+        return _planned(location, version, sample, clip_id_of(description, key), labels, known)
 
     def open_reader(self) -> AbstractContextManager[ClipReader]:
         """Open the tars, each with its first clip."""
@@ -102,7 +103,7 @@ class _ListLabeller:
 
 
 def _planned(
-    location: str, version: str, sample: Sample, clip_id: str, labels: tuple[int, ...], times: Mapping[str, Any]
+    location: str, version: str, sample: Sample, clip_id: str, labels: tuple[int, ...], known: Mapping[str, Any]
 ) -> PlannedClip:
     audio = sample.checked_audio()
     return PlannedClip(
@@ -113,8 +114,9 @@ def _planned(
         member=audio.name,
         position=audio.offset,
         size=audio.size,
-        start_seconds=times.get("start_seconds"),
-        end_seconds=times.get("end_seconds"),
+        start_seconds=known.get("start_seconds"),
+        end_seconds=known.get("end_seconds"),
+        judged=known.get("judged"),
     )
 
 

@@ -173,15 +173,19 @@ def _show_coverage(data: str, coverage: Coverage) -> None:
 def _show_run(path: str, summary: RunSummary) -> None:
     metrics = summary.last_metrics
     told = {key: value for key, value in summary.settings.items() if not isinstance(value, dict)}
-    best = "" if summary.best_map is None else f"{summary.best_map:.4f} in epoch {summary.best_epoch}"
     rows = {
         "progress": f"step {metrics['step']:,}, epoch {metrics['epoch']}" if metrics else "nothing logged yet",
-        "best mAP": best,
+        "best accuracy": _in_epoch(summary.best_accuracy, summary.best_accuracy_epoch),
+        "best mAP": _in_epoch(summary.best_map, summary.best_epoch),
         "last figures": ", ".join(f"{key} {value:.4g}" for key, value in metrics.items() if "/" in key),
         "settings": ", ".join(f"{key} {value}" for key, value in told.items()),
         "files": "\n".join(f"{name}, {_megabytes(size)}" for name, size in summary.files.items()),
     }
     _show(f"run {path}", rows)
+
+
+def _in_epoch(value: float | None, epoch: int | None) -> str:
+    return "" if value is None else f"{value:.4f} in epoch {epoch}"
 
 
 def _show(title: str, rows: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ from pipeline.manifest import Manifest
 from pipeline.memory import keep_freed_memory
 from pipeline.redaction import redact
 from pipeline.vocabulary import Vocabulary, audioset_vocabulary, parse_vocabulary
-from pipeline.weights import CheckpointMetadata, load_checkpoint_metadata, local_file, sha256_of_file
+from pipeline.weights import CheckpointMetadata, Task, load_checkpoint_metadata, local_file, sha256_of_file
 from pipeline.weights_cache import fetch
 from student.state_dicts import read_checkpoint
 
@@ -53,6 +53,8 @@ class LoadedModel:
     """What stamps call it: the registered name, or where it comes from."""
     front_end: str
     """How waveforms become features."""
+    task: Task = "multi-label"
+    """What its logits are for: a sigmoid each, or one softmax."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,6 +167,7 @@ def load_model(
         vocabulary=vocabulary,
         model_name=network.model_name,
         front_end=str(network.front_end.config),
+        task="multi-label" if metadata is None else metadata.task,
     )
 
 
@@ -177,7 +180,10 @@ def _own_vocabulary(metadata: CheckpointMetadata | None, location: str) -> Vocab
 
 def _build_own(path: Path, metadata: CheckpointMetadata) -> Tagger:
     package = student if metadata.stage == "student" else teacher
-    return package.create_model(metadata.model, path, **{**metadata.kwargs, "num_classes": metadata.classes})
+    model = package.create_model(metadata.model, path, **{**metadata.kwargs, "num_classes": metadata.classes})
+    if metadata.input_seconds is not None and isinstance(model, student.Tagger):
+        model.input_seconds = metadata.input_seconds
+    return model
 
 
 def _build_foreign(path: Path, name: str, vocabulary: Vocabulary) -> Tagger:

@@ -19,7 +19,8 @@ from pipeline.progress import ProgressBar, progress_bar
 from pipeline.redaction import redact
 from pipeline.report import EvaluationReport, SystemScores, hash_of_ids
 from pipeline.stages.model_loading import LoadedModel
-from student import d_prime, tagging_scores
+from pipeline.weights import Task
+from student import accuracy, d_prime, tagging_scores
 
 _ROWS_AT_ONCE = 1 << 14
 
@@ -37,6 +38,8 @@ class System:
     """(clips, classes), floating point, in manifest order; anything at all in the rows that failed."""
     failures: Mapping[int, str]
     """Manifest row → why that clip has no logits."""
+    task: Task = "multi-label"
+    """What the logits are for: a sigmoid each, or one softmax."""
 
 
 def run_models(
@@ -83,6 +86,7 @@ def run_models(
                 sha256=model.sha256,
                 logits=target,
                 failures={**failures, **faults},
+                task=model.task,
             )
     return [systems[place] for place in range(len(models))]
 
@@ -106,6 +110,7 @@ def ensemble(members: Sequence[System]) -> System:
         source=" + ".join(member.source for member in members),
         logits=logits,
         failures={row: reason for member in members for row, reason in member.failures.items()},
+        task="single-label" if all(member.task == "single-label" for member in members) else "multi-label",
     )
 
 
@@ -170,7 +175,9 @@ def score(systems: Sequence[System], manifest: Manifest, *, max_failed: float) -
         failures.update({row: reason for row, reason in system.failures.items() if row not in failures})
     _check_share(failures, manifest, max_failed)
     rows = np.setdiff1d(np.arange(len(manifest)), np.fromiter(failures, np.int64, len(failures)))
-    labels = manifest.label_matrix(np.arange(len(manifest)), dtype=bool)  # (clips, classes)
+    everything = np.arange(len(manifest))
+    labels = manifest.label_matrix(everything, dtype=bool)  # (clips, classes)
+    judged = manifest.judged_matrix(everything)
     return EvaluationReport(
         data=redact(manifest.location),
         clips=len(rows),
@@ -179,7 +186,7 @@ def score(systems: Sequence[System], manifest: Manifest, *, max_failed: float) -
         class_names=manifest.vocabulary.names,
         positives=manifest.label_counts(rows),
         failures=tuple((manifest.clip_ids[row].as_py(), failures[row]) for row in sorted(failures)),
-        systems=tuple(_score_one(system, rows, labels) for system in _with_unlike_names(systems)),
+        systems=tuple(_score_one(system, rows, labels, judged) for system in _with_unlike_names(systems)),
     )
 
 
@@ -199,8 +206,14 @@ def _check_share(failures: Mapping[int, str], manifest: Manifest, max_failed: fl
     )
 
 
-def _score_one(system: System, rows: np.ndarray, labels: np.ndarray) -> SystemScores:
-    scores = tagging_scores(system.logits, labels, rows)
+def _score_one(system: System, rows: np.ndarray, labels: np.ndarray, judged: np.ndarray | None) -> SystemScores:
+    said, accurate = system.logits, None
+    if system.task == "single-label":
+        # Classes compete in a softmax, so only its probabilities can be compared from one clip to the next.
+        said = torch.from_numpy(np.asarray(said)).log_softmax(dim=1).numpy()
+        one_each = bool((labels[rows].sum(axis=1) == 1).all())
+        accurate = accuracy(said[rows], labels[rows]) if one_each else None
+    scores = tagging_scores(said, labels, rows, judged=judged)
     return SystemScores(
         name=system.name,
         source=system.source,
@@ -211,6 +224,7 @@ def _score_one(system: System, rows: np.ndarray, labels: np.ndarray) -> SystemSc
         average_precision=scores.average_precision,
         roc_auc=scores.roc_auc,
         class_d_prime=d_prime(scores.roc_auc),
+        accuracy=accurate,
     )
 
 

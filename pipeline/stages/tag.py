@@ -110,7 +110,8 @@ def _listen(model: LoadedModel, window: np.ndarray) -> np.ndarray:
     network: Any = model.network
     device = next(network.parameters()).device
     features = network.front_end(torch.from_numpy(window).to(device)[None])  # one clip
-    return network(features)[0].sigmoid().cpu().numpy()
+    logits = network(features)[0]  # (classes,)
+    return (logits.softmax(dim=0) if model.task == "single-label" else logits.sigmoid()).cpu().numpy()
 
 
 def _show(windows: list[TaggedWindow], as_json: bool) -> None:

@@ -103,9 +103,9 @@ class StudentLearner(Learner):
         logits = network(features)  # (batch, classes)
         return student.distillation_loss(logits, batch.labels, teacher_probs, batch.has_teacher, self._distill, mix=mix)
 
-    def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def score(self, logits: np.ndarray, labels: np.ndarray, judged: np.ndarray | None = None) -> dict[str, float]:
         """Give mAP, mean ROC AUC and d′."""
-        return judge(logits, labels)
+        return judge(logits, labels, judged)
 
     def begin_epoch(self, network: nn.Module, epoch: int) -> None:
         """Let the temperature of a DyMN's kernels fall."""

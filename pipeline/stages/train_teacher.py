@@ -145,9 +145,9 @@ class TeacherLearner(Learner):
         masked = student.augment_features(images, self._augment, chance)[:, 0]  # (batch, mels, frames)
         return masked.mT if time_first else masked
 
-    def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def score(self, logits: np.ndarray, labels: np.ndarray, judged: np.ndarray | None = None) -> dict[str, float]:
         """Give mAP, mean ROC AUC and d′."""
-        return judge(logits, labels)
+        return judge(logits, labels, judged)
 
     def made(self) -> dict[str, Any]:
         """Say how to build the teacher. Patchout is no part of what was learned, so the files don't hand it on."""

@@ -10,15 +10,31 @@ from cyclopts.config import Toml
 
 import manifests
 from pipeline.recipes import differences, read_options, to_toml
-from pipeline.stages import train_student, train_teacher
+from pipeline.stages import (
+    finetune_dcase20,
+    finetune_esc50,
+    finetune_fsd50k,
+    finetune_openmic,
+    train_student,
+    train_teacher,
+)
 from student import DistillConfig, MixupConfig
 
 RECIPES = sorted(Path(next(iter(manifests.__path__)), "recipes").glob("*.toml"))
 
 
-def parse(run: Callable, recipe: Path, *flags: str) -> Any:
-    """Read a recipe as the command line does."""
-    app = App(config=Toml(recipe, must_exist=True, allow_unknown=False), exit_on_error=False, print_error=False)
+FINETUNING = {
+    "finetune_esc50": finetune_esc50.run,
+    "finetune_fsd50k": finetune_fsd50k.run,
+    "finetune_openmic": finetune_openmic.run,
+    "finetune_dcase20": finetune_dcase20.run,
+}
+
+
+def parse(run: Callable, recipe: Path | None, *flags: str) -> Any:
+    """Read a recipe, if there is one, as the command line does."""
+    settings = () if recipe is None else (Toml(recipe, must_exist=True, allow_unknown=False),)
+    app = App(config=settings, exit_on_error=False, print_error=False)
     app.default(run)
     return app.parse_args(flags)[1].args[0]
 
@@ -43,7 +59,7 @@ def test_a_run_s_settings_come_back_from_their_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_fits_its_command(recipe: Path) -> None:
     teaches = "passt" in recipe.stem or "ast_" in recipe.stem
-    run = train_teacher.run if teaches else train_student.run
+    run = train_teacher.run if teaches else FINETUNING.get(recipe.stem, train_student.run)
     config = parse(run, recipe, "--data", "d", "--run", "r")
     for key, value in tomllib.loads(recipe.read_text()).items():
         found = getattr(config, key)
@@ -54,6 +70,8 @@ def test_the_recipe_of_the_paper_is_the_default() -> None:
     found = {path.stem: path for path in RECIPES}
     student = parse(train_student.run, found["mn10_as"], "--data", "d", "--run", "r")
     assert student == train_student.TrainStudentConfig(data="d", run="r")
+    for name, run in FINETUNING.items():
+        assert parse(run, found[name], "--run", "r") == parse(run, None, "--run", "r")
     passt = parse(train_teacher.run, found["passt_s"], "--data", "d", "--run", "r")
     assert passt == train_teacher.TrainTeacherConfig(data="d", run="r")
 

@@ -51,7 +51,7 @@ class TinyLearner(Learner):
         loss = nn.functional.binary_cross_entropy_with_logits(network(features), batch.labels)
         return loss * float("nan") if self.calls == self._nan_at else loss
 
-    def score(self, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    def score(self, logits: np.ndarray, labels: np.ndarray, judged: np.ndarray | None = None) -> dict[str, float]:
         return {"mAP": float((logits.argmax(axis=1) == labels.argmax(axis=1)).mean())}
 
     def made(self) -> dict[str, Any]:

@@ -8,7 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student.losses import DistillConfig, blend_targets, clip_bce, distillation_loss, teacher_probabilities
+from student.losses import (
+    DistillConfig,
+    blend_targets,
+    clip_bce,
+    distillation_loss,
+    judged_bce,
+    teacher_probabilities,
+)
 from student.mixup import Mix
 
 CLASSES = 7
@@ -136,3 +143,17 @@ def test_disagreeing_shapes_are_refused() -> None:
 def test_settings_out_of_range_are_refused(wrong) -> None:
     with pytest.raises(ValueError, match="distill"):
         DistillConfig(**wrong)
+
+
+def test_judged_cross_entropy_counts_only_what_was_judged_and_mixes_like_the_clips() -> None:
+    logits = torch.linspace(-30, 30, 12).view(4, 3)
+    labels = torch.tensor([[1.0, 0, 1], [0, 0, 1], [1, 1, 0], [0, 1, 0]])
+    everything, judged = torch.ones(4, 3), torch.tensor([[1.0, 0, 1], [1, 1, 1], [0, 0, 0], [0, 1, 1]])
+    each = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
+    torch.testing.assert_close(judged_bce(logits, labels, everything), clip_bce(logits, labels))
+    torch.testing.assert_close(judged_bce(logits, labels * judged, judged), (each * judged).mean(dim=1))
+    mix = Mix(torch.tensor([1, 0, 3, 2]), torch.tensor([0.9, 0.6, 1.0, 0.7]))
+    partner = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels[mix.partner], reduction="none")
+    share = mix.share[:, None]
+    expected = (share * each * judged + (1 - share) * partner * judged[mix.partner]).mean(dim=1)
+    torch.testing.assert_close(judged_bce(logits, mix.of(labels * judged), mix.of(judged)), expected)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multilabel_auroc, multilabel_average_precision
 
-from student.metrics import average_precision, d_prime, roc_auc, tagging_scores
+from student.metrics import accuracy, average_precision, class_accuracy, d_prime, roc_auc, tagging_scores
 
 scored_clips = st.lists(st.tuples(st.integers(0, 5), st.booleans()), min_size=1, max_size=25)
 
@@ -118,3 +118,30 @@ def test_no_scored_class_means_no_mean() -> None:
 def test_what_cannot_be_scored_is_refused(scores, targets, complaint) -> None:
     with pytest.raises(ValueError, match=complaint):
         tagging_scores(scores, targets)
+
+
+def test_a_class_is_scored_on_the_clips_that_somebody_judged() -> None:
+    rng = np.random.default_rng(1)
+    targets, judged = rng.random((60, 5)) < 0.3, rng.random((60, 5)) < 0.5
+    scores = rng.standard_normal((60, 5)).astype(np.float32)
+    rows = np.flatnonzero(rng.random(60) < 0.8)
+    found = tagging_scores(scores, targets, rows, judged=judged)
+    for column in range(5):
+        known = rows[judged[rows, column]]
+        assert found.average_precision[column] == average_precision(scores[known, column], targets[known, column])
+        assert found.roc_auc[column] == roc_auc(scores[known, column], targets[known, column])
+    with pytest.raises(ValueError, match="judged"):
+        tagging_scores(scores, targets, judged=judged[:, :4])
+
+
+def test_accuracy_is_the_share_of_clips_whose_class_scores_highest() -> None:
+    targets = np.eye(3)[[0, 0, 0, 1, 2]]
+    scores = np.array([[3, 1, 2], [3, 1, 2], [1, 1, 2], [0, 1, 0], [5, 5, 5]], np.float32)
+    assert accuracy(scores, targets) == 3 / 5  # of equal scores the first class counts
+    assert class_accuracy(scores, targets) == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert class_accuracy(scores[:4], targets[:4]) == pytest.approx((2 / 3 + 1) / 2)
+    for wrong in (np.zeros((5, 3)), np.ones((5, 3))):
+        with pytest.raises(ValueError, match="5 clips have no class or several"):
+            accuracy(scores, wrong)
+    with pytest.raises(ValueError, match="aren't one"):
+        accuracy(scores, targets[:4])

@@ -90,3 +90,10 @@ def test_alpha_zero_mixes_nothing() -> None:
 def test_values_out_of_range_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         MixupConfig(**{name: value})  # pyright: ignore[reportArgumentType]
+
+
+def test_clips_that_are_mixed_twice_meet_two_others() -> None:
+    near, far = (draw_mix(chance(8), MixupConfig(), distance=distance).partner.tolist() for distance in (1, 2))
+    assert (near, far) == ([1, 0, 3, 2, 5, 4, 7, 6], [2, 3, 0, 1, 6, 7, 4, 5])
+    odd = draw_mix(chance(7), MixupConfig(), distance=2)  # 5 would meet 7
+    assert (odd.partner[5], odd.share[5]) == (5, 1.0)
