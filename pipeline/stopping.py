@@ -43,10 +43,17 @@ class StopRequest:
 
 
 @contextmanager
-def stop_on_signals() -> Iterator[StopRequest]:
+def stop_on_signals(*, at_once: bool = False) -> Iterator[StopRequest]:
     """Turn the first SIGINT or SIGTERM into a request while the block runs; a second SIGINT interrupts at once.
 
     Outside the main thread, where Python can't take signals, only an event of `stop_on_event` makes the request.
+
+    Args:
+        at_once: interrupt with the first signal, for work that may be left in the middle. The request is made all the
+            same: an exception that a signal raises while a library's callback or destructor runs is swallowed there.
+
+    Raises:
+        KeyboardInterrupt: a second SIGINT, or with `at_once` any.
     """
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -54,9 +61,10 @@ def stop_on_signals() -> Iterator[StopRequest]:
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if request.requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
+        again = request.requested and number == signal.SIGINT
         request.ask()
+        if at_once or again:
+            raise KeyboardInterrupt
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

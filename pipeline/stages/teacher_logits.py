@@ -18,6 +18,7 @@ from pipeline.predictions import Precision, PrecisionChoice, choose_device, fast
 from pipeline.progress import progress_bar
 from pipeline.stages.shard_labeller import LabellerConfig
 from pipeline.stages.teacher_spec import TeacherSpec, stamp_teachers
+from pipeline.stopping import stop_on_signals
 from pipeline.store_filling import check_part_names, claim_store, finished_shards
 from pipeline.store_stamp import StoreStamp
 from pipeline.views import MOST_VIEWS, ViewConfig, ViewsStamp
@@ -195,6 +196,7 @@ def _label(
     started = perf_counter()
     with (
         running_ray(config.address),
+        stop_on_signals(at_once=True) as stop,
         progress_bar("teacher logits", len(manifest), done=len(manifest) - left) as bar,
         closing(
             label_shards(
@@ -208,6 +210,8 @@ def _label(
         ) as outcomes,
     ):
         for outcome in outcomes:
+            if stop.requested:
+                raise KeyboardInterrupt  # the one that the signal raised got lost in Ray
             if outcome.ends_run:
                 raise PipelineError(outcome.error)
             done.append(outcome)

@@ -28,3 +28,11 @@ def test_a_second_interrupt_does_not_wait() -> None:
         assert stop.requested
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_at_once_is_remembered_where_a_library_swallows_it(number: signal.Signals) -> None:
+    with stop_on_signals(at_once=True) as stop:
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        assert stop.requested

@@ -191,7 +191,8 @@ def test_shard_that_is_gone_does_not_stop_the_others(
 
 def start(config: TeacherLogitsConfig) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "pipeline", "teacher-logits", "--data", config.data, "--store", config.store]
-    command += ["--batch-size", str(config.batch_size), "--cpus-per-actor", "1", "--teacher", *config.teacher]
+    command += ["--batch-size", str(config.batch_size), "--precision", config.precision, "--cpus-per-actor", "1"]
+    command += ["--teacher", *config.teacher]
     return subprocess.Popen(command, start_new_session=True, stderr=subprocess.PIPE)
 
 
@@ -224,7 +225,7 @@ def test_store_of_killed_runs_equals_an_uninterrupted_one(
     clips = [*make_noises(72, 5), ESSAY]  # enough shards for a busy machine to notice in time that the first are done
     manifest = build_dataset("data", clips, clips_per_shard=3)
     store = tmp_path / "store"
-    config = configure(manifest, store, make_teacher("passt_tiny"), max_failed=0.1)
+    config = configure(manifest, store, make_teacher("passt_tiny"), max_failed=0.1, precision="float32")
     label_without_ray(replace(config, store=str(tmp_path / "whole")), manifest)
 
     for moment in (
