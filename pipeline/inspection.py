@@ -1,5 +1,6 @@
 """What a dataset, a store or a run holds, in figures: read from manifests, footers and logs, no sound is decoded."""
 
+import json
 import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -20,7 +21,7 @@ from pipeline.ingest.rejections import REJECTED_NAME
 from pipeline.logit_store import LogitStore, part_stem
 from pipeline.manifest import Manifest
 from pipeline.progress import METRICS_NAME, read_metrics
-from pipeline.run_folder import CONFIG_NAME
+from pipeline.run_folder import CONFIG_NAME, SUMMARY_NAME
 
 MAP_NAME, ACCURACY_NAME = "eval/mAP", "eval/accuracy"
 
@@ -170,6 +171,10 @@ class RunSummary:
     """The epoch, from 0, that it was reached in."""
     files: dict[str, int]
     """Checkpoint or file of weights → bytes, in the order of their names."""
+    measure: str
+    """What `rounds` are judged by, such as accuracy; empty where the run has no rounds."""
+    rounds: dict[str, float]
+    """Round, such as fold1, of `pipeline finetune` → its measure, 0 to 1; those that are done."""
 
 
 def summarise_run(run: str | Path) -> RunSummary:
@@ -182,8 +187,10 @@ def summarise_run(run: str | Path) -> RunSummary:
     try:
         settings = tomllib.loads(storage.read_bytes(location).decode()) if storage.exists(location) else {}
         lines = read_metrics(run)
+        told = storage.join_path(run, SUMMARY_NAME)
+        summary: dict[str, Any] = json.loads(storage.read_bytes(told)) if storage.exists(told) else {}
     except ValueError as error:
-        raise PipelineError(f"{run}: {CONFIG_NAME} or {METRICS_NAME} is damaged ({error})") from error
+        raise PipelineError(f"{run}: {CONFIG_NAME}, {METRICS_NAME} or {SUMMARY_NAME} is damaged ({error})") from error
     best_map, best_epoch = _best(lines, MAP_NAME)
     best_accuracy, best_accuracy_epoch = _best(lines, ACCURACY_NAME)
     checkpoints = storage.list_files(storage.join_path(run, CHECKPOINTS_FOLDER), ".pt")
@@ -197,6 +204,8 @@ def summarise_run(run: str | Path) -> RunSummary:
         best_accuracy=best_accuracy,
         best_accuracy_epoch=best_accuracy_epoch,
         files=files,
+        measure=summary.get("measure", ""),
+        rounds={name: figures[summary["measure"]] for name, figures in summary.get("rounds", {}).items()},
     )
 
 

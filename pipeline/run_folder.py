@@ -23,6 +23,9 @@ from pipeline.training import TrainingConfig
 
 CONFIG_NAME, LAST_NAME, BEST_NAME, FAILED_NAME = "config.toml", "last.safetensors", "best.safetensors", "failed.csv"
 
+SUMMARY_NAME = "summary.json"
+"""In the folder of a run of several rounds, such as the folds of `pipeline finetune`: what each round scored."""
+
 _log = logging.getLogger(__name__)
 
 # What a resumed run may do otherwise: none of it reaches the weights, but for more epochs, which only come later.

@@ -20,14 +20,12 @@ from pipeline.predictions import choose_device
 from pipeline.progress import console, read_metrics
 from pipeline.ranks import Ranks
 from pipeline.recipes import differences, to_toml
-from pipeline.run_folder import BEST_NAME, CONFIG_NAME, FREE_SETTINGS
+from pipeline.run_folder import BEST_NAME, CONFIG_NAME, FREE_SETTINGS, SUMMARY_NAME
 from pipeline.stages.finetuning import FinetuneConfig, FinetuneLearner, train_on
 from pipeline.stages.ingesting import IngestConfig, ingest
 from pipeline.stages.model_loading import load_model
 from pipeline.stopping import StopRequestedError, stop_on_signals
 from pipeline.training_run import open_clips
-
-SUMMARY_NAME = "summary.json"
 
 _log = logging.getLogger(__name__)
 

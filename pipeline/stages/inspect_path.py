@@ -173,8 +173,10 @@ def _show_coverage(data: str, coverage: Coverage) -> None:
 def _show_run(path: str, summary: RunSummary) -> None:
     metrics = summary.last_metrics
     told = {key: value for key, value in summary.settings.items() if not isinstance(value, dict)}
+    progress = "" if summary.rounds else "nothing logged yet"
     rows = {
-        "progress": f"step {metrics['step']:,}, epoch {metrics['epoch']}" if metrics else "nothing logged yet",
+        "progress": f"step {metrics['step']:,}, epoch {metrics['epoch']}" if metrics else progress,
+        "rounds": ", ".join(f"{name} {summary.measure} {value:.4f}" for name, value in summary.rounds.items()),
         "best accuracy": _in_epoch(summary.best_accuracy, summary.best_accuracy_epoch),
         "best mAP": _in_epoch(summary.best_map, summary.best_epoch),
         "last figures": ", ".join(f"{key} {value:.4g}" for key, value in metrics.items() if "/" in key),

@@ -17,7 +17,7 @@ from pipeline.verification.datasets import MISPLACED, MISSING_SHARD, UNUSABLE_MA
 from pipeline.verification.faults import Fault, move_aside
 from pipeline.vocabulary import read_vocabulary
 
-_KEPT = ("labels", "sample_rate", "frames", "start_seconds", "end_seconds")
+_KEPT = ("labels", "sample_rate", "frames", "start_seconds", "end_seconds", "judged")
 """What the old manifest knows better than the tars."""
 
 _MENDABLE = {UNUSABLE_MANIFEST, *MISPLACED}

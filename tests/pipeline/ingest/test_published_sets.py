@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import published_layouts as layouts
+import pyarrow as pa
 import pytest
 
 from pipeline.errors import ManifestError, PipelineError, UsageError
@@ -14,7 +15,7 @@ from pipeline.ingest.published_sets import PublishedSet
 from pipeline.ingest.sources import PlannedClip
 from pipeline.ingest.tau_urban import TauUrban
 from pipeline.ingest.webdataset import WebdatasetSource
-from pipeline.manifest import join_manifests, read_manifest
+from pipeline.manifest import join_manifests, read_manifest, write_manifest
 from pipeline.stages import index_dataset, reshard_dataset
 from pipeline.stages.copying import CopyConfig
 from pipeline.stages.ingesting import IngestConfig, ingest
@@ -155,11 +156,19 @@ def test_what_was_judged_survives_copies_and_a_manifest_made_anew(tmp_path: Path
     layouts.openmic(tmp_path)
     data = str(tmp_path / "train")
     ingest(IngestConfig(out=data, name="openmic"), OpenMic().source(OpenMic.find(tmp_path), "train"))
-    before = read_manifest(data).table["judged"].to_pylist()
+    made = read_manifest(data)
+    before = made.table["judged"].to_pylist()
     assert before == [[0, 1], [1, 2], [0, 2], [0, 1], [1, 2], [0, 2]]
     copies = CopyConfig(clips_per_shard=2)
     reshard_dataset.run(reshard_dataset.ReshardConfig(data, out=str(tmp_path / "copy"), copies=copies))
     ingest(IngestConfig(out=str(tmp_path / "again"), classes=f"{data}/classes.csv"), WebdatasetSource((data,)))
     index_dataset.run(index_dataset.IndexConfig(str(tmp_path / "copy")))
-    for made in ("copy", "again"):
-        assert read_manifest(tmp_path / made).table["judged"].to_pylist() == before
+    for name in ("copy", "again"):
+        assert read_manifest(tmp_path / name).table["judged"].to_pylist() == before
+    changed = [[0], *before[1:]]  # the manifest is what counts, and a copy's tars say what it says
+    place = made.table.column_names.index("judged")
+    column = pa.array(changed, pa.list_(pa.int16()))
+    write_manifest(data, made.table.set_column(place, "judged", column), made.vocabulary)
+    reshard_dataset.run(reshard_dataset.ReshardConfig(data, out=str(tmp_path / "later"), copies=copies))
+    index_dataset.run(index_dataset.IndexConfig(str(tmp_path / "later")))
+    assert read_manifest(tmp_path / "later").table["judged"].to_pylist() == changed
