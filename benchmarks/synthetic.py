@@ -17,7 +17,7 @@ import soundfile
 
 from pipeline.clips import Clip
 from pipeline.logit_store import part_stem, publish_part, write_stamp
-from pipeline.manifest import SCHEMA, Manifest, write_manifest
+from pipeline.manifest import Manifest, write_manifest
 from pipeline.shards import open_shard
 from pipeline.store_stamp import StoreStamp, TeacherStamp
 from pipeline.vocabulary import audioset_vocabulary
@@ -97,7 +97,7 @@ def _rows(clips: int, shards: list[str], members: Members) -> pa.Table:
         "end_seconds": np.full(clips, 40, np.float32),
         "crc32": members.crc32s[place],
     }
-    return pa.table(columns).cast(SCHEMA)
+    return pa.table(columns)
 
 
 def _write_tar(folder: Path, clips: int) -> Members:
