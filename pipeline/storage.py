@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from pipeline import object_store
 from pipeline.cache import ShardMirror
 from pipeline.errors import PipelineError, StorageError, StorageFullError
+from pipeline.remote import byte_ranges, objects, schemes
 
 LISTING_NAME = "files.json"
 """Says what a folder holds, for readers behind a web server, which can't be asked."""
@@ -58,7 +58,7 @@ def local_path(location: str | Path) -> Path:
 def join_path(folder: str | Path, name: str) -> str:
     """Give the location of `name` inside `folder`."""
     if is_remote(folder):
-        return object_store.join_url(str(folder), name)
+        return schemes.join_url(str(folder), name)
     return str(local_path(folder) / name)
 
 
@@ -71,7 +71,7 @@ def is_same_place(one: str | Path, other: str | Path) -> bool:
 
 def file_name(location: str | Path) -> str:
     """Give the name of the file at a location, without its folder and without a URL's query."""
-    return object_store.url_name(str(location)) if is_remote(location) else local_path(location).name
+    return schemes.url_name(str(location)) if is_remote(location) else local_path(location).name
 
 
 def exists(location: str | Path) -> bool:
@@ -80,7 +80,7 @@ def exists(location: str | Path) -> bool:
     Raises:
         StorageError: the server can't say.
     """
-    return object_store.exists(str(location)) if is_remote(location) else local_path(location).exists()
+    return objects.exists(str(location)) if is_remote(location) else local_path(location).exists()
 
 
 def list_files(folder: str | Path, suffix: str = "") -> list[StoredFile]:
@@ -92,12 +92,12 @@ def list_files(folder: str | Path, suffix: str = "") -> list[StoredFile]:
     Raises:
         StorageError: the server refuses, fails, or is a web server and has no `files.json` there.
     """
-    if object_store.is_web(folder):
+    if schemes.is_web(folder):
         entries = _read_listing(str(folder))
     elif is_remote(folder):
         entries = [
             StoredFile(info["name"].rsplit("/", 1)[-1], int(info["size"] or 0), _version(info))
-            for info in object_store.list_folder(str(folder))
+            for info in objects.list_folder(str(folder))
             if info["type"] == "file"
         ]
     else:
@@ -117,10 +117,10 @@ def list_tree(folder: str | Path) -> list[str]:
     Raises:
         StorageError: the server refuses or fails, or is a web server.
     """
-    if object_store.is_web(folder):
+    if schemes.is_web(folder):
         raise StorageError(f"{folder}: a web server can't be asked what a folder holds")
     if is_remote(folder):
-        names = object_store.list_tree(str(folder))
+        names = objects.list_tree(str(folder))
     else:
         root = local_path(folder)
         names = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
@@ -138,8 +138,8 @@ def find_files(folder: str | Path, names: Sequence[str]) -> list[StoredFile]:
     Raises:
         StorageError: the server refuses or fails.
     """
-    if object_store.is_web(folder):
-        sizes = object_store.sizes_of([join_path(folder, name) for name in names])
+    if schemes.is_web(folder):
+        sizes = objects.sizes_of([join_path(folder, name) for name in names])
         return [StoredFile(name, size, "") for name, size in zip(names, sizes, strict=True) if size is not None]
     known = {file.name: file for file in list_files(folder)}
     return [known[name] for name in names if name in known]
@@ -163,7 +163,7 @@ def _read_listing(folder: str) -> list[StoredFile]:
     try:
         return [
             StoredFile(str(entry["name"]), int(entry["size"]), str(entry["version"]))
-            for entry in json.loads(object_store.read_whole(location))
+            for entry in json.loads(objects.read_whole(location))
         ]
     except FileNotFoundError as error:
         raise StorageError(
@@ -183,7 +183,7 @@ def read_bytes(location: str | Path) -> bytes:
     """
     if is_remote(location):
         with _missing_file_told(location):
-            return object_store.read_whole(str(location))
+            return objects.read_whole(str(location))
     with open_input(location) as stream:
         return stream.read()
 
@@ -207,7 +207,7 @@ def open_input(location: str | Path, *, whole: bool = False, request_bytes: int 
         return
     with _missing_file_told(location):
         if is_remote(location):
-            stream = object_store.open_remote(str(location), buffer_bytes=request_bytes)
+            stream = objects.open_remote(str(location), buffer_bytes=request_bytes)
         else:
             stream = local_path(location).open("rb")
     with stream:
@@ -230,7 +230,7 @@ def local_copy(location: str | Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="fetched-") as folder:
         path = Path(folder) / (file_name(location) or "file")
         with _missing_file_told(location), _lack_of_room_told(path, path):
-            object_store.download(str(location), path)
+            objects.download(str(location), path)
         yield path
 
 
@@ -314,10 +314,10 @@ class RangeReader:
         found: list[bytes | PipelineError] = [self._mirrored(one) for one in wanted]
         missing = [place for place, one in enumerate(wanted) if one.size and not found[place]]
         ranges = [
-            object_store.ByteRange(join_path(self._folder, one.name), one.offset, one.size)
+            byte_ranges.ByteRange(join_path(self._folder, one.name), one.offset, one.size)
             for one in (wanted[place] for place in missing)
         ]
-        for place, asked, content in zip(missing, ranges, object_store.read_ranges(ranges), strict=True):
+        for place, asked, content in zip(missing, ranges, byte_ranges.read_ranges(ranges), strict=True):
             found[place] = _as_pipeline_error(content, asked.location)
             self._keep(wanted[place], content)
         return found
@@ -377,7 +377,7 @@ def check_writable(location: str | Path) -> None:
     Raises:
         StorageError: it is behind a web server.
     """
-    if object_store.is_web(location):
+    if schemes.is_web(location):
         raise StorageError(
             f"{location}: http and https can only be read. Write to a local folder, s3://, gs:// or hf://"
         )
@@ -400,7 +400,7 @@ def publish(location: str | Path) -> Iterator[Path]:
             staged = Path(folder) / f"file{Path(file_name(location)).suffix}"
             with _lack_of_room_told(staged, location):
                 yield staged
-            object_store.upload(staged, str(location))
+            objects.upload(staged, str(location))
         return
     target = local_path(location)
     staged = target.with_name(f".{target.stem[:100]}{_STAGED}{secrets.token_hex(4)}{target.suffix}")
@@ -481,7 +481,7 @@ def remove(location: str | Path) -> None:
     """Remove a file or a folder with all it holds; nothing there is no error."""
     check_writable(location)
     if is_remote(location):
-        object_store.remove(str(location))
+        objects.remove(str(location))
         return
     path = local_path(location)
     if path.is_dir() and not path.is_symlink():

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from hypothesis import settings
 from object_servers import ACCESS_KEY, BUCKET, SECRET_KEY, Proxy, S3Server, proxy_before, s3_server
 
@@ -24,6 +25,15 @@ def _shared(name: str) -> Path:
     if not path.exists():
         pytest.skip(f"the reference folder ../shared/{name} is not beside this checkout")
     return path
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Sums depend on how many threads share them, so runs that are compared bit for bit have equally many."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -117,11 +117,13 @@ class Proxy:
     connections: int = 0
     at_once: int = 0
     most_at_once: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    gather: int = 0
+    """Requests are held until so many have been here at once, however slowly they come."""
+    lock: threading.Condition = field(default_factory=threading.Condition)
 
     def reset(self) -> None:
         with self.lock:
-            self.latency_seconds, self.connections, self.most_at_once = 0.0, 0, 0
+            self.latency_seconds, self.connections, self.most_at_once, self.gather = 0.0, 0, 0, 0
             self.faults, self.requests = [], []
 
     def take_fault(self, method: str, path: str) -> Fault | None:
@@ -156,6 +158,8 @@ def proxy_before(port: int) -> Iterator[Proxy]:
             with proxy.lock:
                 proxy.at_once += 1
                 proxy.most_at_once = max(proxy.most_at_once, proxy.at_once)
+                proxy.lock.notify_all()
+                proxy.lock.wait_for(lambda: proxy.most_at_once >= proxy.gather, timeout=10)
             try:
                 self.pass_on(proxy.take_fault(self.command, self.path))
             finally:

@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,20 +28,14 @@ from pipeline.stages import compare, evaluate, inspect_path
 from pipeline.stages.train_student import TrainStudentConfig, run
 from pipeline.store_stamp import StoreStamp, TeacherStamp
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PASSWORD = "open-sesame-0123456789"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.object_store._FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("pipeline.remote.calls._FIRST_PAUSE_SECONDS", 0.01)
 
 
 def settings(data: str, store: str | None, run_folder: str, cache: Path, **others: object) -> TrainStudentConfig:
@@ -174,7 +168,7 @@ def test_a_run_on_s3_is_the_run_on_disk_and_resumes_and_is_read_from_there(
 def test_a_server_that_goes_away_ends_a_run_with_its_state_saved(
     make_dataset: Callable[..., Path], s3_proxy: Proxy, s3_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.object_store._TRIES", 2)
+    monkeypatch.setattr("pipeline.remote.failures._TRIES", 2)
     data = f"{s3_folder}/data"
     make_data(make_dataset, data)
     config = settings(data, None, str(tmp_path / "run"), tmp_path / "cache", workers=1)

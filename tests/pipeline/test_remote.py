@@ -8,15 +8,16 @@ from pathlib import Path
 import pytest
 from object_servers import BUCKET, Fault, Proxy, S3Server
 
-from pipeline import object_store, storage
+from pipeline import storage
 from pipeline.errors import PipelineError, StorageError, StorageUnavailableError, UsageError
+from pipeline.remote import byte_ranges, calls, failures, objects
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(calls, "_FIRST_PAUSE_SECONDS", 0.01)
 
 
 def test_a_small_file_is_read_with_one_request_and_a_large_one_in_pieces(
@@ -29,7 +30,7 @@ def test_a_small_file_is_read_with_one_request_and_a_large_one_in_pieces(
     assert storage.read_bytes(location) == CONTENT
     assert [method for method, _ in s3_proxy.requests] == ["GET"]
     assert storage.read_bytes(storage.join_path(s3_folder, "empty")) == b""
-    monkeypatch.setattr(object_store, "PIECE_BYTES", 300_000)
+    monkeypatch.setattr(objects, "PIECE_BYTES", 300_000)
     assert storage.read_bytes(location) == CONTENT
     with storage.local_copy(location) as path:
         assert path.name == "a.bin"
@@ -67,18 +68,18 @@ def test_near_ranges_share_a_request_and_all_travel_side_by_side(s3_folder: str,
         assert found == [CONTENT[offset : offset + size] for _, offset, size in wanted]
     gets = len(s3_proxy.requests) / 2
     assert gets == 1 + 10 + 2  # the last of the far ones is not near the end
-    assert 1 < s3_proxy.most_at_once <= object_store.CONCURRENCY
-    assert s3_proxy.connections <= object_store.CONCURRENCY  # the second time used those of the first
+    assert 1 < s3_proxy.most_at_once <= calls.CONCURRENCY
+    assert s3_proxy.connections <= calls.CONCURRENCY  # the second time used those of the first
 
 
 def test_no_more_than_the_stated_number_of_requests_is_under_way(s3_folder: str, s3_proxy: Proxy) -> None:
     storage.publish_bytes(storage.join_path(s3_folder, "a.bin"), CONTENT)
-    s3_proxy.latency_seconds, s3_proxy.most_at_once = 0.02, 0
+    s3_proxy.latency_seconds, s3_proxy.most_at_once, s3_proxy.gather = 0.02, 0, calls.CONCURRENCY
     ranges = [storage.StoredRange("a.bin", 10_000 * place, 10) for place in range(60)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(object_store, "MERGE_GAP_BYTES", 0)
+        patch.setattr(byte_ranges, "MERGE_GAP_BYTES", 0)
         assert all(isinstance(found, bytes) for found in storage.RangeReader(s3_folder).read_many(ranges))
-    assert s3_proxy.most_at_once == object_store.CONCURRENCY
+    assert s3_proxy.most_at_once == calls.CONCURRENCY
 
 
 @pytest.mark.parametrize(
@@ -105,7 +106,7 @@ def test_an_upload_outlives_a_server_that_fails_for_a_while(s3_folder: str, s3_p
 def test_an_upload_that_is_cut_for_good_leaves_the_old_file_and_nothing_else(
     s3: S3Server, s3_folder: str, s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_store, "_TRIES", 2)
+    monkeypatch.setattr(failures, "_TRIES", 2)
     location = storage.join_path(s3_folder, "a.bin")
     storage.publish_bytes(location, b"old")
     s3_proxy.faults = [Fault("cut-upload", 1000, 1000, method="PUT")]
@@ -122,8 +123,8 @@ def test_an_upload_that_is_cut_for_good_leaves_the_old_file_and_nothing_else(
 def test_a_large_upload_in_parts_is_seen_when_it_is_whole_and_dropped_when_it_fails(
     s3_folder: str, s3_proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(object_store, "_TRIES", 2)
-    monkeypatch.setattr(object_store, "PART_BYTES", 5 << 20)  # the least that S3 takes
+    monkeypatch.setattr(failures, "_TRIES", 2)
+    monkeypatch.setattr(objects, "PART_BYTES", 5 << 20)  # the least that S3 takes
     content = os.urandom(12 << 20)
     location = storage.join_path(s3_folder, "large.bin")
     s3_proxy.faults = [Fault("status", 503, 1000, method="PUT", path="partNumber=3")]
