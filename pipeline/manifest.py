@@ -261,6 +261,8 @@ def read_manifest(dataset: str | Path) -> Manifest:
     """
     location = storage.join_path(dataset, MANIFEST_NAME)
     if not storage.exists(location):
+        if not storage.is_remote(dataset) and not storage.exists(dataset):
+            raise ManifestError(f"{dataset}: there is no such folder. Give the folder of a dataset.")
         raise ManifestError(
             f"{dataset}: has no {MANIFEST_NAME}. Run `pipeline index {dataset}` to make it from the tars."
         )

@@ -7,6 +7,7 @@ or into how many pieces, a batch is divided.
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -181,7 +182,7 @@ class TrainingConfig:
         return CacheFolder(local_path(self.cache), self.cache_size * GIGABYTE)
 
 
-class Learner:
+class Learner(ABC):
     """What a training command brings to the loop: a model, what it is to learn, and how it is judged.
 
     Args:
@@ -194,6 +195,7 @@ class Learner:
     def __init__(self, model: nn.Module) -> None:
         self.model = model
 
+    @abstractmethod
     def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
         """Give the mean loss of a batch's clips, a scalar.
 
@@ -203,8 +205,8 @@ class Learner:
             generator: all chance comes from it. It starts alike for all parts of a step's batch, so what is drawn for
                 clips must be drawn for the whole batch.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def score(self, logits: np.ndarray, labels: np.ndarray, judged: np.ndarray | None = None) -> dict[str, float]:
         """Judge predictions; one entry is called `best`.
 
@@ -213,13 +215,12 @@ class Learner:
             labels: (clips, classes), 0 or 1.
             judged: (clips, classes) bool, False where nobody knows the label; None where all are known.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def made(self) -> dict[str, Any]:
         """Give stage, model and kwargs, from which files of weights say how to build what they are for."""
-        raise NotImplementedError
 
-    def begin_epoch(self, network: nn.Module, epoch: int) -> None:
+    def begin_epoch(self, network: nn.Module, epoch: int) -> None:  # noqa: B027 (most have nothing to set)
         """Set what depends on the epoch, from 0, in the model or in an average of it; by default nothing does."""
 
     def parameter_groups(self, config: "OptimizerConfig") -> list[dict[str, Any]]:

@@ -1,5 +1,6 @@
 """What every student is, whatever its network: a front end, feature maps, a head, and timm's habits."""
 
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 from torch import Tensor, nn
@@ -8,7 +9,7 @@ from student.front_end import FrontEndConfig, LogMelFrontEnd
 from student.heads import Head
 
 
-class Tagger(nn.Module):
+class Tagger(nn.Module, ABC):
     """Base of the students: log-mel images in, class logits out, with the front end that makes the images.
 
     A subclass builds its network, then calls `_finish`, and implements `forward_features`.
@@ -41,9 +42,9 @@ class Tagger(nn.Module):
         """Sampling rate of the waveforms that the front end takes, in hertz."""
         return self.front_end.config.sample_rate_hz
 
+    @abstractmethod
     def forward_features(self, features: Tensor) -> Tensor:
         """Run the network: (batch, 1, mels, frames) → (batch, num_features, mels / 32, frames / 32)."""
-        raise NotImplementedError
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """Turn the network's maps into logits (batch, classes), or into what the last layer sees."""

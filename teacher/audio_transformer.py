@@ -1,5 +1,6 @@
 """What PaSST, AST and CED share: patches of a spectrogram go through a ViT, are pooled and classified."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self, cast
@@ -81,7 +82,7 @@ class TransformerConfig:
         return 1 if self.whole_band else self.mels // self.stride
 
 
-class AudioTransformer(nn.Module):
+class AudioTransformer(nn.Module, ABC):
     """Base of the three families; each adds its position encodings, its extra tokens and its pooling.
 
     Attributes:
@@ -133,13 +134,13 @@ class AudioTransformer(nn.Module):
         """
         return self.forward_head(self.forward_features(features, generator))
 
+    @abstractmethod
     def forward_features(self, features: Tensor, generator: Generator | None = None) -> Tensor:
         """Features → (batch, tokens, embed_dim), normalised output of the last block."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pool(self, sequence: Tensor) -> Tensor:
         """(batch, tokens, embed_dim) → (batch, embed_dim)."""
-        raise NotImplementedError
 
     def forward_head(self, sequence: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool the sequence and classify it.

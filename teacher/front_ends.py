@@ -4,6 +4,7 @@ Every front end takes (batch, samples) float32 waveforms, -1 to 1, at its sample
 precision the model runs in, since a logarithm of small powers does not survive anything less.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
 
@@ -67,7 +68,7 @@ class DecibelMelConfig:
 FrontEndConfig = PasstMelConfig | KaldiFbankConfig | DecibelMelConfig
 
 
-class FrontEnd(nn.Module):
+class FrontEnd(nn.Module, ABC):
     """Base: checks the waveforms and keeps the arithmetic in float32."""
 
     config: FrontEndConfig
@@ -99,9 +100,9 @@ class FrontEnd(nn.Module):
         with torch.autocast(waveforms.device.type, enabled=False):
             return self.features(waveforms.float(), generator, edge_shifts_hz)
 
+    @abstractmethod
     def features(self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None) -> Tensor:
         """Do the arithmetic of one family; `forward` describes arguments and result."""
-        raise NotImplementedError
 
     def _apply(self, fn, recurse: bool = True) -> Self:
         """Move with the model, but keep windows and filters in float32 when the weights become half precision."""

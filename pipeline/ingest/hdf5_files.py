@@ -1,6 +1,7 @@
 """HDF5 files of clips in rows: what the copies that PaSST and PANNs made have in common."""
 
 import os
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -84,14 +85,14 @@ class Hdf5Source(Source):
             told = ", ".join(f"{name} {length}" for name, length in lengths.items())
             raise ManifestError(f"{location}: its datasets are not of one length ({told} rows)")
 
+    @abstractmethod
     def targets(self, file: h5py.File, rows: slice, classes: int) -> np.ndarray:
         """Read the classes of some rows: (rows, classes), bool or 0 and 1."""
-        raise NotImplementedError
 
     @staticmethod
+    @abstractmethod
     def read_row(file: h5py.File, row: int) -> bytes:
         """Read one row's sound as the bytes of an audio file."""
-        raise NotImplementedError
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:

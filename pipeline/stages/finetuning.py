@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import student
-from pipeline.errors import CheckpointError, UsageError
+from pipeline.errors import UsageError
 from pipeline.join import TrainingBatch
 from pipeline.manifest import Manifest
 from pipeline.recipes import read_options
 from pipeline.sampling import Sampling
 from pipeline.stages.judging import judge
-from pipeline.stages.model_loading import open_weights
+from pipeline.stages.model_loading import build_for_training
 from pipeline.training import Learner, OptimizerConfig, TrainingConfig, start_at_class_shares
 from pipeline.training_run import RunResult, open_clips, run_training
 from pipeline.weights import Task
@@ -204,7 +204,12 @@ def train_on(config: FinetuneConfig, manifest: Manifest, eval_manifest: Manifest
     for one in filter(None, (manifest, eval_manifest)):
         _check_task(one, task)
     options = read_options(config.model_options)
-    model = _build_model(config, options, classes=len(manifest.vocabulary))
+    if config.checkpoint is None:
+        _log.warning("no --checkpoint: the student starts from random weights; --checkpoint mn10_as is pretrained")
+    classes, start = len(manifest.vocabulary), config.checkpoint
+    model = build_for_training(
+        student, config.model, start, seed=config.seed, warm_start=True, num_classes=classes, **options
+    )
     if config.clip_seconds is not None:
         model.input_seconds = config.clip_seconds
     if config.prior_bias:
@@ -229,16 +234,3 @@ def _check_task(manifest: Manifest, task: Task) -> None:
             f"{manifest.location}: {len(wrong)} of {len(manifest)} clips have no class or several, the first is "
             f"{manifest.clip_ids[int(wrong[0])]}; a single-label set has one each. Choose --task multi-label"
         )
-
-
-def _build_model(config: FinetuneConfig, options: Mapping[str, Any], *, classes: int) -> student.Tagger:
-    torch.manual_seed(config.seed)  # fresh weights come from the seed
-    try:
-        if config.checkpoint is None:
-            _log.warning("no --checkpoint: the student starts from random weights; --checkpoint mn10_as is pretrained")
-            return student.create_model(config.model, num_classes=classes, **options)
-        with open_weights(config.checkpoint) as weights:
-            return student.create_model(config.model, weights.path, warm_start=True, num_classes=classes, **options)
-    except (ValueError, TypeError) as error:
-        kind = UsageError if config.checkpoint is None else CheckpointError
-        raise kind(f"--model {config.model}: {error}") from error

@@ -126,7 +126,8 @@ def ingest(config: IngestConfig, source: Source) -> IngestResult:
     held = pa.array([], pa.string()) if folder.base is None else folder.base.clip_ids
     with progress_bar("plan", None) as bar:
         plan = make_plan(source, vocabulary, held, on_items=bar.advance)
-    _log.info("%d clips to pack, %d left out before", plan.clips.num_rows, plan.rejected.num_rows)
+    left_out = f"; not usable: {plan.rejected.num_rows:,}" if plan.rejected.num_rows else ""
+    _log.info("%s: packing %d clips%s", config.out, plan.clips.num_rows, left_out)
     if not plan.clips.num_rows:
         return _conclude_without_clips(folder, plan)
 

@@ -9,8 +9,8 @@ from cyclopts import Parameter
 from rich.table import Table
 from rich.text import Text
 
-from pipeline import storage
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import UsageError
+from pipeline.folder_kinds import kind_of
 from pipeline.inspection import (
     Coverage,
     DatasetSummary,
@@ -20,11 +20,10 @@ from pipeline.inspection import (
     summarise_dataset,
     summarise_run,
 )
-from pipeline.logit_store import STORE_NAME, LogitStore, open_store
-from pipeline.manifest import MANIFEST_NAME, Manifest, read_manifest
-from pipeline.progress import METRICS_NAME, console
+from pipeline.logit_store import LogitStore, open_store
+from pipeline.manifest import Manifest, read_manifest
+from pipeline.progress import console
 from pipeline.redaction import redact
-from pipeline.run_folder import CONFIG_NAME
 from pipeline.store_stamp import ImportStamp
 from pipeline.views import ViewsStamp
 from pipeline.vocabulary import Vocabulary
@@ -49,7 +48,7 @@ def run(config: Annotated[InspectConfig, Parameter(name="*")]) -> None:
     Raises:
         PipelineError: PATH is none of these, or is damaged.
     """
-    kind = _kind_of(config.path)
+    kind = kind_of(config.path)
     if config.data is not None and kind != "store":
         raise UsageError(f"--data asks how much of a dataset a store covers, but {config.path} is a {kind}")
     if kind == "dataset":
@@ -62,27 +61,6 @@ def run(config: Annotated[InspectConfig, Parameter(name="*")]) -> None:
             _show_coverage(config.data, cover(store, read_manifest(config.data)))
     else:
         _show_run(config.path, summarise_run(config.path))
-
-
-def _kind_of(path: str) -> str:
-    """Tell a dataset, a store and a run apart by the file that each has to have.
-
-    Raises:
-        PipelineError: it is none of them.
-    """
-    marks = {MANIFEST_NAME: "dataset", STORE_NAME: "store", CONFIG_NAME: "run", METRICS_NAME: "run"}
-    for name, kind in marks.items():
-        if storage.exists(storage.join_path(path, name)):
-            return kind
-    if not storage.exists(path):
-        raise PipelineError(f"{path}: there is nothing here. Give the folder of a dataset, a logit store or a run.")
-    if storage.list_files(path, ".tar"):
-        raise PipelineError(
-            f"{path}: holds tars but no {MANIFEST_NAME}. Run `pipeline index {path}` to make it a dataset."
-        )
-    raise PipelineError(
-        f"{path}: is neither a dataset ({MANIFEST_NAME}), a logit store ({STORE_NAME}) nor a run ({CONFIG_NAME})."
-    )
 
 
 def _show_dataset(manifest: Manifest, summary: DatasetSummary) -> None:

@@ -2,11 +2,12 @@
 
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +25,18 @@ from pipeline.weights_cache import fetch
 from student.state_dicts import read_checkpoint
 
 Tagger = student.Tagger | teacher.AudioTransformer
+Built = TypeVar("Built", bound=nn.Module, covariant=True)
+
+
+class _Package(Protocol[Built]):
+    """What the packages `student` and `teacher` have in common."""
+
+    @property
+    def model_card(self) -> Callable[[str], object]: ...
+
+    @property
+    def create_model(self) -> Callable[..., Built]: ...
+
 
 _PACKAGES = (student, teacher)
 
@@ -169,6 +182,37 @@ def load_model(
         front_end=str(network.front_end.config),
         task="multi-label" if metadata is None else metadata.task,
     )
+
+
+def build_for_training(
+    package: _Package[Built], name: str, checkpoint: str | None, *, seed: int, **settings: Any
+) -> Built:
+    """Build the model that a training command starts from; weights that no checkpoint gives are drawn from the seed.
+
+    Args:
+        package: `student` or `teacher`.
+        name: registered there.
+        checkpoint: a file, a URL, or a released name; None starts afresh.
+        seed: the run's.
+        settings: further keywords of the package's `create_model`.
+
+    Raises:
+        UsageError: nothing is registered under the name, or a setting doesn't fit the model.
+        CheckpointError: the checkpoint doesn't fit, or can't be had.
+    """
+    try:
+        package.model_card(name)
+    except ValueError as error:
+        raise UsageError(f"--model {name}: {error}") from error
+    torch.manual_seed(seed)
+    try:
+        if checkpoint is None:
+            return package.create_model(name, **settings)
+        with open_weights(checkpoint) as weights:
+            return package.create_model(name, weights.path, **settings)
+    except (ValueError, TypeError) as error:  # TypeError: a keyword that the model doesn't take
+        kind = UsageError if checkpoint is None else CheckpointError
+        raise kind(f"--model {name}: {error}") from error
 
 
 def _own_vocabulary(metadata: CheckpointMetadata | None, location: str) -> Vocabulary:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 import student
 from pipeline.alignment import AlignedLogits
-from pipeline.errors import CheckpointError, UsageError
+from pipeline.errors import UsageError
 from pipeline.join import TrainingBatch
 from pipeline.logit_store import open_store
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.recipes import read_options
 from pipeline.stages.judging import judge
-from pipeline.stages.model_loading import open_weights
+from pipeline.stages.model_loading import build_for_training
 from pipeline.training import Learner, TrainingConfig, start_at_class_shares
 from pipeline.training_run import RunResult, open_clips, run_training
 from pipeline.views import ViewsStamp
@@ -137,7 +137,10 @@ def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult
     manifest = read_manifest(config.data)
     eval_manifest = None if config.eval_data is None else read_manifest(config.eval_data)
     options = read_options(config.model_options)
-    model = _build_model(config, options, classes=len(manifest.vocabulary))
+    classes, start = len(manifest.vocabulary), config.checkpoint
+    model = build_for_training(
+        student, config.model, start, seed=config.seed, warm_start=True, num_classes=classes, **options
+    )
     if config.prior_bias:
         start_at_class_shares(model, manifest)
     if config.batch_norm_momentum is not None:
@@ -152,22 +155,6 @@ def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult
         eval_dataset=None if eval_manifest is None else open_clips(config, eval_manifest, model),
         schedule=partial(student.learning_rate_multiplier, config=config.schedule),
     )
-
-
-def _build_model(config: TrainStudentConfig, options: Mapping[str, Any], *, classes: int) -> student.Tagger:
-    try:
-        student.model_card(config.model)
-    except ValueError as error:
-        raise UsageError(f"--model {config.model}: {error}") from error
-    torch.manual_seed(config.seed)  # fresh weights come from the seed
-    try:
-        if config.checkpoint is None:
-            return student.create_model(config.model, num_classes=classes, **options)
-        with open_weights(config.checkpoint) as weights:
-            return student.create_model(config.model, weights.path, warm_start=True, num_classes=classes, **options)
-    except (ValueError, TypeError) as error:
-        kind = UsageError if config.checkpoint is None else CheckpointError
-        raise kind(f"--model {config.model}: {error}") from error
 
 
 def _open_logits(config: TrainStudentConfig, manifest: Manifest) -> tuple[AlignedLogits | None, ViewsStamp | None]:

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 import student
 import teacher
-from pipeline.errors import CheckpointError, UsageError
+from pipeline.errors import UsageError
 from pipeline.join import TrainingBatch
 from pipeline.manifest import read_manifest
 from pipeline.stages.judging import judge
-from pipeline.stages.model_loading import open_weights
+from pipeline.stages.model_loading import build_for_training
 from pipeline.training import AverageConfig, Learner, OptimizerConfig, TrainingConfig, start_at_class_shares
 from pipeline.training_run import RunResult, open_clips, run_training
 
@@ -195,29 +195,17 @@ def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult
 
 
 def _build_model(config: TrainTeacherConfig, *, classes: int) -> teacher.AudioTransformer:
-    try:
-        teacher.model_card(config.model)
-    except ValueError as error:
-        raise UsageError(f"--model {config.model}: {error}") from error
     patchout = config.patchout
-    create = partial(
-        teacher.create_model,
+    model = build_for_training(
+        teacher,
         config.model,
+        config.checkpoint,
+        seed=config.seed,
         num_classes=classes,
         s_patchout_t=patchout.time,
         s_patchout_f=patchout.frequency,
         u_patchout=patchout.single,
     )
-    torch.manual_seed(config.seed)  # fresh weights come from the seed
-    try:
-        if config.checkpoint is None:
-            model = create()
-        else:
-            with open_weights(config.checkpoint) as weights:
-                model = create(weights.path)
-    except ValueError as error:
-        kind = UsageError if config.checkpoint is None else CheckpointError
-        raise kind(f"--model {config.model}: {error}") from error
     _check_patchout(model)
     return model
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from pipeline import storage
 from pipeline.errors import PipelineError, UsageError, VerificationError
+from pipeline.folder_kinds import Kind, kind_of
 from pipeline.manifest import read_manifest
 from pipeline.progress import console, print_table, progress_bar
 from pipeline.redaction import redact
@@ -20,7 +21,6 @@ from pipeline.stages.model_loading import load_model
 from pipeline.verification.dataset_repair import repair_dataset
 from pipeline.verification.datasets import verify_dataset
 from pipeline.verification.faults import Fault, Findings, write_faults
-from pipeline.verification.kinds import Kind, kind_of
 from pipeline.verification.runs import repair_run, verify_run
 from pipeline.verification.stores import repair_store, verify_store
 

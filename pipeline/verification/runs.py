@@ -24,7 +24,7 @@ _STEP = re.compile(r"step-(\d+)\.pt")
 def verify_run(
     location: str, load_weights: Callable[[str], torch.nn.Module], *, on_files: Callable[[int], None], advance: Advance
 ) -> Findings:
-    """Read all that a run keeps.
+    """Read all that a run keeps, and its rounds, where it is one of `pipeline finetune` that has some.
 
     Args:
         location: the folder, a path or a URL.
@@ -36,13 +36,17 @@ def verify_run(
         StorageUnavailableError: the server can't be reached.
     """
     findings = Findings()
-    findings.faults.extend(_settings_faults(location))
-    _verify_metrics(location, findings)
-    checkpoints = [file.name for file in storage.list_files(storage.join_path(location, CHECKPOINTS_FOLDER), ".pt")]
-    weights = [file.name for file in storage.list_files(location, ".safetensors")]
+    rounds = _rounds(location)
+    checkpoints: list[str] = []
+    weights: list[str] = []
+    for folder in ("", *rounds):
+        findings.faults.extend(_settings_faults(location, f"{folder}{CONFIG_NAME}"))
+        _verify_metrics(location, f"{folder}{METRICS_NAME}", findings, expected=bool(folder) or not rounds)
+        checkpoints += _names_in(location, f"{folder}{CHECKPOINTS_FOLDER}/", ".pt")
+        weights += _names_in(location, folder, ".safetensors")
     on_files(len(checkpoints) + len(weights))
     for name in checkpoints:
-        findings.faults.extend(_checkpoint_faults(location, f"{CHECKPOINTS_FOLDER}/{name}"))
+        findings.faults.extend(_checkpoint_faults(location, name))
         findings.looked_at["checkpoints"] += 1
         advance(1)
     for name in weights:
@@ -52,21 +56,32 @@ def verify_run(
     return findings
 
 
-def _settings_faults(location: str) -> Iterator[Fault]:
-    path = storage.join_path(location, CONFIG_NAME)
+def _rounds(location: str) -> list[str]:
+    """Give the folders of a run's rounds, such as `fold1/`: those that have settings of their own."""
+    below = [name.removesuffix(CONFIG_NAME) for name in storage.list_tree(location) if name.endswith(f"/{CONFIG_NAME}")]
+    return [folder for folder in below if folder.count("/") == 1]
+
+
+def _names_in(location: str, folder: str, suffix: str) -> list[str]:
+    where = storage.join_path(location, folder) if folder else location
+    return [f"{folder}{file.name}" for file in storage.list_files(where, suffix)]
+
+
+def _settings_faults(location: str, name: str) -> Iterator[Fault]:
+    path = storage.join_path(location, name)
     if not storage.exists(path):
-        yield Fault(BAD_SETTINGS, CONFIG_NAME, detail="is not there")
+        yield Fault(BAD_SETTINGS, name, detail="is not there")
         return
     try:
         tomllib.loads(storage.read_bytes(path).decode())
     except ValueError as error:
-        yield Fault(BAD_SETTINGS, CONFIG_NAME, detail=str(error))
+        yield Fault(BAD_SETTINGS, name, detail=str(error))
 
 
-def _verify_metrics(location: str, findings: Findings) -> None:
-    path = storage.join_path(location, METRICS_NAME)
+def _verify_metrics(location: str, name: str, findings: Findings, *, expected: bool) -> None:
+    path = storage.join_path(location, name)
     if not storage.exists(path):
-        findings.notes["run that has logged nothing"] += 1
+        findings.notes["run that has logged nothing"] += int(expected)
         return
     lines = storage.read_bytes(path).split(b"\n")
     if lines.pop():
@@ -76,7 +91,7 @@ def _verify_metrics(location: str, findings: Findings) -> None:
         fault, step = _line_fault(line, step)
         findings.looked_at["lines of figures"] += 1
         if fault:
-            findings.faults.append(Fault(BAD_LINE, METRICS_NAME, detail=f"line {number} {fault}"))
+            findings.faults.append(Fault(BAD_LINE, name, detail=f"line {number} {fault}"))
 
 
 def _line_fault(line: bytes, step: int) -> tuple[str, int]:
@@ -139,11 +154,13 @@ def repair_run(location: str, findings: Findings) -> None:
         CheckpointError: none is left: a resume would begin the training anew without a word.
     """
     damaged = dict.fromkeys(fault.file for fault in findings.faults if fault.check == DAMAGED_CHECKPOINT)
-    if damaged and len(damaged) == findings.looked_at["checkpoints"]:
-        raise CheckpointError(
-            f"{location}: none of the {len(damaged)} checkpoints is sound, so nothing was moved. Put a sound "
-            "copy back, or start again in another folder"
-        )
+    for folder in dict.fromkeys(name.rpartition("/")[0] for name in damaged):
+        names = _names_in(location, f"{folder}/", ".pt")
+        if damaged.keys() >= set(names):
+            raise CheckpointError(
+                f"{storage.join_path(location, folder)}: none of the {len(names)} checkpoints is sound, so nothing was "
+                "moved. Put a sound copy back, or start again in another folder"
+            )
     for name in damaged:
         target = move_aside(location, name)
         for fault in findings.faults:

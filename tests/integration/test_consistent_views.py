@@ -1,6 +1,6 @@
 """What the student is shown of a view is what its teachers saw: the same samples, the same bands, their own logits."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,15 +21,9 @@ from pipeline.streaming import load_steps
 from pipeline.views import ViewConfig, ViewsStamp
 from pipeline.waveform_cache import WaveformCache
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 RATE_HZ, SECONDS, VIEWS = 32_000, 0.3, 3
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,6 +37,8 @@ from pipeline.stages import (
 from pipeline.stages.finetuning import FinetuneAugmentConfig, FinetuneConfig, FinetuneLearner, WavmixConfig
 from pipeline.stages.ingesting import IngestConfig, ingest
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL: dict[str, Any] = {
     "model": "mn01",
     "epochs": 3,
@@ -47,15 +48,6 @@ SMALL: dict[str, Any] = {
     "clip_seconds": 0.5,
     "checkpoint_minutes": 0,
 }
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    # Sums depend on how many threads share them, so runs that are compared bit for bit have equally many.
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def esc50(folder: Path, source: Path, **settings: Any) -> finetune_esc50.FinetuneEsc50Config:

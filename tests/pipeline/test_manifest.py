@@ -174,9 +174,12 @@ def test_other_classes_than_the_manifests_are_refused(dataset: Path) -> None:
 
 def test_missing_files_say_what_makes_them(dataset: Path, tmp_path: Path) -> None:
     (dataset / CLASSES_NAME).unlink()
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ManifestError, match=r"has no classes\.csv"):
         read_manifest(dataset)
     with pytest.raises(ManifestError, match=r"has no manifest\.parquet. Run `pipeline index"):
+        read_manifest(tmp_path / "empty")
+    with pytest.raises(ManifestError, match="absent: there is no such folder"):
         read_manifest(tmp_path / "absent")
 
 

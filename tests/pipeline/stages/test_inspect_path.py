@@ -88,7 +88,7 @@ def test_what_is_none_of_these_is_named(tmp_path: Path, data: Manifest) -> None:
     with pytest.raises(PipelineError, match="there is nothing here"):
         run(InspectConfig(str(tmp_path / "nowhere")))
     (Path(data.location) / "manifest.parquet").unlink()
-    with pytest.raises(PipelineError, match="holds tars but no manifest"):
+    with pytest.raises(PipelineError, match=r"has no manifest\.parquet\. Run `pipeline index"):
         run(InspectConfig(data.location))
 
 

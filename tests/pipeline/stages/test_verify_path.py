@@ -425,6 +425,32 @@ def test_each_file_of_a_run_is_looked_at(training_run: Path, tmp_path: Path) -> 
     ]
 
 
+def test_the_rounds_of_a_run_are_looked_at_like_runs(training_run: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "whole"
+    for name in ("fold1", "fold2"):
+        shutil.copytree(training_run, whole / name)
+    (whole / "config.toml").write_text("epochs = 2\n")
+    found = verify(whole)
+    assert found.looked_at == {"lines of figures": 6, "checkpoints": 4, "files of weights": 2}
+    assert (found.faults, +found.notes) == ([], {"last line that was not finished": 2})
+    checkpoint_path(whole / "fold2", 20).write_bytes(b"")
+    (whole / "fold1" / "last.safetensors").write_bytes(b"")
+    (whole / "fold1" / "config.toml").write_text("epochs = \n")
+    (whole / "fold1" / "metrics.jsonl").write_text("[]\n")
+    assert faults(whole, tmp_path) == [
+        ("unusable settings", "fold1/config.toml", None),
+        ("damaged line", "fold1/metrics.jsonl", None),
+        ("damaged checkpoint", "fold2/checkpoints/step-00000020.pt", None),
+        ("unusable weights", "fold1/last.safetensors", None),
+    ]
+    with pytest.raises(VerificationError):
+        verify(whole, repair=True)
+    assert [path.name for path in (whole / ".damaged/fold2/checkpoints").iterdir()] == ["step-00000020.pt"]
+    checkpoint_path(whole / "fold2", 10).write_bytes(b"")  # the other round's two sound ones are no help to this one
+    with pytest.raises(PipelineError, match="fold2/checkpoints: none of the 1 checkpoints is sound"):
+        verify(whole, repair=True)
+
+
 # --- the command ----------------------------------------------------------------------------------------------------
 
 
@@ -446,7 +472,7 @@ def test_settings_that_cannot_be_are_wrong_usage(dataset: Path, settings: dict) 
 
 
 def test_nothing_there_is_an_error(tmp_path: Path, store: Path) -> None:
-    with pytest.raises(PipelineError, match="there is no dataset, logit store or run here"):
+    with pytest.raises(PipelineError, match="there is nothing here"):
         verify(tmp_path / "nothing")
     with pytest.raises(UsageError, match="--decode is for the sounds of a dataset"):
         verify(store, decode=True)

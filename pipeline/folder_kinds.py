@@ -30,4 +30,8 @@ def kind_of(path: str) -> Kind:
         return "run"
     if part_files(path):
         return "store"
-    raise PipelineError(f"{path}: there is no dataset, logit store or run here. Give the folder of one.")
+    if not storage.exists(path):
+        raise PipelineError(f"{path}: there is nothing here. Give the folder of a dataset, a logit store or a run.")
+    raise PipelineError(
+        f"{path}: is neither a dataset ({MANIFEST_NAME}), a logit store ({STORE_NAME}) nor a run ({CONFIG_NAME})."
+    )
