@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from pipeline.errors import TooManyFailuresError
 from pipeline.join import FailedClip, FailureTally, JoinedDataset, TrainingBatch, batch_loader
 from pipeline.predictions import Precision, predict
 from pipeline.ranks import Ranks
@@ -45,7 +46,7 @@ class Evaluation:
 
         Raises:
             StopRequestedError: somebody asked one of the ranks to end.
-            TooManyFailuresError: too many clips can't be read.
+            TooManyFailuresError: too many clips can't be read, or none can.
         """
         failures: list[FailedClip] = []
         found = predict([model], self._batches(stop, failures), device=self.device, precision=self.precision)
@@ -53,6 +54,8 @@ class Evaluation:
         tally = FailureTally(manifest, most=self.max_failed)
         tally.count(np.arange(len(manifest)), [one for some in self.ranks.collect(failures) for one in some])
         tally.check()
+        if len(tally.failures) == len(manifest):  # a limit of 100 % allows it
+            raise TooManyFailuresError(f"{manifest.location}: {tally.summary()}, so nothing is left to judge by")
         parts = self.ranks.collect((found.rows, found.logits))
         return self.ranks.from_first(lambda: self._judge(parts))
 

@@ -115,6 +115,8 @@ def run_training(
     manifest = dataset.manifest
     if eval_dataset is not None and eval_dataset.manifest.vocabulary.sha256 != manifest.vocabulary.sha256:
         raise UsageError(f"--eval-data {config.eval_data}: has other classes than --data {config.data}")
+    if eval_dataset is not None and not len(eval_dataset.manifest):
+        raise UsageError(f"--eval-data {config.eval_data}: holds no clips, so there is nothing to judge by")
     with joined_ranks() as ranks, ExitStack() as stack:
         plan = plan_epochs(
             manifest,

@@ -13,7 +13,7 @@ from tiny_learner import TinyLearner
 
 from pipeline.checkpoints import list_checkpoints
 from pipeline.errors import CheckpointError, TooManyFailuresError, TrainingDivergedError, UsageError
-from pipeline.manifest import read_manifest
+from pipeline.manifest import read_manifest, write_manifest
 from pipeline.progress import read_metrics
 from pipeline.training import TrainingConfig
 from pipeline.training_run import RunResult, open_clips, run_training
@@ -66,7 +66,7 @@ def train(config: TrainingConfig, learner: TinyLearner | None = None) -> RunResu
         config,
         learner,
         dataset=open_clips(config, manifest, learner.model),
-        eval_dataset=open_clips(config, eval_manifest, learner.model) if eval_manifest else None,
+        eval_dataset=open_clips(config, eval_manifest, learner.model) if eval_manifest is not None else None,
         schedule=lambda epoch: 1.0,
     )
 
@@ -203,6 +203,19 @@ def test_clips_that_fail_are_listed_once_and_too_many_end_the_run(
     with pytest.raises(TooManyFailuresError, match=r"2 of 16 clips can't be used \(12.5 %\).*limit is 10 %"):
         train(replace(config, data=data, run=str(tmp_path / "other"), max_failed=0.1, checkpoint_minutes=10))
     assert (tmp_path / "other" / "last.safetensors").exists()
+
+
+def test_clips_to_judge_by_have_to_be_there(
+    config: TrainingConfig, tmp_path: Path, make_dataset: Callable[..., Path]
+) -> None:
+    empty = make_dataset(tmp_path / "empty", clips=8)
+    manifest = read_manifest(empty)
+    write_manifest(empty, manifest.table.slice(0, 0), manifest.vocabulary)
+    with pytest.raises(UsageError, match=r"--eval-data .*empty: holds no clips"):
+        train(replace(config, eval_data=str(empty)))
+    silent = make_dataset(tmp_path / "silent", clips=8, broken=range(8))
+    with pytest.raises(TooManyFailuresError, match=r"silent: 8 of 8 clips can't be used .* nothing is left"):
+        train(replace(config, eval_data=str(silent), max_failed=1.0))
 
 
 @pytest.mark.parametrize("order", [{"sampling": "stream"}, {"read_window": 12}])
