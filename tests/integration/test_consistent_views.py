@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_stores import stamp_for
 from safetensors.torch import load_file
 
 from pipeline.cache import CacheFolder
@@ -16,7 +17,6 @@ from pipeline.manifest import Manifest, read_manifest
 from pipeline.sampling import StreamConfig, plan_epochs
 from pipeline.stages.shard_decoder import ShardDecoder
 from pipeline.stages.train_student import TrainStudentConfig, run
-from pipeline.store_stamp import StoreStamp, TeacherStamp
 from pipeline.streaming import load_steps
 from pipeline.views import ViewConfig, ViewsStamp
 from pipeline.waveform_cache import WaveformCache
@@ -44,14 +44,7 @@ def store(manifest: Manifest, views: ViewsStamp, tmp_path_factory: pytest.TempPa
 
 
 def make_store(folder: Path, manifest: Manifest, views: ViewsStamp | None) -> LogitStore:
-    teacher = TeacherStamp(name="by hand", weight=1.0, sha256="0" * 64, front_end="none")
-    stamp = StoreStamp(
-        teachers=(teacher,),
-        vocabulary_sha256=manifest.vocabulary.sha256,
-        classes=4,
-        precision="float32",
-        views=views,
-    )
+    stamp = replace(stamp_for(manifest), views=views)
     logits = (10 * np.arange(8)[:, None] + np.arange(stamp.view_count)).reshape(-1, 1).repeat(4, axis=1)
     write_stamp(str(folder), stamp)
     publish_part(str(folder), "train-000000", manifest.clip_ids.to_pylist(), logits, stamp, "")

@@ -8,12 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_stores import fill_store, stamp_for
 from safetensors.torch import load_file
 
 from pipeline import cli
-from pipeline.logit_store import publish_part, write_stamp
 from pipeline.manifest import read_manifest
-from pipeline.store_stamp import StoreStamp, TeacherStamp
 from pipeline.vocabulary import LabelClass, Vocabulary
 
 CLASSES = Vocabulary(tuple(LabelClass(index, f"/own/{index}", f"Sound {index}") for index in range(4)))
@@ -57,14 +56,8 @@ def test_tars_under_foreign_names_train_after_an_index(
     assert sorted(manifest.clip_ids.to_pylist()) == sorted(f"clip/{number}" for number in range(12))
 
     store = str(tmp_path / "store")
-    teachers = (TeacherStamp(name="ideal", weight=1.0, sha256="0" * 64, front_end="none"),)
-    stamp = StoreStamp(teachers=teachers, vocabulary_sha256=CLASSES.sha256, classes=4, precision="float32")
-    write_stamp(store, stamp)
-    for shard in manifest.shards:
-        rows = manifest.rows_of_shard(shard)
-        logits = 8 * manifest.label_matrix(rows) - 4  # (clips, classes)
-        ids = manifest.clip_ids.take(rows).to_pylist()
-        publish_part(store, shard.removesuffix(".tar"), ids, logits, stamp, manifest.shard_identity(shard))
+    logits = 8 * manifest.label_matrix(np.arange(len(manifest))) - 4  # (clips, classes)
+    fill_store(store, manifest, logits, stamp=stamp_for(manifest, "ideal"))
 
     run = str(tmp_path / "run")
     settings = ["--model", "mn01", "--model-options.n_mels", "40", "--model-options.hopsize", "1600"]

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from made_stores import stamp_for
 from object_servers import SECRET_KEY, Fault, Proxy, S3Server, web_server
 from safetensors.torch import load, load_file
 
@@ -26,7 +27,6 @@ from pipeline.manifest import SCHEMA, read_manifest, write_manifest
 from pipeline.shards import read_clip_bytes
 from pipeline.stages import compare, evaluate, inspect_path
 from pipeline.stages.train_student import TrainStudentConfig, run
-from pipeline.store_stamp import StoreStamp, TeacherStamp
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -72,10 +72,7 @@ def make_data(make_dataset: Callable[..., Path], location: str) -> None:
 
 def make_store(data: str, store: str) -> None:
     manifest = read_manifest(data)
-    made_by = TeacherStamp(name="by hand", weight=1.0, sha256="0" * 64, front_end="none")
-    stamp = StoreStamp(
-        teachers=(made_by,), vocabulary_sha256=manifest.vocabulary.sha256, classes=4, precision="float32"
-    )
+    stamp = stamp_for(manifest)
     write_stamp(store, stamp)
     logits = 16 * manifest.label_matrix(np.arange(8)) - 8
     publish_part(store, "train-000000", manifest.clip_ids[:8].to_pylist(), logits, stamp, "")

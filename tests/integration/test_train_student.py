@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from made_stores import stamp_for
 from safetensors.torch import load_file
 from torch import nn
 
@@ -23,7 +24,6 @@ from pipeline.recipes import to_toml
 from pipeline.sampling import EpochPlan
 from pipeline.stages.model_loading import load_model
 from pipeline.stages.train_student import StudentLearner, TrainStudentConfig, run
-from pipeline.store_stamp import StoreStamp, TeacherStamp
 from pipeline.training import AverageConfig, Trainer, TrainingConfig
 from pipeline.training_run import open_clips
 
@@ -43,13 +43,7 @@ def store(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_store(data: Path, folder: Path, vocabulary_sha256: str = "") -> Path:
     manifest = read_manifest(data)
-    teacher = TeacherStamp(name="by hand", weight=1.0, sha256="0" * 64, front_end="none")
-    stamp = StoreStamp(
-        teachers=(teacher,),
-        vocabulary_sha256=vocabulary_sha256 or manifest.vocabulary.sha256,
-        classes=4,
-        precision="float32",
-    )
+    stamp = replace(stamp_for(manifest), vocabulary_sha256=vocabulary_sha256 or manifest.vocabulary.sha256)
     logits = 16 * np.roll(manifest.label_matrix(np.arange(6)), 1, axis=1) - 8
     write_stamp(str(folder), stamp)
     publish_part(str(folder), "train-000000", manifest.clip_ids[:6].to_pylist(), logits, stamp, "")

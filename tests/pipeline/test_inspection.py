@@ -5,15 +5,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from made_stores import fill_store
 
 from pipeline.checkpoints import save_checkpoint, save_weights
 from pipeline.errors import LogitStoreError, ManifestError, PipelineError
 from pipeline.ingest.rejections import REJECTED_NAME, Rejection, tabulate, write_rejections
 from pipeline.inspection import cover, failures_by_reason, summarise_dataset, summarise_run
-from pipeline.logit_store import ClipFailure, LogitStore, open_store, publish_part, write_stamp
 from pipeline.manifest import Manifest, write_manifest
 from pipeline.progress import MetricLog
-from pipeline.store_stamp import StoreStamp, TeacherStamp
 from pipeline.vocabulary import LabelClass, Vocabulary
 
 TinyClip = tuple[str, tuple[int, ...], bytes]
@@ -29,22 +28,8 @@ def data(build_dataset: Callable[..., Manifest], clips: list[TinyClip]) -> Manif
     return build_dataset("data", clips)
 
 
-def fill_store(folder: Path, data: Manifest, shards: list[str], left_out: str = "") -> LogitStore:
-    stamp = StoreStamp(
-        teachers=(TeacherStamp(name="passt_tiny", weight=2.0, sha256="a" * 64, front_end="mel"),),
-        vocabulary_sha256=data.vocabulary.sha256,
-        classes=len(data.vocabulary),
-        precision="bfloat16",
-    )
-    write_stamp(str(folder), stamp)
-    for shard in shards:
-        ids = [data.clip_ids[row].as_py() for row in data.rows_of_shard(shard).tolist()]
-        kept = [clip_id for clip_id in ids if clip_id != left_out]
-        failures = [ClipFailure(clip_id=left_out, reason="cut short")] if left_out in ids else []
-        logits = np.zeros((len(kept), stamp.classes))
-        stem = shard.removesuffix(".tar")
-        publish_part(str(folder), stem, kept, logits, stamp, data.shard_identity(shard), failures)
-    return open_store(str(folder))
+def no_logits(data: Manifest) -> np.ndarray:
+    return np.zeros((len(data), len(data.vocabulary)))
 
 
 def test_a_dataset_is_counted(data: Manifest, clips: list[TinyClip]) -> None:
@@ -97,7 +82,9 @@ def test_a_shard_that_is_not_there_is_missing(data: Manifest) -> None:
 
 def test_coverage_names_the_shards_that_lack_logits(data: Manifest, tmp_path: Path) -> None:
     first, second, third = data.shards
-    store = fill_store(tmp_path / "store", data, [first, third], left_out="-clip.01")
+    store = fill_store(
+        tmp_path / "store", data, no_logits(data), shards=[first, third], failed={"-clip.01": "cut short"}
+    )
     coverage = cover(store, data)
     assert (coverage.clips, coverage.clips_with_logits) == (12, 4 + 2)
     assert coverage.uncovered_shards == {first: 1, second: 5}
@@ -108,7 +95,7 @@ def test_coverage_names_the_shards_that_lack_logits(data: Manifest, tmp_path: Pa
 def test_coverage_goes_by_clip_id_and_tells_which_shards_changed(
     build_dataset: Callable[..., Manifest], data: Manifest, clips: list[TinyClip], tmp_path: Path
 ) -> None:
-    store = fill_store(tmp_path / "store", data, data.shards)
+    store = fill_store(tmp_path / "store", data, no_logits(data))
     turned = build_dataset("turned", clips[::-1])
     coverage = cover(store, turned)
     assert coverage.clips_with_logits == 12
@@ -122,7 +109,7 @@ def test_coverage_of_other_classes_is_refused(
     classes = tuple(LabelClass(index, f"/m/{index}", f"Other {index}") for index in range(5))
     other = build_dataset("other", clips, vocabulary=Vocabulary(classes))
     with pytest.raises(LogitStoreError, match="made for 5 classes"):
-        cover(fill_store(tmp_path / "store", data, data.shards), other)
+        cover(fill_store(tmp_path / "store", data, no_logits(data)), other)
 
 
 def test_a_run_tells_its_best_score_its_last_figures_and_its_files(tmp_path: Path) -> None:

@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from made_stores import fill_store
 
 from pipeline.errors import ManifestError, ShardError, UsageError
 from pipeline.ingest.dataset_folder import UNFINISHED
-from pipeline.logit_store import open_store, part_stem, publish_part, write_stamp
+from pipeline.logit_store import open_store
 from pipeline.manifest import Manifest, read_manifest
 from pipeline.shards import read_clip_bytes
 from pipeline.stages import merge_datasets, reshard_dataset, split_dataset
@@ -19,7 +20,6 @@ from pipeline.stages.copying import CopyConfig
 from pipeline.stages.index_dataset import IndexConfig
 from pipeline.stages.index_dataset import run as run_index
 from pipeline.storage import RangeReader
-from pipeline.store_stamp import StoreStamp, TeacherStamp
 from pipeline.vocabulary import LabelClass, Vocabulary
 
 SMALL = CopyConfig(clips_per_shard=4, workers=2)
@@ -76,18 +76,8 @@ def dataset(make_dataset, tmp_path: Path) -> Path:
 
 def write_store(folder: Path, manifest: Manifest) -> None:
     """A store whose logits say which clip they are of."""
-    stamp = StoreStamp(
-        teachers=(TeacherStamp(name="passt_tiny", weight=1.0, sha256="a" * 64, front_end="mel"),),
-        vocabulary_sha256=manifest.vocabulary.sha256,
-        classes=len(manifest.vocabulary),
-        precision="float32",
-    )
-    write_stamp(str(folder), stamp)
-    for shard in manifest.shards:
-        rows = manifest.rows_of_shard(shard)
-        ids = [manifest.clip_ids[int(row)].as_py() for row in rows]
-        logits = np.add.outer([int(clip_id.removeprefix("clip")) for clip_id in ids], np.arange(stamp.classes) / 8)
-        publish_part(str(folder), part_stem(shard), ids, logits, stamp, manifest.shard_identity(shard))
+    numbers = [int(clip_id.removeprefix("clip")) for clip_id in manifest.clip_ids.to_pylist()]
+    fill_store(folder, manifest, np.add.outer(numbers, np.arange(len(manifest.vocabulary)) / 8))
 
 
 def aligned(store: Path, dataset: Path, cache: Path) -> dict[str, list[float]]:

@@ -10,17 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from made_stores import fill_store, stamp_for
 
 import student
 import teacher
 from pipeline.audio import load_waveform
 from pipeline.checkpoints import save_weights
 from pipeline.errors import CheckpointError, LogitStoreError, ManifestError, TooManyFailuresError, UsageError
-from pipeline.logit_store import ClipFailure, publish_part, write_stamp
+from pipeline.logit_store import publish_part, write_stamp
 from pipeline.manifest import Manifest
 from pipeline.report import EvaluationReport
 from pipeline.stages.evaluate import EvaluateConfig, run
-from pipeline.store_stamp import ImportStamp, StoreStamp, TeacherStamp
+from pipeline.store_stamp import ImportStamp, StoreStamp
 from pipeline.views import ViewConfig, ViewsStamp
 from pipeline.vocabulary import LabelClass, Vocabulary
 
@@ -77,18 +78,9 @@ def write_store(
     folder: Path, data: Manifest, logits: np.ndarray, left_out: tuple[int, ...] = (), reason: str = ""
 ) -> str:
     """Publish logits by manifest row; the clips left out are failures where a reason is given."""
-    teachers = tuple(TeacherStamp(name=name, weight=1.0, sha256="a" * 64, front_end="mel") for name in ("x", "y"))
-    stamp = StoreStamp(
-        teachers=teachers, vocabulary_sha256=data.vocabulary.sha256, classes=CLASSES, precision="float32"
-    )
-    write_stamp(str(folder), stamp)
-    for shard in data.shards:
-        rows = [row for row in data.rows_of_shard(shard).tolist() if row not in left_out]
-        failed = [row for row in data.rows_of_shard(shard).tolist() if row in left_out and reason]
-        failures = [ClipFailure(clip_id=data.clip_ids[row].as_py(), reason=reason) for row in failed]
-        ids = [data.clip_ids[row].as_py() for row in rows]
-        stem = shard.removesuffix(".tar")
-        publish_part(str(folder), stem, ids, logits[rows], stamp, data.shard_identity(shard), failures)
+    ids = [data.clip_ids[row].as_py() for row in left_out]
+    failed = dict.fromkeys(ids, reason) if reason else {}
+    fill_store(folder, data, logits, stamp=stamp_for(data, "x", "y"), failed=failed, absent=ids)
     return str(folder)
 
 

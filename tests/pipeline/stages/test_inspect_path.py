@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from made_stores import fill_store, stamp_for
 
 from pipeline import cli
 from pipeline.errors import PipelineError, UsageError
@@ -24,17 +25,9 @@ def data(build_dataset: Callable[..., Manifest], make_noises: Callable[[int, int
 @pytest.fixture
 def store(data: Manifest, tmp_path: Path) -> str:
     """Logits of the first of two shards."""
-    folder, shard = str(tmp_path / "store"), data.shards[0]
-    stamp = StoreStamp(
-        teachers=(TeacherStamp(name="passt_tiny", weight=2.0, sha256="abc" * 20, front_end="128 mel bands"),),
-        vocabulary_sha256=data.vocabulary.sha256,
-        classes=5,
-        precision="bfloat16",
-    )
-    write_stamp(folder, stamp)
-    ids = data.clip_ids.to_pylist()[:5]
-    publish_part(folder, shard.removesuffix(".tar"), ids, np.zeros((5, 5)), stamp, data.shard_identity(shard))
-    return folder
+    teacher = TeacherStamp(name="passt_tiny", weight=2.0, sha256="abc" * 20, front_end="128 mel bands")
+    stamp = replace(stamp_for(data), teachers=(teacher,), precision="bfloat16")
+    return fill_store(tmp_path / "store", data, np.zeros((len(data), 5)), stamp=stamp, shards=data.shards[:1]).location
 
 
 @pytest.fixture

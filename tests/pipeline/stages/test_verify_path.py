@@ -11,26 +11,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from made_stores import fill_store
 
 import student
 from pipeline.checkpoints import checkpoint_path, load_newest_checkpoint, save_checkpoint, save_weights
 from pipeline.cli import run as run_command
 from pipeline.errors import ManifestError, PipelineError, UsageError, VerificationError
 from pipeline.logit_store import (
-    ClipFailure,
     open_store,
-    part_stem,
     publish_part,
     read_stamp,
     write_failures,
-    write_stamp,
 )
 from pipeline.manifest import Manifest, read_manifest, write_manifest
 from pipeline.stages.copying import CopyConfig
 from pipeline.stages.reshard_dataset import ReshardConfig
 from pipeline.stages.reshard_dataset import run as reshard
 from pipeline.stages.verify_path import VerifyConfig, run
-from pipeline.store_stamp import StoreStamp, TeacherStamp
+from pipeline.store_stamp import StoreStamp
 from pipeline.verification.faults import Findings
 from pipeline.vocabulary import LabelClass, Vocabulary
 
@@ -226,22 +224,10 @@ def test_a_dataset_behind_a_url_is_verified_and_repaired(dataset: Path) -> None:
 
 
 def write_store(folder: Path, manifest: Manifest) -> StoreStamp:
-    stamp = StoreStamp(
-        teachers=(TeacherStamp(name="passt_tiny", weight=1.0, sha256="a" * 64, front_end="mel"),),
-        vocabulary_sha256=manifest.vocabulary.sha256,
-        classes=len(manifest.vocabulary),
-        precision="float32",
-    )
-    write_stamp(str(folder), stamp)
-    for shard in manifest.shards:
-        rows = manifest.rows_of_shard(shard)
-        ids = [manifest.clip_ids[int(row)].as_py() for row in rows]
-        failures = [ClipFailure(clip_id="clip7", reason="no sound")] if "clip7" in ids else []
-        good = [clip_id for clip_id in ids if clip_id != "clip7"]
-        logits = np.ones((len(good), stamp.classes), np.float16)
-        publish_part(str(folder), part_stem(shard), good, logits, stamp, manifest.shard_identity(shard), failures)
-    write_failures(str(folder), list(open_store(str(folder)).parts))
-    return stamp
+    logits = np.ones((len(manifest), len(manifest.vocabulary)), np.float16)
+    store = fill_store(folder, manifest, logits, failed={"clip7": "no sound"})
+    write_failures(str(folder), list(store.parts))
+    return store.stamp
 
 
 @pytest.fixture
