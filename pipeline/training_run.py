@@ -33,6 +33,7 @@ from pipeline.stopping import StopRequest, StopRequestedError, stop_on_signals
 from pipeline.streaming import load_steps
 from pipeline.training import Learner, StepReport, Trainer, TrainingConfig
 from pipeline.views import ViewsStamp
+from pipeline.vocabulary import Vocabulary
 from pipeline.waveform_cache import WaveformCache
 
 _log = logging.getLogger(__name__)
@@ -113,10 +114,8 @@ def run_training(
         PipelineError: the settings don't fit the folder or the dataset, or the run can't go on.
     """
     manifest = dataset.manifest
-    if eval_dataset is not None and eval_dataset.manifest.vocabulary.sha256 != manifest.vocabulary.sha256:
-        raise UsageError(f"--eval-data {config.eval_data}: has other classes than --data {config.data}")
-    if eval_dataset is not None and not len(eval_dataset.manifest):
-        raise UsageError(f"--eval-data {config.eval_data}: holds no clips, so there is nothing to judge by")
+    if eval_dataset is not None:
+        _check_eval(config, manifest, eval_dataset.manifest)
     with joined_ranks() as ranks, ExitStack() as stack:
         plan = plan_epochs(
             manifest,
@@ -152,16 +151,27 @@ def run_training(
             eval_dataset=eval_dataset,
             device=device,
             ranks=ranks,
-            metadata={
-                "classes": len(manifest.vocabulary),
-                "vocabulary_sha256": manifest.vocabulary.sha256,
-                "vocabulary": manifest.vocabulary.to_csv_bytes().decode(),
-            },
+            metadata=_what_logits_mean(manifest.vocabulary),
             export_dtype=export_dtype,
         )
         if folder is not None:
             stack.callback(folder.close)
         return run.go()
+
+
+def _check_eval(config: TrainingConfig, manifest: Manifest, eval_manifest: Manifest) -> None:
+    if eval_manifest.vocabulary.sha256 != manifest.vocabulary.sha256:
+        raise UsageError(f"--eval-data {config.eval_data}: has other classes than --data {config.data}")
+    if not len(eval_manifest):
+        raise UsageError(f"--eval-data {config.eval_data}: holds no clips, so there is nothing to judge by")
+
+
+def _what_logits_mean(vocabulary: Vocabulary) -> dict[str, Any]:
+    return {
+        "classes": len(vocabulary),
+        "vocabulary_sha256": vocabulary.sha256,
+        "vocabulary": vocabulary.to_csv_bytes().decode(),
+    }
 
 
 def _log_plan(config: TrainingConfig, plan: EpochPlan, device: torch.device, ranks: Ranks) -> None:
