@@ -186,7 +186,7 @@ def draw(path: Path, results: Sequence[Result], epochs: Sequence[float], teacher
             axes.axhline(teachers_map, color=TEACHER_COLOUR, linewidth=2, zorder=0)
         curves.annotate("teachers", (epochs[0], teachers_map), color=INK, va="bottom")
         curves.set(xlabel="epoch", ylabel="mAP", title="Mean and range over the seeds")
-        curves.legend(loc="upper left", bbox_to_anchor=(0, 0.9))
+        curves.legend(loc="lower right")
         finals.set(title="After the last epoch, every seed")
         finals.set_xticks(range(len(results)), [result.condition.name.replace(", ", ",\n") for result in results])
         finals.tick_params(axis="x", labelsize=8, labelrotation=45)
