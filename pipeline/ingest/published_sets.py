@@ -31,6 +31,11 @@ class Round:
     test: str | None = None
     """The part that the best weights on `watch` are tested on; None where `watch` is all there is to test on."""
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Name the parts that it needs."""
+        return (*self.learn, self.watch, *([self.test] if self.test else []))
+
 
 class PublishedSet(ABC):
     """A data set as its publisher ships it."""
@@ -44,8 +49,7 @@ class PublishedSet(ABC):
     @classmethod
     def parts(cls) -> tuple[str, ...]:
         """Name the parts, each once."""
-        named = (part for one in cls.rounds for part in (*one.learn, one.watch, one.test))
-        return tuple(sorted({part for part in named if part is not None}))
+        return tuple(sorted({part for one in cls.rounds for part in one.parts}))
 
     @classmethod
     def find(cls, folder: Path) -> Path:

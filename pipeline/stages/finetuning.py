@@ -17,8 +17,8 @@ from pipeline.join import TrainingBatch
 from pipeline.manifest import Manifest
 from pipeline.recipes import read_options
 from pipeline.sampling import Sampling
-from pipeline.stages.judging import judge
-from pipeline.stages.model_loading import build_for_training
+from pipeline.stages.judging import comparable, judge
+from pipeline.stages.model_loading import build_for_training, check_registered
 from pipeline.training import Learner, OptimizerConfig, TrainingConfig, start_at_class_shares
 from pipeline.training_run import RunResult, open_clips, run_training
 from pipeline.weights import Task
@@ -108,10 +108,7 @@ class FinetuneConfig(TrainingConfig):
 
     def __post_init__(self) -> None:
         TrainingConfig.__post_init__(self)
-        try:
-            student.model_card(self.model)
-        except ValueError as error:
-            raise UsageError(f"--model {self.model}: {error}") from error
+        check_registered(student, self.model)  # before a set is packed for it
         if self.ranks > 1:
             raise UsageError(f"--ranks {self.ranks}: a set for fine-tuning is small; train on one device")
         if self.clip_seconds is not None and not self.clip_seconds > 0:
@@ -169,8 +166,7 @@ class FinetuneLearner(Learner):
     def score(self, logits: np.ndarray, labels: np.ndarray, judged: np.ndarray | None = None) -> dict[str, float]:
         """Give mAP, mean ROC AUC and d′, and accuracies where a clip has one class, or else the micro-averaged mAP."""
         if self._task == "single-label":
-            # Classes compete in a softmax, so only its probabilities can be compared from one clip to the next.
-            said = torch.from_numpy(logits).log_softmax(dim=1).numpy()
+            said = comparable(logits, self._task)
             own = {
                 "accuracy": student.accuracy(said, labels),
                 "class_accuracy": student.class_accuracy(said, labels),

@@ -108,7 +108,7 @@ def prepare(config: PublishedSetConfig, published: PublishedSet, rounds: list[Ro
         UsageError: a part is not there, and there is no source to make it from, or a file of the source is missing.
         ManifestError: the source is malformed.
     """
-    for part in sorted({part for one in rounds for part in (*one.learn, one.watch, one.test) if part is not None}):
+    for part in sorted({part for one in rounds for part in one.parts}):
         out = storage.join_path(config.parts_folder, part)
         there = storage.exists(storage.join_path(out, MANIFEST_NAME))
         if there and config.source is None:

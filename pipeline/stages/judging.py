@@ -1,8 +1,21 @@
-"""How a model in training is judged; both training commands use it."""
+"""How models are judged: the figures of every training command, and scores that can be compared between clips."""
 
 import numpy as np
+import torch
 
 import student
+from pipeline.weights import Task
+
+
+def comparable(logits: np.ndarray, task: Task) -> np.ndarray:
+    """Give (clips, classes) scores that rank one clip against another.
+
+    A logit does. But where classes compete in a softmax, only its (log) probabilities do: logits of a clip may all be
+    shifted alike.
+    """
+    if task == "multi-label":
+        return logits
+    return torch.from_numpy(np.asarray(logits)).log_softmax(dim=1).numpy()
 
 
 def judge(logits: np.ndarray, labels: np.ndarray, judged: np.ndarray | None = None) -> dict[str, float]:

@@ -184,6 +184,18 @@ def load_model(
     )
 
 
+def check_registered(package: _Package[nn.Module], name: str) -> None:
+    """See that a model can be built.
+
+    Raises:
+        UsageError: nothing is registered under the name.
+    """
+    try:
+        package.model_card(name)
+    except ValueError as error:
+        raise UsageError(f"--model {name}: {error}") from error
+
+
 def build_for_training(
     package: _Package[Built], name: str, checkpoint: str | None, *, seed: int, **settings: Any
 ) -> Built:
@@ -200,10 +212,7 @@ def build_for_training(
         UsageError: nothing is registered under the name, or a setting doesn't fit the model.
         CheckpointError: the checkpoint doesn't fit, or can't be had.
     """
-    try:
-        package.model_card(name)
-    except ValueError as error:
-        raise UsageError(f"--model {name}: {error}") from error
+    check_registered(package, name)
     torch.manual_seed(seed)
     try:
         if checkpoint is None:

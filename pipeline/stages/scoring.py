@@ -18,6 +18,7 @@ from pipeline.predictions import Precision, iter_predictions
 from pipeline.progress import ProgressBar, progress_bar
 from pipeline.redaction import redact
 from pipeline.report import EvaluationReport, SystemScores, hash_of_ids
+from pipeline.stages.judging import comparable
 from pipeline.stages.model_loading import LoadedModel
 from pipeline.weights import Task
 from student import accuracy, d_prime, tagging_scores
@@ -207,10 +208,8 @@ def _check_share(failures: Mapping[int, str], manifest: Manifest, max_failed: fl
 
 
 def _score_one(system: System, rows: np.ndarray, labels: np.ndarray, judged: np.ndarray | None) -> SystemScores:
-    said, accurate = system.logits, None
+    said, accurate = comparable(system.logits, system.task), None
     if system.task == "single-label":
-        # Classes compete in a softmax, so only its probabilities can be compared from one clip to the next.
-        said = torch.from_numpy(np.asarray(said)).log_softmax(dim=1).numpy()
         one_each = bool((labels[rows].sum(axis=1) == 1).all())
         accurate = accuracy(said[rows], labels[rows]) if one_each else None
     scores = tagging_scores(said, labels, rows, judged=judged)

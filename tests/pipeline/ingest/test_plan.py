@@ -25,7 +25,7 @@ class ListedSource(Source):
         yield from self.items
 
     def open_reader(self) -> AbstractContextManager[ClipReader]:
-        raise NotImplementedError
+        raise AssertionError("a plan is made without reading a sound")
 
 
 def plan(*items: PlannedClip | Rejection, held: tuple[str, ...] = ()) -> Plan:
