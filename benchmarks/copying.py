@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from pipeline.clips import Clip
-from pipeline.manifest import SCHEMA, write_manifest
-from pipeline.shards import open_shard
-from pipeline.stages.copying import CopyConfig
-from pipeline.stages.reshard_dataset import ReshardConfig
-from pipeline.stages.reshard_dataset import run as reshard
-from pipeline.stages.verify_path import VerifyConfig
-from pipeline.stages.verify_path import run as verify
-from pipeline.vocabulary import audioset_vocabulary
+from pipeline.commands.reshard_dataset import ReshardConfig
+from pipeline.commands.reshard_dataset import run as reshard
+from pipeline.commands.verify_path import VerifyConfig
+from pipeline.commands.verify_path import run as verify
+from pipeline.dataset.clips import Clip
+from pipeline.dataset.manifest import SCHEMA, write_manifest
+from pipeline.dataset.shards import open_shard
+from pipeline.dataset.vocabulary import audioset_vocabulary
+from pipeline.ingest.copying import CopyConfig
 
 CLIPS_PER_SHARD = 1000
 

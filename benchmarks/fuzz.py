@@ -33,14 +33,14 @@ from types import FrameType
 
 import pyarrow as pa
 
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.segments import read_segment_files
+from pipeline.dataset.tar_index import iter_members
+from pipeline.dataset.vocabulary import audioset_vocabulary, parse_vocabulary
 from pipeline.errors import PipelineError
 from pipeline.ingest.labelled_table import LabelledTableSource, TableColumns
 from pipeline.ingest.plan import make_plan
 from pipeline.ingest.tars import TarRules, index_tar
-from pipeline.manifest import Manifest
-from pipeline.segments import read_segment_files
-from pipeline.tar_index import iter_members
-from pipeline.vocabulary import audioset_vocabulary, parse_vocabulary
 
 SECONDS_OF_PROCESSOR = 2.0
 MORE_MEMORY_BYTES = 512 << 20

@@ -27,14 +27,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import webdataset.writer  # noqa: F401  imports torch, which is no part of the packing's time
 
-from pipeline.audio import inspect_sound
+from pipeline.dataset.audio import inspect_sound
+from pipeline.dataset.vocabulary import audioset_vocabulary
 from pipeline.ingest.audioset import AudiosetSource
 from pipeline.ingest.hugging_face import HuggingFaceSource
 from pipeline.ingest.packing import pack_shard
 from pipeline.ingest.passt_hdf5 import PasstHdf5Source
 from pipeline.ingest.plan import make_plan, plan_shards
 from pipeline.ingest.sources import PlannedClip, Source
-from pipeline.vocabulary import audioset_vocabulary
 
 NAMES = audioset_vocabulary().names
 NO_IDS = pa.array([], pa.string())

@@ -27,12 +27,12 @@ import soundfile
 import torch
 from torch import multiprocessing
 
-from pipeline.alignment import AlignedLogits, write_aligned
-from pipeline.audio import load_waveform
-from pipeline.join import JoinedDataset, batch_loader
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.shards import read_clip_bytes
-from pipeline.storage import RangeReader
+from pipeline.batches.join import JoinedDataset, batch_loader
+from pipeline.dataset.audio import load_waveform
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.dataset.shards import read_clip_bytes
+from pipeline.logits.alignment import AlignedLogits, write_aligned
+from pipeline.storage.files import RangeReader
 
 RATE_HZ, SECONDS = 32_000, 10.0
 Clips = list[bytes]

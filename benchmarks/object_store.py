@@ -26,7 +26,7 @@ from object_servers import (  # pyright: ignore[reportMissingImports]
     s3_server,
 )
 
-from pipeline import storage
+from pipeline.storage import files as storage
 
 CLIP_BYTES = 160_000
 SHARD_CLIPS = 128

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 import teacher
-from pipeline import storage
-from pipeline.audio import load_waveforms
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.memory import keep_freed_memory
-from pipeline.shards import read_clip_bytes
+from pipeline.dataset.audio import load_waveforms
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.dataset.shards import read_clip_bytes
+from pipeline.runtime.memory import keep_freed_memory
+from pipeline.storage import files as storage
 from student import tagging_scores
 
 PRECISIONS = ("bfloat16", "float16")

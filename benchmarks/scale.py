@@ -22,13 +22,13 @@ import numpy as np
 import psutil
 
 from benchmarks.synthetic import write_dataset, write_random_bytes, write_store
-from pipeline.join import JoinedDataset
-from pipeline.logit_store import open_store
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.sampling import EpochPlan, Sampling, StreamConfig, plan_epochs, reading_order
-from pipeline.shards import read_clip_bytes
-from pipeline.storage import RangeReader
-from pipeline.streaming import load_steps, stream_shard
+from pipeline.batches.join import JoinedDataset
+from pipeline.batches.sampling import EpochPlan, Sampling, StreamConfig, plan_epochs, reading_order
+from pipeline.batches.streaming import load_steps, stream_shard
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.dataset.shards import read_clip_bytes
+from pipeline.logits.store import open_store
+from pipeline.storage.files import RangeReader
 
 FEW = 2000
 CLIP_MB = 0.3

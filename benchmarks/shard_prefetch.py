@@ -16,10 +16,10 @@ from time import perf_counter
 import numpy as np
 import pyarrow as pa
 
-from pipeline.logit_store import write_stamp
-from pipeline.manifest import SCHEMA, Manifest, read_manifest, write_manifest
-from pipeline.stages.shard_labeller import LabellerConfig, ShardLabeller, ShardReport
-from pipeline.stages.teacher_spec import TeacherSpec, stamp_teachers
+from pipeline.dataset.manifest import SCHEMA, Manifest, read_manifest, write_manifest
+from pipeline.labelling.shard_labeller import LabellerConfig, ShardLabeller, ShardReport
+from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
+from pipeline.logits.store import write_stamp
 
 SAMPLE = Path(__file__).resolve().parents[1] / "manifests" / "sample"
 

@@ -26,13 +26,14 @@ import torchaudio
 from torch import Tensor, multiprocessing, nn
 
 import student
-from pipeline.join import JoinedDataset, TrainingBatch, batch_loader
-from pipeline.manifest import read_manifest
-from pipeline.memory import keep_freed_memory
-from pipeline.predictions import choose_device, predict
-from pipeline.sampling import EpochPlan
-from pipeline.stages.train_student import StudentLearner, TrainStudentConfig
-from pipeline.training import Trainer
+from pipeline.batches.join import JoinedDataset, TrainingBatch, batch_loader
+from pipeline.batches.sampling import EpochPlan
+from pipeline.commands.train_student import StudentLearner, TrainStudentConfig
+from pipeline.dataset.manifest import read_manifest
+from pipeline.models.device import choose_device
+from pipeline.runtime.memory import keep_freed_memory
+from pipeline.scoring.predictions import predict
+from pipeline.training.loop import Trainer
 
 SAMPLES, CLASSES, RATE_HZ = 320_000, 527, 32_000
 BACKWARD_SHARE = 3

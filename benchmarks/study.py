@@ -22,8 +22,8 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from pipeline.pictures import INK, RUN_COLOURS, STYLE, TEACHER_COLOUR
-from pipeline.progress import read_metrics
+from pipeline.runtime.progress import read_metrics
+from pipeline.scoring.pictures import INK, RUN_COLOURS, STYLE, TEACHER_COLOUR
 
 PARTS = {"train": "balanced_train_segments.csv", "eval": "eval_segments.csv"}
 """Folder of the study → the segment list it is made from."""

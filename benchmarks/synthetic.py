@@ -15,12 +15,12 @@ import numpy as np
 import pyarrow as pa
 import soundfile
 
-from pipeline.clips import Clip
-from pipeline.logit_store import part_stem, publish_part, write_stamp
-from pipeline.manifest import Manifest, write_manifest
-from pipeline.shards import open_shard
-from pipeline.store_stamp import StoreStamp, TeacherStamp
-from pipeline.vocabulary import audioset_vocabulary
+from pipeline.dataset.clips import Clip
+from pipeline.dataset.manifest import Manifest, write_manifest
+from pipeline.dataset.shards import open_shard
+from pipeline.dataset.vocabulary import audioset_vocabulary
+from pipeline.logits.stamp import StoreStamp, TeacherStamp
+from pipeline.logits.store import part_stem, publish_part, write_stamp
 
 CLIPS_PER_SHARD = 1000
 CLASSES = 527

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 import teacher
-from pipeline.memory import keep_freed_memory
+from pipeline.runtime.memory import keep_freed_memory
 from teacher.inference import InferenceLinear
 
 Asker = Callable[[Tensor], Tensor]

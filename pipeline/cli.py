@@ -1,6 +1,6 @@
 """The command line: finds the command, reads its recipe, turns errors into one line and an exit code.
 
-It holds no logic. Each command is one module of `pipeline.stages` with one settings class and one function, and is
+It holds no logic. Each command is one module of `pipeline.commands` with one settings class and one function, and is
 imported only when it is called, so that `--help` answers at once.
 """
 
@@ -52,7 +52,7 @@ COMMANDS = {
     "inspect": ("inspect_path", "What a dataset, a store or a run holds; coverage of one by the other."),
     "verify": ("verify_path", "Read a dataset, a store or a run again, list every fault, and repair what can be."),
 }
-"""Command → module of `pipeline.stages` and a line of help."""
+"""Command → module of `pipeline.commands` and a line of help."""
 
 
 def build_app(called: str = "") -> App:
@@ -82,7 +82,7 @@ def build_app(called: str = "") -> App:
     for command, (module, help_line) in COMMANDS.items():
         group, _, name = command.rpartition(" ")
         help_text = {} if command == called else {"help": help_line}
-        groups.get(group, app).command(f"pipeline.stages.{module}:run", name=name, **help_text)
+        groups.get(group, app).command(f"pipeline.commands.{module}:run", name=name, **help_text)
     app.meta.suppress_keyboard_interrupt = False  # `meta` does not inherit it, and would exit without a word
     app.meta.default(_launcher(app))
     return app

@@ -90,10 +90,10 @@ def make_dataset() -> DatasetMaker:
     import pyarrow as pa
     import soundfile
 
-    from pipeline.clips import Clip
-    from pipeline.manifest import SCHEMA, write_manifest
-    from pipeline.shards import open_shard
-    from pipeline.vocabulary import LabelClass, Vocabulary
+    from pipeline.dataset.clips import Clip
+    from pipeline.dataset.manifest import SCHEMA, write_manifest
+    from pipeline.dataset.shards import open_shard
+    from pipeline.dataset.vocabulary import LabelClass, Vocabulary
 
     def encoded(number: int, classes: int) -> bytes:
         rng = np.random.default_rng(number)

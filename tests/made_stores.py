@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipeline.logit_store import ClipFailure, LogitStore, open_store, part_stem, publish_part, write_stamp
-from pipeline.manifest import Manifest
-from pipeline.store_stamp import StoreStamp, TeacherStamp
+from pipeline.dataset.manifest import Manifest
+from pipeline.logits.stamp import StoreStamp, TeacherStamp
+from pipeline.logits.store import ClipFailure, LogitStore, open_store, part_stem, publish_part, write_stamp
 
 
 def stamp_for(manifest: Manifest, *teachers: str) -> StoreStamp:

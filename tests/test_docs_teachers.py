@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import teacher
-from pipeline.stages.teacher_spec import TeacherSpec
-from pipeline.vocabulary import LabelClass, Vocabulary
+from pipeline.dataset.vocabulary import LabelClass, Vocabulary
+from pipeline.labelling.teacher_spec import TeacherSpec
 from teacher.registry import _passt
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs/teachers.md").read_text()

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from pipeline.dataset.manifest import MOST_CLIP_BYTES
+from pipeline.dataset.shards import AUDIO_FORMATS, UNREADABLE_FORMATS
 from pipeline.errors import DecodeError
 from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle
-from pipeline.manifest import MOST_CLIP_BYTES
-from pipeline.shards import AUDIO_FORMATS, UNREADABLE_FORMATS
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from pipeline.clip_ids import clip_id_of_stem
+from pipeline.dataset.clip_ids import clip_id_of_stem
+from pipeline.dataset.segments import read_segment_files
+from pipeline.dataset.shards import UNREADABLE_FORMATS
+from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import ManifestError
 from pipeline.ingest.audio_files import AudioFile, file_version, find_audio_files, open_file_reader
 from pipeline.ingest.rejections import Rejection
 from pipeline.ingest.sources import ClipReader, PlannedClip, Source
-from pipeline.segments import read_segment_files
-from pipeline.shards import UNREADABLE_FORMATS
-from pipeline.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
-from pipeline.clip_ids import clip_id_of_path, without_extension
+from pipeline.dataset.clip_ids import clip_id_of_path, without_extension
+from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.ingest.audio_files import file_version, find_audio_files, open_file_reader
 from pipeline.ingest.descriptions import indices_of
 from pipeline.ingest.own_classes import vocabulary_of
 from pipeline.ingest.rejections import Rejection, UnusableClipError
 from pipeline.ingest.sources import ClipReader, PlannedClip, Source
-from pipeline.vocabulary import Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
+from pipeline.dataset.manifest import CLASSES_NAME, MANIFEST_NAME, SCHEMA, Manifest, write_manifest
+from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest.rejections import (
     REJECTED_NAME,
@@ -18,8 +19,7 @@ from pipeline.ingest.rejections import (
     tabulate,
     write_rejections,
 )
-from pipeline.manifest import CLASSES_NAME, MANIFEST_NAME, SCHEMA, Manifest, write_manifest
-from pipeline.vocabulary import Vocabulary
+from pipeline.storage import files as storage
 
 UNFINISHED = ".unfinished"
 """The folder in a dataset that holds the ledgers of its shards until the manifest is written."""

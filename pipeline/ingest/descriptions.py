@@ -4,10 +4,10 @@ import json
 from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from pipeline.clip_ids import clip_id_of_path, has_control_characters
-from pipeline.clips import from_shard_key
+from pipeline.dataset.clip_ids import clip_id_of_path, has_control_characters
+from pipeline.dataset.clips import from_shard_key
+from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.ingest.rejections import UnusableClipError
-from pipeline.vocabulary import Vocabulary
 
 ID_FIELDS = ("clip_id", "id", "ytid", "video_id")
 LABEL_FIELDS = ("labels", "mids", "label", "human_labels", "label_id", "label_ids")

@@ -6,11 +6,11 @@ ESC-50-master/meta/esc50.csv has the columns filename, fold, target, category an
 import csv
 from pathlib import Path
 
+from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import ManifestError
 from pipeline.ingest.labelled_table import TableColumns
 from pipeline.ingest.published_sets import PublishedSet, PublishedTableSource, Round, classes_named, need
 from pipeline.ingest.sources import Source
-from pipeline.vocabulary import Vocabulary
 
 _FOLDS = tuple(f"fold{number}" for number in range(1, 6))
 

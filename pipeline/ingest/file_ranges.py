@@ -2,8 +2,8 @@
 
 import threading
 
-from pipeline import storage
 from pipeline.ingest.sources import from_folder
+from pipeline.storage import files as storage
 
 
 class FileRanges:

@@ -17,7 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from pipeline import storage
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.dataset.vocabulary import LabelClass, Vocabulary
 from pipeline.errors import DecodeError, ShardError, UsageError
 from pipeline.ingest.descriptions import LABEL_FIELDS, facts_of, judged_of, labels_of
 from pipeline.ingest.file_ranges import FileRanges
@@ -32,8 +33,7 @@ from pipeline.ingest.sources import (
     from_folder,
 )
 from pipeline.ingest.tars import Sample, read_samples
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.vocabulary import LabelClass, Vocabulary
+from pipeline.storage import files as storage
 
 _ROWS_AT_ONCE = 1 << 12
 _KNOWN_SHARDS = 64

@@ -7,11 +7,11 @@ vocabulary.csv has no header: index, label, mid. The sounds are in FSD50K.dev_au
 import csv
 from pathlib import Path
 
+from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import ManifestError
 from pipeline.ingest.labelled_table import TableColumns
 from pipeline.ingest.published_sets import PublishedSet, PublishedTableSource, Round, classes_named, need
 from pipeline.ingest.sources import Source
-from pipeline.vocabulary import Vocabulary
 
 _TRUTH = "FSD50K.ground_truth"
 

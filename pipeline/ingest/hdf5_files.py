@@ -12,12 +12,12 @@ from typing import ClassVar, cast
 import h5py
 import numpy as np
 
-from pipeline import storage
-from pipeline.clip_ids import clip_id_of_path, without_extension
+from pipeline.dataset.clip_ids import clip_id_of_path, without_extension
+from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import DecodeError, ManifestError, UsageError
 from pipeline.ingest.rejections import Rejection
 from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle, Source, from_folder, versioned_files
-from pipeline.vocabulary import Vocabulary
+from pipeline.storage import files as storage
 
 EXTENSIONS = (".hdf", ".hdf5", ".h5")
 _ROWS_AT_ONCE = 1 << 14

@@ -13,13 +13,13 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
-from pipeline.clip_ids import without_extension
+from pipeline.dataset.clip_ids import without_extension
+from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import DecodeError, ManifestError
 from pipeline.ingest.descriptions import ID_FIELDS, LABEL_FIELDS, clip_id_of, labels_of
 from pipeline.ingest.rejections import Rejection, UnusableClipError
 from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle, Source, from_folder, versioned_files
-from pipeline.vocabulary import Vocabulary
+from pipeline.storage import files as storage
 
 _SCANNED_AT_ONCE = 1 << 14
 _SOUNDS_AT_ONCE = 16

@@ -8,16 +8,16 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import storage
-from pipeline.clip_ids import clip_id_of_path, without_extension
+from pipeline.dataset.clip_ids import clip_id_of_path, without_extension
+from pipeline.dataset.shards import AUDIO_FORMATS
+from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest.audio_files import file_version, open_file_reader
 from pipeline.ingest.descriptions import indices_of
 from pipeline.ingest.own_classes import vocabulary_of
 from pipeline.ingest.rejections import Rejection, UnusableClipError
 from pipeline.ingest.sources import ClipReader, PlannedClip, Source
-from pipeline.shards import AUDIO_FORMATS
-from pipeline.vocabulary import Vocabulary
+from pipeline.storage import files as storage
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -16,12 +16,12 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import ManifestError
 from pipeline.ingest.audio_files import file_version, open_file_reader
 from pipeline.ingest.published_sets import PublishedSet, Round, classes_named, need
 from pipeline.ingest.rejections import Rejection
 from pipeline.ingest.sources import ClipReader, PlannedClip, Source
-from pipeline.vocabulary import Vocabulary
 
 _ARRAYS, _TABLE = "openmic-2018.npz", "openmic-2018-aggregated-labels.csv"
 _HEARD = 0.5

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterable
 
-from pipeline.vocabulary import Vocabulary, parse_vocabulary
+from pipeline.dataset.vocabulary import Vocabulary, parse_vocabulary
 
 
 def vocabulary_of(labels: Iterable[str], where: str) -> Vocabulary:

@@ -9,15 +9,15 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from pipeline import storage
-from pipeline.audio import SoundFacts, inspect_sound
-from pipeline.clips import Clip
+from pipeline.dataset.audio import SoundFacts, inspect_sound
+from pipeline.dataset.clips import Clip
+from pipeline.dataset.shards import ShardWriter, open_shard
 from pipeline.errors import DecodeError
 from pipeline.ingest.dataset_folder import ROW_SCHEMA, Ledger, publish_ledger
 from pipeline.ingest.plan import PlannedShard
 from pipeline.ingest.rejections import Rejection
 from pipeline.ingest.sources import ClipReader, KnownSound, PlannedClip, ReadHandle, facts_to_tell
-from pipeline.shards import ShardWriter, open_shard
+from pipeline.storage import files as storage
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -14,12 +14,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from pipeline.dataset.row_tables import table_of_rows
+from pipeline.dataset.string_columns import first_rows, repeated_rows, string_bytes
+from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.ingest.descriptions import usable_clip_id
 from pipeline.ingest.rejections import REJECTED_SCHEMA, Rejection, UnusableClipError, tabulate
 from pipeline.ingest.sources import PlannedClip, Source
-from pipeline.row_tables import table_of_rows
-from pipeline.string_columns import first_rows, repeated_rows, string_bytes
-from pipeline.vocabulary import Vocabulary
 
 _ITEMS_AT_ONCE = 1 << 10
 _HELD = "what the dataset held already"

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
+from pipeline.dataset.vocabulary import LabelClass, Vocabulary
 from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest.labelled_table import LabelledTableSource
 from pipeline.ingest.rejections import Rejection
 from pipeline.ingest.sources import PlannedClip, Source
-from pipeline.vocabulary import LabelClass, Vocabulary
-from pipeline.weights import Task
+from pipeline.models.weights import Task
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

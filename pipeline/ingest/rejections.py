@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.table import Table
 
-from pipeline import storage
-from pipeline.row_tables import table_of_rows
+from pipeline.dataset.row_tables import table_of_rows
+from pipeline.storage import files as storage
 
 REJECTED_NAME = "rejected.parquet"
 REJECTED_SCHEMA = pa.schema(

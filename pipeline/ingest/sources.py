@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline import storage
+from pipeline.dataset.vocabulary import Vocabulary, audioset_vocabulary
 from pipeline.errors import UsageError
 from pipeline.ingest.rejections import Rejection
-from pipeline.vocabulary import Vocabulary, audioset_vocabulary
+from pipeline.storage import files as storage
 
 
 @dataclass(frozen=True, slots=True)

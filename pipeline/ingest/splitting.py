@@ -6,7 +6,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipeline.manifest import Manifest
+from pipeline.dataset.manifest import Manifest
 
 _HASH_BYTES = 8
 

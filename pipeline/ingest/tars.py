@@ -7,7 +7,10 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pipeline import storage
+from pipeline.dataset.manifest import MOST_CLIP_BYTES
+from pipeline.dataset.shards import AUDIO_FORMATS, UNREADABLE_FORMATS
+from pipeline.dataset.tar_index import TarMember, iter_members
+from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import ShardError
 from pipeline.ingest.dataset_folder import ROW_SCHEMA, Ledger
 from pipeline.ingest.descriptions import (
@@ -20,10 +23,7 @@ from pipeline.ingest.descriptions import (
     parse_description,
 )
 from pipeline.ingest.rejections import Rejection, UnusableClipError
-from pipeline.manifest import MOST_CLIP_BYTES
-from pipeline.shards import AUDIO_FORMATS, UNREADABLE_FORMATS
-from pipeline.tar_index import TarMember, iter_members
-from pipeline.vocabulary import Vocabulary
+from pipeline.storage import files as storage
 
 DAMAGED_SHARD = "damaged shard"
 """The reason that stands for a tar that could not be read to its end."""

@@ -7,11 +7,11 @@ audio/, such as audio/airport-barcelona-0-0-a.wav, whose last word is the device
 import csv
 from pathlib import Path
 
+from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import ManifestError
 from pipeline.ingest.labelled_table import TableColumns
 from pipeline.ingest.published_sets import PublishedSet, PublishedTableSource, Round, classes_named, need
 from pipeline.ingest.sources import Source
-from pipeline.vocabulary import Vocabulary
 
 
 class TauUrban(PublishedSet):

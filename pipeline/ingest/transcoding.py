@@ -9,9 +9,9 @@ import numpy as np
 import soundfile
 import soxr
 
-from pipeline.audio import SoundFacts
+from pipeline.dataset.audio import SoundFacts
+from pipeline.dataset.ogg import with_serial_number
 from pipeline.errors import DecodeError
-from pipeline.ogg import with_serial_number
 
 OPUS_RATES_HZ = (8_000, 12_000, 16_000, 24_000, 48_000)
 """The codec knows no others: RFC 6716, section 2."""

@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from pipeline import storage
+from pipeline.dataset.segments import read_segment_files
+from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import DecodeError
 from pipeline.ingest.descriptions import clip_id_of, facts_of, judged_of, labels_of
 from pipeline.ingest.file_ranges import FileRanges
 from pipeline.ingest.rejections import Rejection, UnusableClipError
 from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle, Source, from_folder, versioned_files
 from pipeline.ingest.tars import Sample, read_samples
-from pipeline.segments import read_segment_files
-from pipeline.vocabulary import Vocabulary
+from pipeline.storage import files as storage
 
 
 @dataclass(frozen=True, slots=True)

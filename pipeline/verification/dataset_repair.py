@@ -6,16 +6,16 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
+from pipeline.dataset.manifest import CLASSES_NAME, MANIFEST_NAME, VOCABULARY_KEY
+from pipeline.dataset.row_tables import table_of_rows
+from pipeline.dataset.vocabulary import read_vocabulary
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.ingest.dataset_folder import ROW_SCHEMA, UNFINISHED, finish_folder
 from pipeline.ingest.rejections import REJECTED_NAME, REJECTED_SCHEMA, Rejection, tabulate
 from pipeline.ingest.tars import DAMAGED_SHARD, TarRules, index_tar, is_tar
-from pipeline.manifest import CLASSES_NAME, MANIFEST_NAME, VOCABULARY_KEY
-from pipeline.row_tables import table_of_rows
+from pipeline.storage import files as storage
 from pipeline.verification.datasets import MISPLACED, MISSING_SHARD, UNUSABLE_MANIFEST
 from pipeline.verification.faults import Fault, move_aside
-from pipeline.vocabulary import read_vocabulary
 
 _KEPT = ("labels", "sample_rate", "frames", "start_seconds", "end_seconds", "judged")
 """What the old manifest knows better than the tars."""

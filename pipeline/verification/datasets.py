@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
 
-from pipeline import storage
-from pipeline.audio import inspect_sound
+from pipeline.dataset.audio import inspect_sound
+from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
 from pipeline.errors import DecodeError, ManifestError, PipelineError, StorageUnavailableError
 from pipeline.ingest.dataset_folder import UNFINISHED
 from pipeline.ingest.descriptions import clip_id_of
 from pipeline.ingest.rejections import UnusableClipError
 from pipeline.ingest.tars import DAMAGED_SHARD, Sample, read_samples
-from pipeline.manifest import MANIFEST_NAME, Manifest, read_manifest
+from pipeline.storage import files as storage
 from pipeline.verification.faults import Advance, Fault, Findings
 
 UNUSABLE_MANIFEST, MISSING_SHARD = "unusable manifest", "missing shard"

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
-from pipeline.row_tables import table_of_rows
+from pipeline.dataset.row_tables import table_of_rows
+from pipeline.storage import files as storage
 
 DAMAGED_FOLDER = ".damaged"
 """In a dataset, store or run: what a repair moved out of the way. Nothing is ever deleted."""

@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from pipeline import storage
-from pipeline.checkpoints import CHECKPOINTS_FOLDER, load_checkpoint
 from pipeline.errors import CheckpointError, PipelineError, StorageUnavailableError
-from pipeline.progress import METRICS_NAME
-from pipeline.run_folder import CONFIG_NAME
+from pipeline.runtime.progress import METRICS_NAME
+from pipeline.storage import files as storage
+from pipeline.training.checkpoints import CHECKPOINTS_FOLDER, load_checkpoint
+from pipeline.training.folder import CONFIG_NAME
 from pipeline.verification.faults import Advance, Fault, Findings, move_aside
 
 DAMAGED_CHECKPOINT, UNUSABLE_WEIGHTS = "damaged checkpoint", "unusable weights"

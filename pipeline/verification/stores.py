@@ -8,11 +8,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
-from pipeline.alignment import target_rows
+from pipeline.dataset.manifest import Manifest
 from pipeline.errors import LogitStoreError, StorageUnavailableError
-from pipeline.inspection import cover
-from pipeline.logit_store import (
+from pipeline.logits.alignment import target_rows
+from pipeline.logits.stamp import StoreStamp
+from pipeline.logits.store import (
     FAILED_NAME,
     STORE_NAME,
     LogitPart,
@@ -24,10 +24,10 @@ from pipeline.logit_store import (
     write_failures,
     write_stamp,
 )
-from pipeline.manifest import Manifest
-from pipeline.storage import LISTING_NAME, StoredFile
-from pipeline.store_stamp import StoreStamp
+from pipeline.storage import files as storage
+from pipeline.storage.files import LISTING_NAME, StoredFile
 from pipeline.verification.faults import Advance, Fault, Findings, move_aside
+from pipeline.verification.inspection import cover
 
 BAD_STAMP, OTHER_STAMP = "unusable stamp", "part made otherwise"
 DAMAGED_PART, NOT_FINITE, REPEATED_ID = "damaged part", "logits that are not finite", "repeated clip id"

@@ -10,16 +10,16 @@ import torch
 from made_stores import stamp_for
 from safetensors.torch import load_file
 
-from pipeline.cache import CacheFolder
-from pipeline.join import JoinedDataset, SeenRows, batch_loader, kept_seconds
-from pipeline.logit_store import LogitStore, open_store, publish_part, write_stamp
-from pipeline.manifest import Manifest, read_manifest
-from pipeline.sampling import StreamConfig, plan_epochs
-from pipeline.stages.shard_decoder import ShardDecoder
-from pipeline.stages.train_student import TrainStudentConfig, run
-from pipeline.streaming import load_steps
-from pipeline.views import ViewConfig, ViewsStamp
-from pipeline.waveform_cache import WaveformCache
+from pipeline.batches.join import JoinedDataset, SeenRows, batch_loader, kept_seconds
+from pipeline.batches.sampling import StreamConfig, plan_epochs
+from pipeline.batches.streaming import load_steps
+from pipeline.batches.waveform_cache import WaveformCache
+from pipeline.commands.train_student import TrainStudentConfig, run
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.dataset.views import ViewConfig, ViewsStamp
+from pipeline.labelling.shard_decoder import ShardDecoder
+from pipeline.logits.store import LogitStore, open_store, publish_part, write_stamp
+from pipeline.storage.cache import CacheFolder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -17,15 +17,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import student
-from pipeline.checkpoints import list_checkpoints
-from pipeline.errors import UsageError
-from pipeline.ingest.fsd50k import Fsd50k
-from pipeline.inspection import summarise_run
-from pipeline.join import TrainingBatch
-from pipeline.manifest import read_manifest
-from pipeline.progress import read_metrics
-from pipeline.recipes import to_toml
-from pipeline.stages import (
+from pipeline.batches.join import TrainingBatch
+from pipeline.commands import (
     evaluate,
     finetune_dataset,
     finetune_dcase20,
@@ -34,8 +27,15 @@ from pipeline.stages import (
     finetune_openmic,
     tag,
 )
-from pipeline.stages.finetuning import FinetuneAugmentConfig, FinetuneConfig, FinetuneLearner, WavmixConfig
-from pipeline.stages.ingesting import IngestConfig, ingest
+from pipeline.dataset.manifest import read_manifest
+from pipeline.errors import UsageError
+from pipeline.ingest.fsd50k import Fsd50k
+from pipeline.ingest.ingesting import IngestConfig, ingest
+from pipeline.runtime.progress import read_metrics
+from pipeline.runtime.recipes import to_toml
+from pipeline.training.checkpoints import list_checkpoints
+from pipeline.training.finetuning import FinetuneAugmentConfig, FinetuneConfig, FinetuneLearner, WavmixConfig
+from pipeline.verification.inspection import summarise_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,8 +12,8 @@ from made_stores import fill_store, stamp_for
 from safetensors.torch import load_file
 
 from pipeline import cli
-from pipeline.manifest import read_manifest
-from pipeline.vocabulary import LabelClass, Vocabulary
+from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.vocabulary import LabelClass, Vocabulary
 
 CLASSES = Vocabulary(tuple(LabelClass(index, f"/own/{index}", f"Sound {index}") for index in range(4)))
 

@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from pipeline import storage
-from pipeline.manifest import read_manifest
-from pipeline.stages import reshard_dataset, split_dataset
-from pipeline.stages.copying import CopyConfig
-from pipeline.stages.verify_path import VerifyConfig
-from pipeline.stages.verify_path import run as verify
+from pipeline.commands import reshard_dataset, split_dataset
+from pipeline.commands.verify_path import VerifyConfig
+from pipeline.commands.verify_path import run as verify
+from pipeline.dataset.manifest import read_manifest
+from pipeline.ingest.copying import CopyConfig
+from pipeline.storage import files as storage
 
 
 def test_a_dataset_on_s3_is_split_verified_and_gets_its_manifest_again(

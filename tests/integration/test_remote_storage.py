@@ -19,14 +19,14 @@ from safetensors.torch import load, load_file
 
 import student
 import teacher
-from pipeline import storage
-from pipeline.checkpoints import save_weights
+from pipeline.commands import compare, evaluate, inspect_path
+from pipeline.commands.train_student import TrainStudentConfig, run
+from pipeline.dataset.manifest import SCHEMA, read_manifest, write_manifest
+from pipeline.dataset.shards import read_clip_bytes
 from pipeline.errors import StorageError, StorageUnavailableError
-from pipeline.logit_store import open_store, publish_part, write_stamp
-from pipeline.manifest import SCHEMA, read_manifest, write_manifest
-from pipeline.shards import read_clip_bytes
-from pipeline.stages import compare, evaluate, inspect_path
-from pipeline.stages.train_student import TrainStudentConfig, run
+from pipeline.logits.store import open_store, publish_part, write_stamp
+from pipeline.storage import files as storage
+from pipeline.training.checkpoints import save_weights
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +35,7 @@ PASSWORD = "open-sesame-0123456789"
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.remote.calls._FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("pipeline.storage.remote.calls._FIRST_PAUSE_SECONDS", 0.01)
 
 
 def settings(data: str, store: str | None, run_folder: str, cache: Path, **others: object) -> TrainStudentConfig:
@@ -165,7 +165,7 @@ def test_a_run_on_s3_is_the_run_on_disk_and_resumes_and_is_read_from_there(
 def test_a_server_that_goes_away_ends_a_run_with_its_state_saved(
     make_dataset: Callable[..., Path], s3_proxy: Proxy, s3_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.remote.failures._TRIES", 2)
+    monkeypatch.setattr("pipeline.storage.remote.failures._TRIES", 2)
     data = f"{s3_folder}/data"
     make_data(make_dataset, data)
     config = settings(data, None, str(tmp_path / "run"), tmp_path / "cache", workers=1)

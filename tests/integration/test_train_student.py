@@ -15,17 +15,17 @@ from safetensors.torch import load_file
 from torch import nn
 
 import student
-from pipeline.checkpoints import list_checkpoints
+from pipeline.batches.sampling import EpochPlan
+from pipeline.commands.train_student import StudentLearner, TrainStudentConfig, run
+from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import CheckpointError, LogitStoreError, UsageError
-from pipeline.logit_store import open_store, publish_part, write_stamp
-from pipeline.manifest import read_manifest
-from pipeline.progress import read_metrics
-from pipeline.recipes import to_toml
-from pipeline.sampling import EpochPlan
-from pipeline.stages.model_loading import load_model
-from pipeline.stages.train_student import StudentLearner, TrainStudentConfig, run
-from pipeline.training import AverageConfig, Trainer, TrainingConfig
-from pipeline.training_run import open_clips
+from pipeline.logits.store import open_store, publish_part, write_stamp
+from pipeline.models.loading import load_model
+from pipeline.runtime.progress import read_metrics
+from pipeline.runtime.recipes import to_toml
+from pipeline.training.checkpoints import list_checkpoints
+from pipeline.training.loop import AverageConfig, Trainer, TrainingConfig
+from pipeline.training.run import open_clips
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,10 +9,7 @@ from safetensors.torch import load_file
 
 import student
 import teacher
-from pipeline.checkpoints import list_checkpoints
-from pipeline.errors import UsageError
-from pipeline.progress import read_metrics
-from pipeline.stages.train_teacher import (
+from pipeline.commands.train_teacher import (
     PatchoutConfig,
     TeacherAverageConfig,
     TeacherLearner,
@@ -20,6 +17,9 @@ from pipeline.stages.train_teacher import (
     TrainTeacherConfig,
     run,
 )
+from pipeline.errors import UsageError
+from pipeline.runtime.progress import read_metrics
+from pipeline.training.checkpoints import list_checkpoints
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,4 +1,4 @@
-"""Tiny datasets of real shards for the tests of what reads them."""
+"""Tiny datasets of real shards and small teachers for the tests of what reads them, and a Ray that they share."""
 
 import io
 import wave
@@ -9,16 +9,21 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from file_server import FileServer, serve
+from torch import nn
 
-from pipeline.clips import Clip
-from pipeline.manifest import SCHEMA, Manifest, read_manifest, write_manifest
-from pipeline.shards import open_shard
-from pipeline.vocabulary import LabelClass, Vocabulary
+import teacher
+from pipeline.dataset.clips import Clip
+from pipeline.dataset.manifest import SCHEMA, Manifest, read_manifest, write_manifest
+from pipeline.dataset.shards import open_shard
+from pipeline.dataset.vocabulary import LabelClass, Vocabulary
+from pipeline.training.checkpoints import save_weights
 
 TinyClip = tuple[str, tuple[int, ...], bytes]
 """Clip id, labels, WAV bytes."""
 DatasetBuilder = Callable[..., Manifest]
+TeacherMaker = Callable[..., str]
 
 
 def wav_of(samples: np.ndarray, sample_rate_hz: int = 32_000) -> bytes:
@@ -83,3 +88,36 @@ def file_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
         monkeypatch.delenv(name, raising=False)
     with serve() as server:
         yield server
+
+
+@pytest.fixture
+def make_teacher(tmp_path: Path, five_classes: Vocabulary) -> TeacherMaker:
+    """Give `make(name, seed=0, change=…)`: writes a teacher's weights, spells it as `--teacher` takes it."""
+
+    def make(name: str, *, seed: int = 0, change: Callable[[nn.Module], object] = lambda network: None) -> str:
+        torch.manual_seed(seed)
+        network = teacher.create_model(name, num_classes=len(five_classes))
+        with torch.no_grad():
+            network.get_classifier().get_parameter("bias").uniform_(-6, -1)  # logits apart, as trained ones are
+            change(network)
+        path = tmp_path / f"{name}-{seed}.safetensors"
+        metadata = {
+            "stage": "teacher",
+            "model": name,
+            "kwargs": {},
+            "classes": len(five_classes),
+            "vocabulary_sha256": five_classes.sha256,
+        }
+        save_weights(path, network.state_dict(), metadata)
+        return f"{name}={path}"
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def shared_ray() -> Iterator[None]:
+    """Starting Ray takes seconds, so runs join this one."""
+    from pipeline.runtime.ray_session import running_ray
+
+    with running_ray(None):
+        yield

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import soundfile
 
-from pipeline.vocabulary import audioset_vocabulary
+from pipeline.dataset.vocabulary import audioset_vocabulary
 
 SAMPLE = Path(__file__).resolve().parents[2] / "manifests" / "sample"
 CLASSES = 527

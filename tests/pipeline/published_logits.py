@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.manifest import SCHEMA, Manifest, read_manifest, write_manifest
-from pipeline.vocabulary import Vocabulary, audioset_vocabulary
+from pipeline.dataset.manifest import SCHEMA, Manifest, read_manifest, write_manifest
+from pipeline.dataset.vocabulary import Vocabulary, audioset_vocabulary
 
 CLASSES = 527
 CLIPS_PER_SHARD = 60

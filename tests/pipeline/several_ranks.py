@@ -10,7 +10,7 @@ import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
-    ["torch.utils.tensorboard", "pandas", "pipeline.training_run", "student", "tiny_learner"]
+    ["torch.utils.tensorboard", "pandas", "pipeline.training.run", "student", "tiny_learner"]
 )
 
 

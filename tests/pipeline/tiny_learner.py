@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pipeline.join import TrainingBatch
-from pipeline.training import Learner
+from pipeline.batches.join import TrainingBatch
+from pipeline.training.loop import Learner
 
 
 class BandEnergies(nn.Module):

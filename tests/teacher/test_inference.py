@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import teacher
-from pipeline.predictions import fastest_precision
+from pipeline.models.device import fastest_precision
 from teacher.inference import InferenceLinear, optimise_for_inference
 
 
@@ -83,7 +83,7 @@ def test_clips_that_go_through_the_blocks_in_pieces_answer_the_same(
 
 ASK_AND_TELL_PEAK = """
 import torch, teacher
-from pipeline.memory import keep_freed_memory
+from pipeline.runtime.memory import keep_freed_memory
 keep_freed_memory()
 def peak():
     [line] = [line for line in open("/proc/self/status") if line.startswith("VmHWM")]

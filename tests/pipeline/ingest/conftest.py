@@ -6,9 +6,9 @@ import pyarrow.parquet as pq
 import pytest
 from published_copies import RealClip, real_clips
 
-from pipeline.manifest import read_manifest
-from pipeline.shards import read_clip_bytes
-from pipeline.storage import RangeReader
+from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.shards import read_clip_bytes
+from pipeline.storage.files import RangeReader
 
 
 @pytest.fixture(scope="session")

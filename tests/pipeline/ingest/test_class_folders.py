@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 from published_copies import RealClip
 
+from pipeline.commands.ingest_folder import IngestFolderConfig, run
+from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import ManifestError
-from pipeline.manifest import read_manifest
-from pipeline.stages.ingest_folder import IngestFolderConfig, run
 
 
 @pytest.fixture

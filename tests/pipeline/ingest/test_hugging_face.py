@@ -7,11 +7,11 @@ import pyarrow.parquet as pq
 import pytest
 from published_copies import RealClip, write_hugging_face_parquet
 
+from pipeline.commands.ingest_huggingface import IngestHuggingfaceConfig, run
+from pipeline.dataset.vocabulary import audioset_vocabulary
 from pipeline.errors import DecodeError, ManifestError
 from pipeline.ingest.hugging_face import HuggingFaceSource
 from pipeline.ingest.sources import PlannedClip
-from pipeline.stages.ingest_huggingface import IngestHuggingfaceConfig, run
-from pipeline.vocabulary import audioset_vocabulary
 
 
 def ingest(tmp_path: Path, *paths: Path | str):

@@ -9,11 +9,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from published_copies import RealClip
 
+from pipeline.commands.ingest_csv import IngestCsvConfig, run
+from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import ManifestError, PipelineError, UsageError
 from pipeline.ingest.labelled_table import LabelledTableSource, TableColumns
 from pipeline.ingest.rejections import Rejection
-from pipeline.manifest import read_manifest
-from pipeline.stages.ingest_csv import IngestCsvConfig, run
 
 
 @pytest.fixture

@@ -17,15 +17,15 @@ from published_copies import (
     write_webdataset,
 )
 
-from pipeline.stages import ingest_audioset as audioset
-from pipeline.stages import ingest_csv as own_csv
-from pipeline.stages import ingest_folder as folder
-from pipeline.stages import ingest_huggingface as huggingface
-from pipeline.stages import ingest_panns as panns
-from pipeline.stages import ingest_passt as passt
-from pipeline.stages import ingest_webdataset as webdataset
-from pipeline.stages.index_dataset import IndexConfig
-from pipeline.stages.index_dataset import run as run_index
+from pipeline.commands import ingest_audioset as audioset
+from pipeline.commands import ingest_csv as own_csv
+from pipeline.commands import ingest_folder as folder
+from pipeline.commands import ingest_huggingface as huggingface
+from pipeline.commands import ingest_panns as panns
+from pipeline.commands import ingest_passt as passt
+from pipeline.commands import ingest_webdataset as webdataset
+from pipeline.commands.index_dataset import IndexConfig
+from pipeline.commands.index_dataset import run as run_index
 
 AUDIOSET_CLASSES = "manifests/audioset_classes.csv"
 

@@ -7,9 +7,9 @@ import pytest
 import soundfile
 from published_copies import RealClip, panns_waveform, write_panns_hdf5
 
+from pipeline.commands.ingest_panns import IngestPannsConfig, run
 from pipeline.errors import ManifestError
 from pipeline.ingest.hdf5_files import dataset
-from pipeline.stages.ingest_panns import IngestPannsConfig, run
 
 SAMPLES = 16_000
 

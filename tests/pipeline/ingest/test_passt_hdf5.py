@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from published_copies import RealClip, write_passt_hdf5
 
+from pipeline.commands.ingest_passt import IngestPasstConfig, run
 from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest.hdf5_files import dataset
-from pipeline.stages.ingest_passt import IngestPasstConfig, run
 
 
 def ingest(tmp_path: Path, *files: Path, **settings: object):

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pytest
 
+from pipeline.dataset.vocabulary import LabelClass, Vocabulary, audioset_vocabulary
 from pipeline.ingest.plan import Plan, PlannedShard, make_plan, plan_shards
 from pipeline.ingest.rejections import Rejection
 from pipeline.ingest.sources import ClipReader, PlannedClip, Source
-from pipeline.vocabulary import LabelClass, Vocabulary, audioset_vocabulary
 
 CLIP = PlannedClip("a", "one.tar", "5 7", (3, 5), "m.wav", 512, 44, 30.0, 32.361)
 CLIPS = [CLIP, PlannedClip("b", "two.wav", "1 1", ()), replace(CLIP, clip_id="c", member="n.wav", position=1024)]

@@ -7,18 +7,18 @@ import published_layouts as layouts
 import pyarrow as pa
 import pytest
 
+from pipeline.commands import index_dataset, reshard_dataset
+from pipeline.dataset.manifest import join_manifests, read_manifest, write_manifest
 from pipeline.errors import ManifestError, PipelineError, UsageError
+from pipeline.ingest.copying import CopyConfig
 from pipeline.ingest.esc50 import Esc50
 from pipeline.ingest.fsd50k import Fsd50k
+from pipeline.ingest.ingesting import IngestConfig, ingest
 from pipeline.ingest.openmic import OpenMic
 from pipeline.ingest.published_sets import PublishedSet
 from pipeline.ingest.sources import PlannedClip
 from pipeline.ingest.tau_urban import TauUrban
 from pipeline.ingest.webdataset import WebdatasetSource
-from pipeline.manifest import join_manifests, read_manifest, write_manifest
-from pipeline.stages import index_dataset, reshard_dataset
-from pipeline.stages.copying import CopyConfig
-from pipeline.stages.ingesting import IngestConfig, ingest
 
 LAYOUTS: list[tuple[type[PublishedSet], Callable[[Path], Path]]] = [
     (Esc50, layouts.esc50),

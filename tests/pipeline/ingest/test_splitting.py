@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pipeline.dataset.manifest import SCHEMA, Manifest
+from pipeline.dataset.vocabulary import LabelClass, Vocabulary
 from pipeline.ingest.splitting import Side, Split, hash_numbers
-from pipeline.manifest import SCHEMA, Manifest
-from pipeline.vocabulary import LabelClass, Vocabulary
 
 CLASSES = 12
 

@@ -5,11 +5,11 @@ import pytest
 import soundfile
 from published_copies import RealClip, real_clips
 
-from pipeline.audio import decode, inspect_sound, resample
+from pipeline.dataset.audio import decode, inspect_sound, resample
+from pipeline.dataset.ogg import check_ogg
 from pipeline.errors import DecodeError
 from pipeline.ingest import transcoding
 from pipeline.ingest.transcoding import Transcoding
-from pipeline.ogg import check_ogg
 
 
 def encoded(samples: np.ndarray, rate: int = 16_000, format: str = "WAV", subtype: str = "PCM_16") -> bytes:

@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from published_copies import RealClip, write_labelless_tar, write_segments, write_tar, write_webdataset
 
+from pipeline.commands.ingest_webdataset import IngestWebdatasetConfig, run
 from pipeline.errors import ManifestError, UsageError
-from pipeline.stages.ingest_webdataset import IngestWebdatasetConfig, run
 
 
 def ingest(tmp_path: Path, *tars: Path | str, **settings: object):
@@ -29,7 +29,7 @@ def test_tars_without_labels_get_them_from_the_lists(tmp_path: Path, mp3s: list[
 
 
 def test_times_survive_and_undecodable_sounds_do_not(tmp_path: Path, mp3s: list[RealClip], contents, rejected) -> None:
-    from pipeline.manifest import read_manifest
+    from pipeline.dataset.manifest import read_manifest
 
     times = {"clip_id": "a", "labels": [0], "start_seconds": 30.0, "end_seconds": 32.361}
     files = {"a.mp3": mp3s[0].audio, "a.json": times, "b.mp3": b"no sound", "b.json": {"labels": [0]}}

@@ -1,0 +1,100 @@
+"""Decoded waveforms on the local disk, so that a small dataset is decoded once and not once an epoch.
+
+One sparse file holds a record for every clip of a manifest: a checksum, then the samples as float32, exactly as they
+were decoded, so that a run gives the same weights with and without the cache. Any number of processes may read and
+fill it at the same time; a record that was not written, or only in part, fails its checksum and is decoded again.
+"""
+
+import hashlib
+import logging
+import os
+import shutil
+import zlib
+
+import numpy as np
+
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import UsageError
+from pipeline.storage.cache import CacheFolder
+
+_HEADER_BYTES = 8
+_log = logging.getLogger(__name__)
+
+
+class WaveformCache:
+    """Waveforms of one dataset at one rate and length.
+
+    Args:
+        cache: the folder, and its limit; it may be cleared when no run uses it.
+        manifest: the dataset; other bytes or other rows have another file.
+        sample_rate_hz: of the waveforms.
+        samples: a waveform's length.
+
+    Raises:
+        UsageError: the disk or the limit has no room for the whole dataset.
+    """
+
+    def __init__(self, cache: CacheFolder, manifest: Manifest, *, sample_rate_hz: int, samples: int) -> None:
+        self._samples = samples
+        self._record_bytes = _HEADER_BYTES + 4 * samples
+        self._descriptor: int | None = None
+        key = [manifest.identity, *(manifest.shard_identity(shard) for shard in manifest.shards)]
+        key += [str(sample_rate_hz), str(samples)]
+        self.path = cache.folder / f"waveforms-{hashlib.sha256(' '.join(key).encode()).hexdigest()[:32]}.f32"
+        self._check_room(len(manifest), cache)
+        self._open()
+        cache.hold(self.path)
+        cache.make_room(len(manifest) * self._record_bytes - self.path.stat().st_blocks * 512)
+
+    def _check_room(self, clips: int, cache: CacheFolder) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        used = self.path.stat().st_blocks * 512 if self.path.exists() else 0
+        full, free = clips * self._record_bytes, shutil.disk_usage(self.path.parent).free
+        if full > cache.most_bytes:
+            raise UsageError(
+                f"{self.path.parent}: {clips} decoded clips take {full / 1e9:.1f} GB, but --cache-size allows "
+                f"{cache.most_bytes / 1e9:g} GB. Allow more, or leave --cache-audio off"
+            )
+        if full - used > free:
+            raise UsageError(
+                f"{self.path.parent}: {clips} decoded clips take {full / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are "
+                "free. Choose another --cache-dir, or leave --cache-audio off"
+            )
+        _log.info("decoded audio is kept in %s: %.2f GB when complete, now %.2f", self.path, full / 1e9, used / 1e9)
+
+    def read(self, row: int) -> np.ndarray | None:
+        """Give the waveform, (samples,) float32, of the clip at `row`; None where it is not there yet."""
+        record = os.pread(self._open(), self._record_bytes, row * self._record_bytes)
+        if len(record) < self._record_bytes or record[:_HEADER_BYTES] != _checksum(record[_HEADER_BYTES:]):
+            return None
+        return np.frombuffer(record, dtype=np.float32, offset=_HEADER_BYTES)
+
+    def holds(self, row: int) -> bool:
+        """Whether something was written for the clip at `row`; only `read` knows whether it is whole."""
+        start = os.pread(self._open(), _HEADER_BYTES, row * self._record_bytes)
+        return any(start)
+
+    def write(self, row: int, waveform: np.ndarray) -> None:
+        """Keep the waveform of the clip at `row`; on a disk that filled up meanwhile it is not kept."""
+        content = np.ascontiguousarray(waveform, dtype=np.float32).tobytes()
+        try:
+            os.pwrite(self._open(), _checksum(content) + content, row * self._record_bytes)
+        except OSError as error:
+            _log.warning("%s: a decoded clip could not be kept (%s)", self.path, error)
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        return self._descriptor
+
+    def __getstate__(self) -> dict[str, object]:
+        return {**self.__dict__, "_descriptor": None}
+
+    def __del__(self) -> None:
+        if getattr(self, "_descriptor", None) is not None:
+            os.close(self._descriptor)  # pyright: ignore[reportArgumentType]
+
+
+def _checksum(content: bytes) -> bytes:
+    # Never all zeros, which is what a hole in the file reads as.
+    return b"CRC\0" + zlib.crc32(content).to_bytes(4, "little")

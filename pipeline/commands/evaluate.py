@@ -1,0 +1,89 @@
+"""`pipeline evaluate`: how well checkpoints, their ensemble and a logit store tag the clips of a dataset."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from pipeline.dataset.manifest import read_manifest
+from pipeline.errors import UsageError
+from pipeline.logits.store import open_store
+from pipeline.models.device import Precision, choose_device
+from pipeline.models.loading import load_model
+from pipeline.runtime.progress import console
+from pipeline.scoring.report import EvaluationReport, score_table, write_report
+from pipeline.scoring.scoring import System, ensemble, read_members, read_store, run_models, score
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EvaluateConfig:
+    """What to score, on which clips."""
+
+    data: str
+    """Dataset to score on: a folder or URL with a manifest."""
+    checkpoint: tuple[str, ...] = ()
+    """Weights to score: files, URLs, or released models' names such as mn10_as, which are fetched once. Several are
+    also scored as an ensemble, the mean of their logits."""
+    store: str | None = None
+    """Logit store to score beside them, so that teachers and student share one table; each teacher too, where the store
+    keeps what each said."""
+    model: str | None = None
+    """Registered name of the model in a file that does not say it, such as mn10_as for a released file."""
+    out: str | None = None
+    """Folder that receives report.json and per_class.csv; without it only the table is shown."""
+    batch_size: int = 32
+    """Clips a forward pass, 1 or more."""
+    workers: int = 2
+    """Processes that read and decode; 0 decodes between the forward passes."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
+    precision: Precision = "float32"
+    """What the networks compute in; front ends always compute in float32."""
+    max_failed: float = 0.01
+    """Largest share, 0 to 1, of the clips that may be undecodable or missing from the store."""
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint and self.store is None:
+            raise UsageError("nothing to score: give --checkpoint, --store, or both")
+        if self.batch_size < 1:
+            raise UsageError(f"batch_size is {self.batch_size}; choose 1 or more")
+        if self.workers < 0:
+            raise UsageError(f"workers is {self.workers}; choose 0 or more")
+        if not 0 <= self.max_failed <= 1:
+            raise UsageError(f"max_failed is {self.max_failed}; choose a share from 0 to 1")
+
+
+def run(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> EvaluationReport:
+    """Score checkpoints and a logit store on a dataset: mAP, ROC AUC, d', and each class's own figures.
+
+    All are scored on the same clips, those that every one of them has logits for; the report says how many those are,
+    and gives a SHA-256 of their sorted ids, so that figures from elsewhere can be compared. Classes that none of the
+    clips carries are left out of the means, and counted.
+
+    Raises:
+        PipelineError: a checkpoint, the store and the dataset don't fit, or too many clips have no logits.
+    """
+    manifest = read_manifest(config.data)
+    device = choose_device(config.device)
+    systems: list[System] = []
+    if config.store is not None:
+        store = open_store(config.store)
+        systems += [read_store(store, manifest), *read_members(store, manifest)]
+    models = [load_model(file, manifest, model=config.model, device=device) for file in config.checkpoint]
+    members = run_models(
+        models,
+        manifest,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        device=device,
+        precision=config.precision,
+    )
+    systems += members
+    if len(members) > 1:
+        systems.append(ensemble(members))
+    report = score(systems, manifest, max_failed=config.max_failed)
+    console().print(score_table(report))
+    if config.out is not None:
+        for location in write_report(config.out, report):
+            console().print(f"wrote {location}", highlight=False, markup=False, soft_wrap=True)
+    return report

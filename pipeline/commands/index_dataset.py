@@ -1,0 +1,89 @@
+"""`pipeline index`: a manifest for WebDataset tars that somebody else made."""
+
+from dataclasses import KW_ONLY, dataclass
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from pipeline.dataset.manifest import CLASSES_NAME
+from pipeline.dataset.vocabulary import Vocabulary, audioset_vocabulary, read_vocabulary
+from pipeline.errors import UsageError
+from pipeline.ingest.dataset_folder import UNFINISHED, finish_folder
+from pipeline.ingest.rejections import count_by_reason, rejection_table, tabulate
+from pipeline.ingest.tars import TarRules, index_tar, is_tar
+from pipeline.runtime.progress import console, progress_bar
+from pipeline.storage import files as storage
+
+
+@dataclass(frozen=True, slots=True)
+class IndexConfig:
+    """Which tars, and how their members become clips."""
+
+    dataset: str
+    """The folder of tars, a path or a URL; the manifest is written into it."""
+    _: KW_ONLY
+    classes: str | None = None
+    """The class list that the labels point into, in the format of AudioSet's class_labels_indices.csv; the folder's own
+    classes.csv, or else AudioSet's, unless given."""
+    checksums: bool = True
+    """Read the audio to note its checksum, so that later readers notice changed bytes."""
+    keep_unlabelled: bool = False
+    """Take clips without labels, too: their json is missing or holds none. Teachers can label them."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IndexResult:
+    """What an index found."""
+
+    clips: int
+    shards: int
+    rejected: dict[str, int]
+    """Reason → how many members or clips were left out."""
+
+
+def run(config: Annotated[IndexConfig, Parameter(name="*")]) -> IndexResult:
+    """Write the manifest of a folder of WebDataset tars, made by anyone.
+
+    No audio is decoded, and the tars are not touched. A clip's id is its json's `clip_id`, `id`, `ytid` or `video_id`,
+    else the name of its members; its labels are its json's `labels`, `mids`, `label`, `human_labels` or `label_id`:
+    class ids, names or indices. What can't be used is listed in the folder's rejected.parquet.
+
+    Raises:
+        ManifestError: no clip could be used.
+        UsageError: there are no tars, or an ingest into the folder has not finished.
+    """
+    storage.check_writable(config.dataset)
+    if storage.exists(storage.join_path(config.dataset, UNFINISHED)):
+        raise UsageError(
+            f"{config.dataset}: an ingest was stopped here. Run its command again, or remove {UNFINISHED} to index "
+            "the shards that it finished"
+        )
+    shards = [file.name for file in storage.list_files(config.dataset) if is_tar(file.name)]
+    if not shards:
+        raise UsageError(f"{config.dataset}: holds no tars")
+    rules = TarRules(vocabulary=_vocabulary(config), checksums=config.checksums, keep_unlabelled=config.keep_unlabelled)
+    taken_ids: set[str] = set()
+    ledgers = []
+    with progress_bar("index", len(shards), unit="shards") as bar:
+        for shard in shards:
+            ledgers.append(index_tar(config.dataset, shard, rules, taken_ids))
+            bar.advance()
+    manifest = finish_folder(config.dataset, ledgers, [], rules.vocabulary)
+    rejected = count_by_reason(tabulate(item for ledger in ledgers for item in ledger.rejections))
+    if rejected:
+        console().print(rejection_table(rejected))
+    result = IndexResult(clips=len(manifest), shards=len(manifest.shards), rejected=rejected)
+    console().print(
+        f"{config.dataset}: {result.clips:,} clips; shards: {result.shards:,}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    return result
+
+
+def _vocabulary(config: IndexConfig) -> Vocabulary:
+    beside = storage.join_path(config.dataset, CLASSES_NAME)
+    if config.classes is not None:
+        return read_vocabulary(config.classes)
+    return read_vocabulary(beside) if storage.exists(beside) else audioset_vocabulary()

@@ -1,0 +1,114 @@
+"""`pipeline split`: a dataset → one for training and one for evaluation."""
+
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Annotated
+
+import numpy as np
+from cyclopts import Parameter
+
+from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
+from pipeline.errors import UsageError
+from pipeline.ingest.copying import CopyConfig, copy
+from pipeline.ingest.splitting import Side, Split
+from pipeline.runtime.progress import console
+from pipeline.storage import files as storage
+
+
+@dataclass(frozen=True, slots=True)
+class SplitConfig:
+    """Which dataset, and how it is divided."""
+
+    dataset: str
+    """The dataset folder, a path or a URL."""
+    _: KW_ONLY
+    train: str
+    """The dataset folder to make for training: a path or a URL."""
+    eval: str
+    """The dataset folder to make for evaluation: a path or a URL."""
+    eval_share: float = 0.1
+    """Share of the clips that are for evaluation, above 0 and below 1."""
+    seed: int = 0
+    """Another seed divides otherwise."""
+    stratify: bool = False
+    """Give each class its share to the nearest clip, and a clip on each side where it has two. Unless given, an id's
+    hash alone decides: a clip then falls on the same side in every dataset that it is ever in."""
+    copies: Annotated[CopyConfig, Parameter(name="*")] = field(default_factory=CopyConfig)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eval_share < 1:
+            raise UsageError(f"--eval-share is {self.eval_share}; choose a value above 0 and below 1")
+        for out in (self.train, self.eval):
+            self.copies.of(out)
+            if storage.is_same_place(self.dataset, out):
+                raise UsageError(f"{out}: is the dataset itself. Choose another folder")
+        if storage.is_same_place(self.train, self.eval):
+            raise UsageError(f"--train and --eval are both {self.train}; choose two folders")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitResult:
+    """How a dataset was divided."""
+
+    train_clips: int
+    eval_clips: int
+    classes_without_eval: int
+    """Classes with clips, but none for evaluation."""
+    classes_without_train: int
+
+
+def run(config: Annotated[SplitConfig, Parameter(name="*")]) -> SplitResult:
+    """Divide a dataset into one for training and one for evaluation.
+
+    Each clip's side comes from the hash of its id: the same on every machine, for every order of the clips, and,
+    without --stratify, whatever else is in the dataset. Sounds and the jsons beside them are copied byte for byte,
+    without decoding, and compared with the manifest's checksums on the way. A logit store of the dataset is one of
+    both sides.
+
+    Raises:
+        ManifestError: the dataset is damaged, or one side would be empty.
+        ShardError: a shard is missing.
+        UsageError: a dataset at --train or --eval is there already.
+    """
+    manifest = read_manifest(config.dataset)
+    split = Split(eval_share=config.eval_share, seed=config.seed, stratify=config.stratify)
+    in_eval = split.of_eval(manifest)  # (clips,)
+    for side, of_side in ((config.train, ~in_eval), (config.eval, in_eval)):
+        if not of_side.any():
+            raise UsageError(
+                f"{side}: none of the {len(manifest)} clips of {config.dataset} would be there. Choose another "
+                "--eval-share or --seed"
+            )
+    for out, is_eval in ((config.train, False), (config.eval, True)):
+        if not (_is_made(out, manifest, in_eval == is_eval) and not config.copies.overwrite):
+            copy(config.copies.of(out), [config.dataset], manifest.vocabulary, Side(split, is_eval))
+    return _conclude(manifest, in_eval)
+
+
+def _is_made(out: str, manifest: Manifest, of_side: np.ndarray) -> bool:
+    """Whether a run of the same command made this side before it was stopped at the other."""
+    if not storage.exists(storage.join_path(out, MANIFEST_NAME)):
+        return False
+    made = read_manifest(out)
+    return made.identity == Manifest(out, manifest.table.filter(of_side), manifest.vocabulary).identity
+
+
+def _conclude(manifest: Manifest, in_eval: np.ndarray) -> SplitResult:
+    counts = manifest.label_counts()  # (classes,)
+    of_eval = manifest.label_counts(np.flatnonzero(in_eval))
+    result = SplitResult(
+        train_clips=int((~in_eval).sum()),
+        eval_clips=int(in_eval.sum()),
+        classes_without_eval=int(((counts > 0) & (of_eval == 0)).sum()),
+        classes_without_train=int(((counts > 0) & (of_eval == counts)).sum()),
+    )
+    shares = of_eval[counts > 0] / counts[counts > 0]
+    console().print(
+        f"{result.train_clips:,} clips for training, {result.eval_clips:,} for evaluation "
+        f"({100 * result.eval_clips / len(manifest):.2f} %; of a class "
+        f"{100 * shares.min(initial=1):.1f} to {100 * shares.max(initial=0):.1f} %); classes without a clip for "
+        f"evaluation: {result.classes_without_eval:,}, for training: {result.classes_without_train:,}",
+        highlight=False,
+        markup=False,
+        soft_wrap=True,
+    )
+    return result

@@ -1,0 +1,85 @@
+"""`pipeline students`: every student, what it costs on a device, how good it is, whether its weights are here."""
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from cyclopts import Parameter
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+import student
+from pipeline.models.weights_cache import cached_path
+from pipeline.runtime.progress import console, print_table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StudentsConfig:
+    """Which students to list, and how."""
+
+    all: bool = False
+    """Also list every width from mn01 to mn40 without released weights."""
+    json: bool = False
+    """Print one JSON object a student instead of a table: operations, parameters and paths in full."""
+
+
+_DEFAULTS = StudentsConfig()
+
+
+def run(config: Annotated[StudentsConfig, Parameter(name="*")] = _DEFAULTS) -> list[dict[str, Any]]:
+    """List the students: parameters, multiply-accumulates, peak activation memory, published mAP, licence, cached.
+
+    All figures are for one clip of 10 s. Peak memory is that of activations in half precision, two bytes each, layer
+    by layer. mAP is what the authors publish for AudioSet's evaluation clips; *_im are ImageNet weights to start from.
+    """
+    cards = [student.model_card(name) for name in student.model_names()]
+    costs: dict[str, student.Complexity] = {}
+    rows = [_describe(card, costs) for card in cards if card.weights_url is not None or config.all]
+    if config.json:
+        for row in rows:
+            console().print(json.dumps(row), highlight=False, markup=False, soft_wrap=True)
+    else:
+        print_table(_table(rows))
+    return rows
+
+
+def _describe(card: student.ModelCard, costs: dict[str, student.Complexity]) -> dict[str, Any]:
+    # Many names share a network; its kernels' temperature changes nothing about its cost.
+    shape = str((card.network.__name__, {key: value for key, value in card.settings.items() if key != "T_max"}))
+    if shape not in costs:
+        with torch.device("meta"):  # shapes without memory or arithmetic
+            costs[shape] = student.count_complexity(student.create_model(card.name))
+    cost = costs[shape]
+    cached = None if card.weights_url is None else cached_path(card.weights_url)
+    return {
+        "name": card.name,
+        "parameters": cost.parameters,
+        "macs_per_clip": cost.macs,
+        "peak_activation_bytes_fp16": None if cost.peak_activations is None else 2 * cost.peak_activations,
+        "published_map": card.published_map,
+        "licence": card.licence,
+        "paper": card.paper,
+        "weights_url": card.weights_url,
+        "cached": None if cached is None else str(cached),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("student", "parameters", "a clip", "peak", "mAP", "licence", "cached", box=SIMPLE_HEAD)
+    table.columns[0].no_wrap = True  # a name that is cut can't be copied
+    for column in table.columns[1:5]:
+        column.justify = "right"
+    for row in rows:
+        peak = row["peak_activation_bytes_fp16"]
+        table.add_row(
+            Text(row["name"]),
+            f"{row['parameters'] / 1e6:.2f} M",
+            f"{row['macs_per_clip'] / 1e6:.0f} M MACs",
+            "-" if peak is None else f"{peak / 1e6:.2f} MB",
+            "-" if row["published_map"] is None else f"{row['published_map']:.3f}",
+            row["licence"],
+            "no weights" if row["weights_url"] is None else "yes" if row["cached"] else "no",
+        )
+    return table

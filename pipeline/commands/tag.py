@@ -1,0 +1,134 @@
+"""`pipeline tag`: what is to be heard in sound files, window by window."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import KW_ONLY, dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from cyclopts import Parameter
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.dataset.audio import decode, fit_length, resample
+from pipeline.errors import DecodeError, TooManyFailuresError, UsageError
+from pipeline.models.device import choose_device
+from pipeline.models.loading import LoadedModel, load_model
+from pipeline.redaction import redact
+from pipeline.runtime.progress import console
+from pipeline.storage import files as storage
+
+
+@dataclass(frozen=True, slots=True)
+class TagConfig:
+    """Which files, and by which model."""
+
+    files: tuple[str, ...]
+    """Sound files, paths or URLs."""
+    _: KW_ONLY
+    checkpoint: str
+    """File of weights, a path or URL, or a released model's name, such as mn10_as, which is fetched once."""
+    model: str | None = None
+    """Registered name of the model in a file that does not say it, such as mn10_as for a released file."""
+    top: int = 5
+    """How many tags a window gets, the most probable first; 1 or more."""
+    least: float = 0.0
+    """Tags below this probability, 0 to 1, are left out."""
+    json: bool = False
+    """Print one JSON object a window instead of a table."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        if not self.files:
+            raise UsageError("nothing to tag: name at least one sound file")
+        if self.top < 1 or not 0 <= self.least <= 1:
+            raise UsageError(f"top is {self.top} and least is {self.least}; choose 1 or more, and 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaggedWindow:
+    """What a model hears in one stretch of a file."""
+
+    file: str
+    start_seconds: float
+    end_seconds: float
+    tags: tuple[tuple[str, float], ...]
+    """(class name, probability 0 to 1), the most probable first."""
+
+
+def run(config: Annotated[TagConfig, Parameter(name="*")]) -> list[TaggedWindow]:
+    """Tag sound files with a checkpoint.
+
+    A file is heard in windows of the model's length, 10 s for most, one after the other; the last one is padded with
+    silence. Files that can't be decoded are named, and the others are tagged all the same.
+
+    Raises:
+        PipelineError: the checkpoint can't be used, or a file could not be decoded.
+    """
+    model = load_model(config.checkpoint, model=config.model, device=choose_device(config.device))
+    tagged: list[TaggedWindow] = []
+    failed: list[str] = []
+    for file in config.files:
+        try:
+            windows = list(_tag_file(file, model, config))
+        except DecodeError as error:
+            failed.append(f"{file}: {error}")
+            continue
+        _show(windows, config.json)
+        tagged += windows
+    if failed:
+        raise TooManyFailuresError(f"{len(failed)} of {len(config.files)} files can't be decoded: {'; '.join(failed)}")
+    return tagged
+
+
+def _tag_file(file: str, model: LoadedModel, config: TagConfig) -> Iterator[TaggedWindow]:
+    rate, seconds = model.sample_rate_hz, model.input_seconds
+    sound = decode(storage.read_bytes(file))
+    samples = resample(sound.samples, sound.sample_rate_hz, rate)
+    length = round(seconds * rate)
+    for start in range(0, len(samples), length):
+        window = fit_length(samples[start : start + length], length)
+        probabilities = _listen(model, window)  # (classes,)
+        best = np.argsort(-probabilities, kind="stable")[: config.top]
+        yield TaggedWindow(
+            file=redact(file),
+            start_seconds=start / rate,
+            end_seconds=min(start + length, len(samples)) / rate,
+            tags=tuple(
+                (model.vocabulary.names[index], float(probabilities[index]))
+                for index in best
+                if probabilities[index] >= config.least
+            ),
+        )
+
+
+@torch.inference_mode()
+def _listen(model: LoadedModel, window: np.ndarray) -> np.ndarray:
+    """(samples,) → (classes,), probabilities."""
+    network: Any = model.network
+    device = next(network.parameters()).device
+    features = network.front_end(torch.from_numpy(window).to(device)[None])  # one clip
+    logits = network(features)[0]  # (classes,)
+    return (logits.softmax(dim=0) if model.task == "single-label" else logits.sigmoid()).cpu().numpy()
+
+
+def _show(windows: list[TaggedWindow], as_json: bool) -> None:
+    if as_json:
+        for window in windows:
+            line = {
+                "file": window.file,
+                "start_seconds": round(window.start_seconds, 3),
+                "end_seconds": round(window.end_seconds, 3),
+                "tags": {name: round(probability, 4) for name, probability in window.tags},
+            }
+            console().print(json.dumps(line, ensure_ascii=False), highlight=False, markup=False, soft_wrap=True)
+        return
+    table = Table("seconds", "tag", "probability", title=Text(windows[0].file), title_justify="left")
+    table.columns[2].justify = "right"
+    for window in windows:
+        for order, (name, probability) in enumerate(window.tags):
+            when = f"{window.start_seconds:.1f} to {window.end_seconds:.1f}" if order == 0 else ""
+            table.add_row(when, Text(name), f"{probability:.3f}")
+    console().print(table)

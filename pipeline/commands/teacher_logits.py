@@ -1,0 +1,266 @@
+"""`pipeline teacher-logits`, stage 1: dataset → Ray actors with the teachers → logit store."""
+
+import logging
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.dataset.views import MOST_VIEWS, ViewConfig, ViewsStamp
+from pipeline.errors import PipelineError, TooManyFailuresError, UsageError
+from pipeline.labelling.shard_labeller import LabellerConfig
+from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
+from pipeline.logits.filling import check_part_names, claim_store, finished_shards
+from pipeline.logits.stamp import StoreStamp
+from pipeline.logits.store import FAILED_NAME, LogitPart, finished_parts, read_stamp, write_failures
+from pipeline.models.device import Precision, PrecisionChoice, choose_device, fastest_precision
+from pipeline.runtime.progress import progress_bar
+from pipeline.runtime.stopping import stop_on_signals
+from pipeline.storage import files as storage
+
+if TYPE_CHECKING:
+    from pipeline.labelling.actor_pool import ShardOutcome
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherLogitsConfig:
+    """Which teachers, over which dataset, with which machines."""
+
+    data: str
+    """Dataset: a folder or URL with shards and a manifest."""
+    teacher: tuple[str, ...]
+    """NAME for its released weights, fetched once, or NAME=CHECKPOINT, such as passt_s=passt-s.pt; several are an
+    ensemble, whose logits are the mean with the weights that may follow, such as passt_s@2 (1 where none is given)."""
+    store: str
+    """Logit store to write or to go on with: a folder or URL."""
+    keep_members: bool = False
+    """Also keep each teacher's own logits, so that `pipeline reweight` can weigh them anew; a row grows by one list for
+    each teacher."""
+    top_k: int | None = None
+    """Keep only this many logits of a clip, the largest, and one that stands for the others; 20 of 527 classes take a
+    ninth of the space. Without it all are kept."""
+    views: int = 1
+    """Views of each clip: the clip as it is, and one fewer augmented ones, which a student is then shown just so."""
+    view: ViewConfig = field(default_factory=ViewConfig)
+    """What views may do to a clip."""
+    batch_size: int = 16
+    """Clips a forward pass, 1 or more. Batches don't cross shards."""
+    precision: PrecisionChoice = "auto"
+    """What the networks' matrix products compute in; front ends, norms and the last layer always compute in float32,
+    and logits are stored as float16. auto goes on with what the store was begun with; a new store gets bfloat16 where
+    the GPU, or without one the CPU, of the machine that starts the run has instructions for it, float16 on older GPUs,
+    and float32 on other CPUs. |Difference| to float32 in the logits, median and 99.9th percentile, of trained teachers
+    on real clips: bfloat16 0.002 and 0.012, float16 0.0001 and 0.001."""
+    decode_threads: int = 0
+    """Threads an actor decodes with, ahead of the teachers; 0 is one for each of its cores."""
+    address: Annotated[str | None, Parameter(env_var="RAY_ADDRESS")] = None
+    """Of the Ray cluster that this machine belongs to: HOST:PORT, or auto to find it. Without it Ray runs on this
+    machine for this run. A submitted job finds its own cluster."""
+    actors: int | None = None
+    """Processes that label shards, each with all teachers; by default one for each GPU, or one for each machine."""
+    gpus_per_actor: float | None = None
+    """GPUs an actor claims; below 1, actors share one. By default 1 where there are any, else 0."""
+    cpus_per_actor: int | None = None
+    """Cores an actor claims and computes with; by default an even share of all."""
+    max_failed: float = 0.01
+    """Largest share, 0 to 1, of the dataset's clips that may end without logits."""
+    redo_failed: bool = False
+    """Also do the shards again in which clips failed, for when their files were mended."""
+    overwrite: bool = False
+    """Replace a store that other teachers, weights, classes, views or another precision made."""
+
+    def __post_init__(self) -> None:
+        if not self.teacher:
+            raise UsageError("no teacher: give --teacher NAME at least once, such as --teacher passt_s")
+        for text in self.teacher:
+            TeacherSpec.parse(text)
+        if self.data.rstrip("/") == self.store.rstrip("/"):
+            raise UsageError(f"data and store are both {self.data}; give the store a folder of its own")
+        if self.address is not None and self.address.startswith("ray://"):
+            raise UsageError(
+                f"address is {self.address}, but Ray Data does not run through Ray's client. Run the command on the "
+                "cluster, such as with `ray job submit --address http://HEAD:8265 -- pipeline teacher-logits …`"
+            )
+        if self.keep_members and self.top_k is not None:
+            raise UsageError(
+                "keep_members needs all logits: without them they can't be weighed anew. Leave top_k out, and make a "
+                "small copy of the store with `pipeline reweight --top-k`"
+            )
+        if not 1 <= self.views <= MOST_VIEWS:
+            raise UsageError(f"views is {self.views}; choose 1 (the clip as it is) to {MOST_VIEWS}")
+        for name in ("batch_size", "actors", "cpus_per_actor", "top_k"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{name} is {value}; choose 1 or more")
+        for name in ("decode_threads", "gpus_per_actor"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise UsageError(f"{name} is {value}; choose 0 or more")
+        if not 0 <= self.max_failed <= 1:
+            raise UsageError(f"max_failed is {self.max_failed}; choose a share from 0 to 1")
+
+
+def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
+    """Stage 1: run transformers over a dataset, on Ray, and store the mean of their logits.
+
+    Each shard becomes one Parquet part of the store, whole or not at all. The same command again does only the shards
+    whose part is missing, or was made from another version of the shard. Clips that can't be read or decoded, or get
+    logits that are not finite, are listed in STORE/failed.parquet with the reason.
+
+    Raises:
+        PipelineError: the dataset, a teacher or the store is unusable, or some shards could not be done; what could
+            be done was done.
+        TooManyFailuresError: more clips failed than `max_failed` allows; what could be done was done.
+    """
+    data, store = _absolute(config.data), _absolute(config.store)
+    specs = tuple(_with_absolute_path(TeacherSpec.parse(text)) for text in config.teacher)
+    manifest = read_manifest(data)
+    check_part_names(manifest)
+    stamp = _stamp(config, stamp_teachers(specs, manifest, _precision(config)))
+    if config.precision == "auto":
+        stamp = _as_begun(stamp, read_stamp(store))
+    claim_store(store, stamp, overwrite=config.overwrite)
+
+    finished = finished_shards(store, stamp, manifest)
+    redo = {shard for shard, part in finished.items() if part.failures and config.redo_failed}
+    shards = [shard for shard in manifest.shards if shard not in finished or shard in redo]
+    labeller = LabellerConfig(
+        data=data,
+        store=store,
+        teachers=specs,
+        stamp=stamp,
+        batch_size=config.batch_size,
+        decode_threads=config.decode_threads,
+    )
+    try:
+        errors = _label(config, labeller, manifest, shards) if shards else {}
+    finally:
+        storage.remove_staged(store)  # of actors that were stopped while they wrote
+
+    write_failures(store, list(finished_parts(store, stamp).values()))
+    storage.write_listing(store)
+    _conclude(manifest, store, list(finished_shards(store, stamp, manifest).values()), errors, config.max_failed)
+
+
+def _stamp(config: TeacherLogitsConfig, teachers: StoreStamp) -> StoreStamp:
+    """Add the form of the store to what its teachers are."""
+    if config.top_k is not None and config.top_k >= teachers.classes:
+        raise UsageError(
+            f"top_k is {config.top_k}, but {config.data} has {teachers.classes} classes; choose fewer, or leave it out"
+        )
+    return replace(
+        teachers,
+        members="float16" if config.keep_members else None,
+        top_k=config.top_k,
+        views=ViewsStamp(count=config.views, config=config.view) if config.views > 1 else None,
+    )
+
+
+def _precision(config: TeacherLogitsConfig) -> Precision:
+    """Give the precision that is asked for, or the fastest on this machine."""
+    if config.precision != "auto":
+        return config.precision
+    return fastest_precision("cpu" if config.gpus_per_actor == 0 else choose_device("auto"))
+
+
+def _as_begun(stamp: StoreStamp, found: StoreStamp | None) -> StoreStamp:
+    """Go on in the precision that a store was begun with, so that no resume on another machine makes it anew."""
+    if found is not None and replace(stamp, precision=found.precision) == found:
+        stamp = found
+    _log.info("precision: %s", stamp.precision)
+    return stamp
+
+
+def _absolute(location: str) -> str:
+    # An actor's working folder is Ray's affair.
+    return location if storage.is_remote(location) else str(storage.local_path(location).resolve())
+
+
+def _label(
+    config: TeacherLogitsConfig, labeller: LabellerConfig, manifest: Manifest, shards: Sequence[str]
+) -> dict[str, str]:
+    """Label the shards; give what stopped those that could not be done."""
+    # Ray takes seconds to import; `--help` and a run that has nothing left to do should not wait for it.
+    from pipeline.labelling.actor_pool import label_shards
+    from pipeline.runtime.ray_session import running_ray
+
+    clips = {shard: len(manifest.rows_of_shard(shard)) for shard in shards}
+    left = sum(clips.values())
+    done: list[ShardOutcome] = []
+    started = perf_counter()
+    with (
+        running_ray(config.address),
+        stop_on_signals(at_once=True) as stop,
+        progress_bar("teacher logits", len(manifest), done=len(manifest) - left) as bar,
+        closing(
+            label_shards(
+                labeller,
+                clips,
+                actors=config.actors,
+                cpus_per_actor=config.cpus_per_actor,
+                gpus_per_actor=config.gpus_per_actor,
+                on_clips=bar.advance,
+            )
+        ) as outcomes,
+    ):
+        for outcome in outcomes:
+            if stop.requested:
+                raise KeyboardInterrupt  # the one that the signal raised got lost in Ray
+            if outcome.ends_run:
+                raise PipelineError(outcome.error)
+            done.append(outcome)
+    _log_speed(done, perf_counter() - started)
+    return {outcome.shard: outcome.error for outcome in done if outcome.error}
+
+
+def _log_speed(outcomes: Sequence["ShardOutcome"], seconds: float) -> None:
+    clips = sum(outcome.clips for outcome in outcomes)
+    busy = sum(outcome.seconds for outcome in outcomes)
+    if busy:
+        _log.info(
+            "%d clips in %.0f s, starting Ray included: %.1f clips/s an actor; its teachers waited for decoded clips "
+            "%.1f %% of the time",
+            clips,
+            seconds,
+            clips / busy,
+            100 * sum(outcome.waiting_seconds for outcome in outcomes) / busy,
+        )
+
+
+def _conclude(
+    manifest: Manifest, store: str, parts: Sequence[LogitPart], errors: Mapping[str, str], limit: float
+) -> None:
+    """Say how complete the store is, and fail where it is not complete enough."""
+    failures = Counter(failure.reason for part in parts for failure in part.failures)
+    reasons = ", ".join(f"{count} {reason}" for reason, count in failures.most_common())
+    clips, failed = len(manifest), failures.total()
+    labelled = sum(part.clips for part in parts)
+    _log.info(
+        "%s: logits of %d of %d clips; %d failed%s", store, labelled, clips, failed, f" ({reasons})" if failed else ""
+    )
+    if errors:
+        shard, error = next(iter(errors.items()))
+        raise PipelineError(
+            f"{len(errors)} of {len(manifest.shards)} shards could not be done. {shard}: {error} "
+            "The others are in the store; the same command does what is missing."
+        )
+    if failed > limit * clips:
+        raise TooManyFailuresError(
+            f"{failed} of {clips} clips of {manifest.location} have no logits ({100 * failed / clips:.1f} %, limit "
+            f"{100 * limit:g} %): {reasons}. {storage.join_path(store, FAILED_NAME)} names them. Mend them and run "
+            "again with --redo-failed, or allow more with --max-failed."
+        )
+
+
+def _with_absolute_path(spec: TeacherSpec) -> TeacherSpec:
+    # What is no path of ours is left alone: a teacher's own builder may take anything for a checkpoint.
+    if spec.checkpoint is None or storage.is_remote(spec.checkpoint) or not storage.exists(spec.checkpoint):
+        return spec
+    return replace(spec, checkpoint=_absolute(spec.checkpoint))

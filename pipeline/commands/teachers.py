@@ -1,0 +1,84 @@
+"""`pipeline teachers`: every teacher that can be named, what it costs, how good it is, whether its weights are here."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
+import teacher
+from pipeline.labelling.foreign_teachers import installed_teachers
+from pipeline.models.weights_cache import cached_path
+from pipeline.runtime.progress import console, print_table
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeachersConfig:
+    """How to list the teachers."""
+
+    json: bool = False
+    """Print one JSON object a teacher instead of a table: operations, parameters and paths in full."""
+
+
+_DEFAULTS = TeachersConfig()
+
+
+def run(config: Annotated[TeachersConfig, Parameter(name="*")] = _DEFAULTS) -> list[dict[str, Any]]:
+    """List the teachers: rate, input length, parameters, GFLOPs a clip, published mAP, licence, cached or not.
+
+    A GFLOP is 10^9 floating-point operations, two for each multiply-accumulate, of a clip as long as the input. mAP is
+    what the authors publish for AudioSet's evaluation clips. Teachers that other packages offer come last; `pipeline
+    teacher-logits` also takes my_package:build and hf:ORG/NAME.
+    """
+    rows = [_describe(teacher.model_card(name)) for name in teacher.model_names()]
+    offered = installed_teachers()
+    if config.json:
+        for row in [*rows, *({"name": name, "builder": builder} for name, builder in offered.items())]:
+            console().print(json.dumps(row), highlight=False, markup=False, soft_wrap=True)
+    else:
+        print_table(_table(rows))
+        for name, builder in offered.items():
+            console().print(f"{name}: offered by {builder}", highlight=False, markup=False, soft_wrap=True)
+    return rows
+
+
+def _describe(card: teacher.ModelCard) -> dict[str, Any]:
+    cost = teacher.count_complexity(card)
+    cached = None if card.weights_url is None else cached_path(card.weights_url)
+    return {
+        "name": card.name,
+        "aliases": teacher.aliases_of(card.name),
+        "sample_rate_hz": card.front_end.sample_rate_hz,
+        "input_seconds": card.input_seconds,
+        "parameters": cost.parameters,
+        "flops_per_clip": cost.flops,
+        "published_map": card.published_map,
+        "licence": card.licence,
+        "paper": card.paper,
+        "weights_url": card.weights_url,
+        "cached": None if cached is None else str(Path(cached)),
+    }
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table("teacher", "Hz", "input", "parameters", "a clip", "mAP", "licence", "cached", box=SIMPLE_HEAD)
+    table.columns[0].no_wrap = True  # a name that is cut can't be copied
+    for column in table.columns[1:6]:
+        column.justify = "right"
+    for row in rows:
+        name = "\n  = ".join([row["name"], *row["aliases"]])
+        table.add_row(
+            Text(name),
+            str(row["sample_rate_hz"]),
+            f"{row['input_seconds']:g} s",
+            f"{row['parameters'] / 1e6:.1f} M",
+            f"{row['flops_per_clip'] / 1e9:.0f} GFLOPs",
+            "-" if row["published_map"] is None else f"{row['published_map']:.3f}",
+            row["licence"],
+            "no weights" if row["weights_url"] is None else "yes" if row["cached"] else "no",
+        )
+    return table

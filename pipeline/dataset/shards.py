@@ -1,0 +1,125 @@
+"""WebDataset shards: written with fixed bytes for fixed clips, read in place by byte range."""
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pipeline.dataset.clips import Clip, to_shard_key
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.tar_index import iter_members
+from pipeline.errors import PipelineError, ShardError, StorageUnavailableError
+from pipeline.storage import files as storage
+
+if TYPE_CHECKING:
+    from webdataset.writer import TarWriter
+
+AUDIO_FORMATS = frozenset({"wav", "flac", "mp3", "ogg", "oga", "opus", "aiff", "aif", "w64", "rf64", "au", "caf"})
+"""Extensions of the members that hold a clip's sound."""
+
+UNREADABLE_FORMATS = frozenset({"m4a", "mp4", "aac", "wma", "webm", "mka", "mkv", "ac3", "amr", "ape", "wv"})
+"""Extensions of sounds that nothing here decodes; they are named in rejections, not passed over."""
+
+
+class ShardWriter:
+    """Writes the clips of one shard; made by `open_shard`."""
+
+    def __init__(self, tar: "TarWriter") -> None:
+        self._tar = tar
+        self.audio_names: list[str] = []
+        """The audio members' names in the order of writing."""
+        self.ranges: list[tuple[int, int]] = []
+        """(offset, size) of each of them in the tar; known once the shard is finished."""
+
+    def write(self, clip: Clip, facts: Mapping[str, Any]) -> None:
+        """Add a clip as `<key>.<format>` and `<key>.json`; the json holds `clip_id` and then `facts`."""
+        self.write_described(clip, json.dumps({"clip_id": clip.clip_id, **facts}, ensure_ascii=False).encode())
+
+    def write_described(self, clip: Clip, described: bytes) -> None:
+        """Add a clip whose json is spelled already."""
+        key = to_shard_key(clip.clip_id)
+        self._tar.write({"__key__": key, clip.format: clip.audio, "json": described})
+        self.audio_names.append(f"{key}.{clip.format}")
+
+
+@contextmanager
+def open_shard(dataset: str, shard: str) -> Iterator[ShardWriter]:
+    """Write one shard; it appears in the dataset, whole, when the block ends without an error.
+
+    The same clips in the same order give the same bytes: times, owners and modes are fixed.
+
+    Args:
+        dataset: the folder, a path or a URL.
+        shard: the tar's name in it.
+    """
+    from webdataset.writer import TarWriter  # imports torch, which readers of shards should not wait for
+
+    with storage.publish(storage.join_path(dataset, shard)) as staged:
+        with (
+            staged.open("wb") as stream,
+            TarWriter(stream, user="", group="", mode=0o644, mtime=0, encoder=False) as tar,
+        ):
+            writer = ShardWriter(tar)
+            yield writer
+        # Found by the reader that indexes anybody's tars, so that a manifest made now equals one made later.
+        with staged.open("rb") as stream:
+            found = {member.name: (member.offset, member.size) for member in iter_members(stream, shard)}
+        writer.ranges = [found[name] for name in writer.audio_names]
+
+
+def read_ahead(reader: storage.RangeReader, manifest: Manifest, rows: np.ndarray) -> None:
+    """Fetch the clips at `rows`, (clips,), side by side if the dataset is remote; `read_clip_bytes` then has them."""
+    reader.read_ahead(
+        [
+            storage.StoredRange(manifest.shards[shard], offset, size, crc32)
+            for shard, offset, size, crc32 in zip(
+                manifest.shard_of_clip[rows].tolist(),
+                manifest.offsets[rows].tolist(),
+                manifest.sizes[rows].tolist(),
+                manifest.crc32s[rows].tolist(),
+                strict=True,
+            )
+        ]
+    )
+
+
+def read_clip_bytes(reader: storage.RangeReader, manifest: Manifest, row: int) -> bytes:
+    """Read the encoded audio of one clip.
+
+    Args:
+        reader: opened on `manifest.location`.
+        manifest: the dataset's rows.
+        row: which of them.
+
+    Raises:
+        ShardError: the shard is missing, ends too early, or holds other bytes than the manifest was made from.
+        StorageUnavailableError: the server can't be reached: no fault of the clip's.
+    """
+    shard = manifest.shards[manifest.shard_of_clip[row]]
+    offset, size = int(manifest.offsets[row]), int(manifest.sizes[row])
+    try:
+        data = reader.read(shard, offset, size, int(manifest.crc32s[row]))
+    except StorageUnavailableError:
+        raise
+    except (PipelineError, OSError) as error:
+        raise ShardError(f"{manifest.location}: can't read {shard} ({error})") from error
+    check_clip_bytes(manifest, row, data)
+    return data
+
+
+def check_clip_bytes(manifest: Manifest, row: int, data: bytes) -> None:
+    """Compare what was read of a clip with what the manifest says of it.
+
+    Raises:
+        ShardError: it has another length or checksum.
+    """
+    size, checksum = int(manifest.sizes[row]), int(manifest.crc32s[row])
+    if len(data) != size or (checksum >= 0 and zlib.crc32(data) != checksum):
+        shard, offset = manifest.shards[manifest.shard_of_clip[row]], manifest.offsets[row]
+        raise ShardError(
+            f"{shard}: the bytes of clip {manifest.clip_ids[row]} ({size} at {offset}) are not those that the manifest "
+            f"was made from. If the shard was replaced on purpose, run `pipeline index {manifest.location}`."
+        )

@@ -1,0 +1,111 @@
+"""A Hugging Face `AutoModelForAudioClassification` as a teacher: its feature extractor becomes the front end."""
+
+import hashlib
+import importlib
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import CheckpointError, UsageError
+from pipeline.models.weights_cache import fetch
+
+INPUT_SECONDS = 10.0
+"""How much of a clip these teachers are given; their extractors pad or cut to what the model takes."""
+
+_SETTINGS_FILES = ("config.json", "preprocessor_config.json")
+_WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+class ExtractorFrontEnd(nn.Module):
+    """Feature extractor of a model: (batch, samples) → its input. It computes on the CPU, as extractors do."""
+
+    def __init__(self, extractor: Any) -> None:
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, waveforms: Tensor) -> Tensor:
+        """Extract features; they come back on the waveforms' device."""
+        clips = list(waveforms.float().cpu().numpy())
+        found = self.extractor(clips, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
+        return found[self.extractor.model_input_names[0]].to(waveforms.device)
+
+    def __str__(self) -> str:
+        settings = hashlib.sha256(self.extractor.to_json_string().encode()).hexdigest()
+        return f"{type(self.extractor).__name__}({self.extractor.sampling_rate} Hz, settings {settings[:12]})"
+
+
+class HuggingFaceTeacher(nn.Module):
+    """An audio classifier of the package transformers, behind the interface that stage 1 asks for."""
+
+    def __init__(self, model: nn.Module, extractor: Any) -> None:
+        super().__init__()
+        self.model = model
+        self.front_end = ExtractorFrontEnd(extractor)
+        self.sample_rate_hz = int(extractor.sampling_rate)
+        self.input_seconds = INPUT_SECONDS
+        labels: dict[int, str] = model.config.id2label  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
+        self.class_names = tuple(labels[index] for index in sorted(labels))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features → (batch, classes) logits."""
+        return self.model(features).logits
+
+
+def locate(repo_id: str, folder: str | None, *, offline: bool) -> Path:
+    """Give the weights' file of a model; its settings lie beside it.
+
+    Args:
+        repo_id: ORG/NAME on the Hugging Face Hub.
+        folder: where a local copy is; None fetches from the Hub, once.
+        offline: take what is in the Hub's cache alone.
+
+    Raises:
+        CheckpointError: a file is not to be had.
+    """
+    if folder is not None:
+        if missing := [name for name in _SETTINGS_FILES if not (Path(folder) / name).is_file()]:
+            raise CheckpointError(
+                f"{folder}: holds no {' and no '.join(missing)}; give a folder made by save_pretrained"
+            )
+        weights = next((Path(folder) / name for name in _WEIGHTS_FILES if (Path(folder) / name).is_file()), None)
+        if weights is None:
+            raise CheckpointError(f"{folder}: holds none of {', '.join(_WEIGHTS_FILES)}")
+        return weights
+    base = f"https://huggingface.co/{repo_id}/resolve/main/"
+    for name in _SETTINGS_FILES:
+        fetch(base + name, offline=offline)
+    try:
+        return fetch(base + _WEIGHTS_FILES[0], offline=offline).path
+    except CheckpointError as error:
+        try:
+            return fetch(base + _WEIGHTS_FILES[1], offline=offline).path
+        except CheckpointError:
+            raise error from None
+
+
+def load(folder: Path) -> HuggingFaceTeacher:
+    """Build a model from a folder that holds its settings and weights. Code that lies there is not run.
+
+    Raises:
+        UsageError: the package transformers is not installed.
+        CheckpointError: it is no audio classifier, or its files are damaged.
+    """
+    try:
+        transformers = importlib.import_module("transformers")
+    except ImportError as error:
+        raise UsageError("teachers of the form hf:ORG/NAME need another package: pip install transformers") from error
+    try:
+        transformers.utils.logging.disable_progress_bar()
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        model, loading = transformers.AutoModelForAudioClassification.from_pretrained(
+            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+    except Exception as error:  # transformers raises errors of many kinds
+        raise CheckpointError(f"{folder}: holds no audio classifier that transformers can load: {error}") from error
+    if drawn := sorted(loading["missing_keys"]):  # transformers would draw them at random
+        raise CheckpointError(
+            f"{folder}: its weights lack {', '.join(drawn[:4])}: it was not trained to tag sounds; fine-tune it first"
+        )
+    return HuggingFaceTeacher(model, extractor)

@@ -1,0 +1,225 @@
+"""Stage 1's unit of work: one shard in, one published part of the logit store out. It knows nothing of Ray."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import teacher
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.errors import CheckpointError, PipelineError
+from pipeline.labelling.shard_decoder import ClipBatch, SeenClips, ShardDecoder
+from pipeline.labelling.teacher_spec import TeacherSpec
+from pipeline.logits.forms import mean_of_members
+from pipeline.logits.stamp import StoreStamp
+from pipeline.logits.store import ClipFailure, part_stem, publish_part
+from pipeline.runtime.memory import keep_freed_memory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabellerConfig:
+    """All that one worker needs to know."""
+
+    data: str
+    """The dataset folder."""
+    store: str
+    """The logit store's folder."""
+    teachers: tuple[TeacherSpec, ...]
+    stamp: StoreStamp
+    """What the parts will say made them."""
+    batch_size: int
+    """Clips a forward pass, which shows one view of them."""
+    decode_threads: int = 0
+    """0 is one for each core that torch uses."""
+    device: str = "cpu"
+    """Where the teachers run: cpu, cuda …"""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ShardReport:
+    """How one shard went."""
+
+    shard: str
+    clips: int
+    """Clips tried."""
+    failed: int
+    """Of these, clips without logits."""
+    seconds: float
+    waiting_seconds: float
+    """Time in which the teachers had nothing to do because the next batch was not decoded yet."""
+
+
+class ShardLabeller:
+    """Teachers, loaded once, that label shard after shard.
+
+    Args:
+        config: see `LabellerConfig`.
+
+    Raises:
+        CheckpointError: a teacher can't be loaded, or its file here is not the one that the stamp names.
+        ManifestError: the dataset has no usable manifest.
+    """
+
+    def __init__(self, config: LabellerConfig) -> None:
+        if config.device == "cpu":
+            keep_freed_memory()
+        self._config = config
+        self._manifest: Manifest = read_manifest(config.data)
+        self._ensemble = teacher.Ensemble(
+            self._load_teachers(),
+            [spec.weight for spec in config.teachers],
+            getattr(torch, config.stamp.precision),
+        )
+        self._on_gpu = config.device.startswith("cuda")
+        self._decoder = ShardDecoder(
+            self._manifest,
+            sample_rates_hz=self._ensemble.sample_rates_hz,
+            seconds=self._ensemble.input_seconds,
+            views=config.stamp.views,
+            batch_size=config.batch_size,
+            threads=config.decode_threads or torch.get_num_threads(),
+            pin_memory=self._on_gpu,
+        )
+        self._copies = torch.cuda.Stream() if self._on_gpu else None
+        self._unfinished: deque[torch.cuda.Event] = deque()
+
+    def _load_teachers(self) -> Iterator[nn.Module]:
+        """Load one after the other, so that the ensemble has made one smaller before the next one comes."""
+        for spec, stamped in zip(self._config.teachers, self._config.stamp.teachers, strict=True):
+            loaded = spec.load(self._manifest, self._config.device)
+            if loaded.sha256 != stamped.sha256:
+                raise CheckpointError(
+                    f"{loaded.source}: hashes to {loaded.sha256[:12]} on this machine, but to {stamped.sha256[:12]} "
+                    "where the run was started. Give every machine the same file."
+                )
+            yield loaded.network
+
+    def close(self) -> None:
+        """Stop the threads."""
+        self._decoder.close()
+
+    def label_shard(
+        self, shard: str, on_progress: Callable[[int], None] = lambda clips: None, *, following: str | None = None
+    ) -> ShardReport:
+        """Make and publish the part of one shard, replacing an older one.
+
+        Args:
+            shard: its name in the manifest.
+            on_progress: told how many of the shard's clips are done, after each batch.
+            following: the shard that will be asked for next, if that is known; its decoding begins meanwhile.
+
+        Raises:
+            PipelineError: the shard is not there, or the store can't be written. A bad clip raises nothing: it is
+                listed in the part.
+        """
+        started, waiting = perf_counter(), 0.0
+        logits: list[Tensor] = []
+        labelled: list[int] = []
+        failures: dict[int, ClipFailure] = {}
+        batches = self._decoder.batches(shard, following)
+        while True:
+            asked = perf_counter()
+            batch = next(batches, None)
+            if self._is_idle():
+                waiting += perf_counter() - asked
+            if batch is None:
+                break
+            failures.update(batch.failures)
+            if batch.rows:
+                logits.append(self._ask_teachers(batch))
+                labelled.extend(batch.rows)
+            on_progress(len(labelled) + len(failures))
+        failed = self._publish(shard, labelled, logits, failures)
+        return ShardReport(
+            shard=shard,
+            clips=len(self._decoder.rows_of(shard)),
+            failed=failed,
+            seconds=perf_counter() - started,
+            waiting_seconds=waiting,
+        )
+
+    def _is_idle(self) -> bool:
+        """Whether the teachers have nothing left to do; a GPU works on while this process waits for the next batch."""
+        return all(event.query() for event in self._unfinished)
+
+    def _ask_teachers(self, batch: ClipBatch) -> Tensor:
+        """Give what the teachers say of each view: (teachers, batch, views, classes), float16, on the device.
+
+        Where the members are not kept, their weighted mean stands for them, as a single teacher.
+
+        Raises:
+            PipelineError: the device's memory does not suffice even for a single clip.
+        """
+        said = []
+        for seen in batch.views:
+            try:
+                members = self._ensemble(self._on_device(seen), seen.edge_shifts_hz)  # (teachers, batch, classes)
+            except torch.OutOfMemoryError as error:
+                reason = str(error).splitlines()[0]
+                raise PipelineError(
+                    f"the memory of {self._config.device} does not suffice for these teachers and a single clip "
+                    f"({reason}). Use a larger device, a lower --precision, fewer teachers, or --gpus-per-actor 1 "
+                    "where actors share one."
+                ) from error
+            kept = members if self._config.stamp.members else self._ensemble.mean(members)[None]
+            # An overflow becomes infinite here and is found before the part is published.
+            said.append(kept.to(torch.float16))
+            self._keep_pace()
+        return torch.stack(said, dim=2)
+
+    def _on_device(self, seen: SeenClips) -> dict[int, Tensor]:
+        """Copy waveforms to the device; to a GPU while it still works at the views before."""
+        if self._copies is None:
+            return {rate: tensor.to(self._config.device) for rate, tensor in seen.waveforms.items()}
+        with torch.cuda.stream(self._copies):
+            copied = {
+                rate: tensor.to(self._config.device, non_blocking=True) for rate, tensor in seen.waveforms.items()
+            }
+        working = torch.cuda.current_stream()
+        working.wait_stream(self._copies)
+        for tensor in copied.values():
+            tensor.record_stream(working)  # or its memory would be given to the next copy too early
+        return copied
+
+    def _keep_pace(self) -> None:
+        """Let a GPU be one batch behind, so that the next one is copied meanwhile, but not more: memory is finite."""
+        if not self._on_gpu:
+            return
+        done = torch.cuda.Event()
+        done.record()
+        self._unfinished.append(done)
+        if len(self._unfinished) > 1:
+            self._unfinished.popleft().synchronize()
+
+    def _publish(
+        self, shard: str, labelled: Sequence[int], logits: Sequence[Tensor], failures: dict[int, ClipFailure]
+    ) -> int:
+        """Publish the part with its failures; count them."""
+        stamp = self._config.stamp
+        teachers = len(stamp.teachers) if stamp.members else 1
+        nothing = np.empty((teachers, 0, stamp.view_count, stamp.classes), np.float16)
+        said = np.concatenate([nothing, *(one.cpu().numpy() for one in logits)], axis=1)
+        finite = np.array(
+            [np.isfinite(said[:, clip]).all() for clip in range(said.shape[1])], bool
+        )  # (labelled clips,)
+        bad = [row for row, good in zip(labelled, finite.tolist(), strict=True) if not good]
+        failures |= {row: ClipFailure(clip_id=self._clip_id(row), reason="non-finite logits", detail="") for row in bad}
+        rows = said[:, finite].reshape(teachers, -1, stamp.classes)  # (teachers, clips x views, classes)
+        publish_part(
+            self._config.store,
+            part_stem(shard),
+            [self._clip_id(row) for row in np.array(labelled, np.int64)[finite].tolist()],
+            mean_of_members(rows, stamp.weights) if stamp.members else rows[0],
+            stamp,
+            self._manifest.shard_identity(shard),
+            [failures[row] for row in self._decoder.rows_of(shard).tolist() if row in failures],
+            members=rows if stamp.members else None,
+        )
+        return len(failures)
+
+    def _clip_id(self, row: int) -> str:
+        return self._manifest.clip_ids[row].as_py()

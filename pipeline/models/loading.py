@@ -1,0 +1,278 @@
+"""A checkpoint, ours or one that somebody released → a student or teacher for a dataset's classes."""
+
+import logging
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import nn
+
+import student
+import teacher
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.vocabulary import Vocabulary, audioset_vocabulary, parse_vocabulary
+from pipeline.errors import CheckpointError, UsageError
+from pipeline.models.weights import CheckpointMetadata, Task, load_checkpoint_metadata, local_file, sha256_of_file
+from pipeline.models.weights_cache import fetch
+from pipeline.redaction import redact
+from pipeline.runtime.memory import keep_freed_memory
+from pipeline.storage import files as storage
+from student.state_dicts import read_checkpoint
+
+Tagger = student.Tagger | teacher.AudioTransformer
+Built = TypeVar("Built", bound=nn.Module, covariant=True)
+
+
+class _Package(Protocol[Built]):
+    """What the packages `student` and `teacher` have in common."""
+
+    @property
+    def model_card(self) -> Callable[[str], object]: ...
+
+    @property
+    def create_model(self) -> Callable[..., Built]: ...
+
+
+_PACKAGES = (student, teacher)
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class LoadedModel:
+    """A model in evaluation mode, and where it came from."""
+
+    network: nn.Module
+    """In evaluation mode; a student is fused (`student.fuse`), so it isn't one to save or to train."""
+    name: str
+    """What tables call it: its run's folder, or its file's name."""
+    source: str
+    """The checkpoint's location."""
+    sha256: str
+    """Of the checkpoint's bytes."""
+
+    sample_rate_hz: int
+    """Of the waveforms that its front end takes."""
+    input_seconds: float
+    """How long they are."""
+    vocabulary: Vocabulary
+    """What its logits are about."""
+    model_name: str
+    """What stamps call it: the registered name, or where it comes from."""
+    front_end: str
+    """How waveforms become features."""
+    task: Task = "multi-label"
+    """What its logits are for: a sigmoid each, or one softmax."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Weights:
+    """A file of weights on this machine."""
+
+    path: Path
+    sha256: str
+    released_as: str | None = None
+    """The registered name whose released weights these are; None for a file that somebody gave."""
+    source: str
+    """The file, URL or folder that it came from."""
+
+
+@contextmanager
+def open_weights(location: str, *, offline: bool | None = None) -> Iterator[Weights]:
+    """Give a checkpoint as a file on this machine, for as long as the block lasts.
+
+    Args:
+        location: a file, a folder as Hugging Face lays it out, a URL, or the registered name of a model with released
+            weights, which are fetched the first time. A file of that name wins.
+        offline: don't fetch what was released; None asks the environment.
+
+    Raises:
+        CheckpointError: there is no such file and no such release, or it can't be fetched or read.
+    """
+    if storage.is_remote(location) or storage.local_path(location).exists() or not _NAME.fullmatch(location):
+        with local_file(location) as path:
+            yield Weights(path=path, sha256=sha256_of_file(path), source=location)
+        return
+    yield fetch_released(location, offline=offline)
+
+
+def fetch_released(name: str, *, offline: bool | None = None) -> Weights:
+    """Give the weights that were released under a registered name; `open_weights` describes the rest."""
+    url = _released_weights(name)
+    file = fetch(url, offline=offline)
+    return Weights(path=file.path, sha256=file.sha256, released_as=name, source=url)
+
+
+_NAME = re.compile(r"\w+(\(\d\))?")
+"""What a registered name looks like, such as mn40_as(2); paths of files have dots or slashes in them."""
+
+
+def _released_weights(name: str) -> str:
+    for package in _PACKAGES:
+        if is_registered(package, name):
+            try:
+                return package.released_weights(package.model_card(name))
+            except ValueError as error:
+                raise CheckpointError(f"{name}: no such file, and {error}") from error
+    if name in student.IMAGENET_WEIGHTS:  # timm's and torchvision's, to train from
+        return student.IMAGENET_WEIGHTS[name]
+    names = [name for package in _PACKAGES for name in package.model_names()]
+    close = ", ".join(get_close_matches(name, names, n=3, cutoff=0.5)) or "mn10_as, passt_s, …"
+    raise CheckpointError(f"{name}: no such file, and no model is called that; did you mean {close}?")
+
+
+def load_model(
+    location: str | None,
+    manifest: Manifest | None = None,
+    *,
+    model: str | None = None,
+    device: torch.device | str = "cpu",
+    offline: bool | None = None,
+) -> LoadedModel:
+    """Build the model that a checkpoint holds.
+
+    Args:
+        location: a file, a folder, a URL, or the registered name of a model with released weights; see `open_weights`.
+            None is what was released as `model`.
+        manifest: of the dataset whose classes the logits have to be for; without one, any classes will do.
+        model: the registered name of a student or teacher, for a file that doesn't say what it is.
+        device: where the model goes.
+        offline: don't fetch what was released; None asks the environment.
+
+    Raises:
+        CheckpointError: the file is missing, damaged, doesn't fit its model, or was made for other classes.
+        UsageError: neither the file nor `model` says what it is, or nothing is registered under that name.
+    """
+    released = nullcontext(fetch_released(str(model), offline=offline)) if location is None else None
+    location = location or str(model)
+    with released or open_weights(location, offline=offline) as weights:
+        path, model = weights.path, model or weights.released_as
+        metadata = load_checkpoint_metadata(path)
+        if metadata is None and model is None:
+            raise UsageError(f"{location}: does not say which model it holds. Name it with --model, such as mn10_as.")
+        vocabulary = _own_vocabulary(metadata, location) if manifest is None else manifest.vocabulary
+        if metadata is not None and metadata.vocabulary_sha256 != vocabulary.sha256:
+            owner = "AudioSet" if manifest is None else manifest.location
+            raise CheckpointError(
+                f"{location}: was trained for {metadata.classes} classes with hash {metadata.vocabulary_sha256[:12]}, "
+                f"but {owner} has {len(vocabulary)} with hash {vocabulary.sha256[:12]}. Choose a dataset with the "
+                "checkpoint's classes."
+            )
+        try:
+            network = _build_foreign(path, str(model), vocabulary) if metadata is None else _build_own(path, metadata)
+        except (ValueError, TypeError) as error:  # TypeError: a keyword that the model doesn't take
+            raise CheckpointError(f"{location}: {error}") from error
+    network = network.to(device).eval()
+    if torch.device(device).type == "cpu":
+        keep_freed_memory()
+    return LoadedModel(
+        network=student.fuse(network) if isinstance(network, student.Tagger) else network,
+        name=_display_name(location),
+        source=redact(weights.source),
+        sha256=weights.sha256,
+        sample_rate_hz=network.sample_rate_hz,
+        input_seconds=network.input_seconds,
+        vocabulary=vocabulary,
+        model_name=network.model_name,
+        front_end=str(network.front_end.config),
+        task="multi-label" if metadata is None else metadata.task,
+    )
+
+
+def check_registered(package: _Package[nn.Module], name: str) -> None:
+    """See that a model can be built.
+
+    Raises:
+        UsageError: nothing is registered under the name.
+    """
+    try:
+        package.model_card(name)
+    except ValueError as error:
+        raise UsageError(f"--model {name}: {error}") from error
+
+
+def build_for_training(
+    package: _Package[Built], name: str, checkpoint: str | None, *, seed: int, **settings: Any
+) -> Built:
+    """Build the model that a training command starts from; weights that no checkpoint gives are drawn from the seed.
+
+    Args:
+        package: `student` or `teacher`.
+        name: registered there.
+        checkpoint: a file, a URL, or a released name; None starts afresh.
+        seed: the run's.
+        settings: further keywords of the package's `create_model`.
+
+    Raises:
+        UsageError: nothing is registered under the name, or a setting doesn't fit the model.
+        CheckpointError: the checkpoint doesn't fit, or can't be had.
+    """
+    check_registered(package, name)
+    torch.manual_seed(seed)
+    try:
+        if checkpoint is None:
+            return package.create_model(name, **settings)
+        with open_weights(checkpoint) as weights:
+            return package.create_model(name, weights.path, **settings)
+    except (ValueError, TypeError) as error:  # TypeError: a keyword that the model doesn't take
+        kind = UsageError if checkpoint is None else CheckpointError
+        raise kind(f"--model {name}: {error}") from error
+
+
+def _own_vocabulary(metadata: CheckpointMetadata | None, location: str) -> Vocabulary:
+    """Give the classes that a file names, or AudioSet's where it names none."""
+    if metadata is None or metadata.vocabulary is None:
+        return audioset_vocabulary()
+    return parse_vocabulary(metadata.vocabulary.encode(), f"{location} (its class list)")
+
+
+def _build_own(path: Path, metadata: CheckpointMetadata) -> Tagger:
+    package = student if metadata.stage == "student" else teacher
+    model = package.create_model(metadata.model, path, **{**metadata.kwargs, "num_classes": metadata.classes})
+    if metadata.input_seconds is not None and isinstance(model, student.Tagger):
+        model.input_seconds = metadata.input_seconds
+    return model
+
+
+def _build_foreign(path: Path, name: str, vocabulary: Vocabulary) -> Tagger:
+    """Build a released model; its classes can only be counted, because its file does not name them.
+
+    Raises:
+        ValueError: the file does not fit the model, or has another number of classes.
+    """
+    classes = len(vocabulary)
+    if is_registered(student, name):
+        tensors = read_checkpoint(path)
+        network = student.create_model(name, tensors, num_classes=classes)
+        # A last layer of another size would stay fresh: right for fine-tuning, noise for an evaluation.
+        fits = all(tensors[key].shape == tensor.shape for key, tensor in network.state_dict().items() if key in tensors)
+    elif is_registered(teacher, name):
+        network = teacher.create_model(name, path)
+        fits = network.num_classes == classes
+    else:
+        raise UsageError(f"--model {name}: no student or teacher is called that; choose mn01 to mn40, mn10_as, …")
+    if not fits:
+        raise ValueError(f"is not for {classes} classes; choose a dataset with the checkpoint's classes")
+    if vocabulary.sha256 != audioset_vocabulary().sha256:
+        _log.warning("%s does not say which classes it is for; they are taken to be the dataset's", path.name)
+    return network
+
+
+def is_registered(package: object, name: str) -> bool:
+    """Whether `student` or `teacher` knows a name or alias."""
+    try:
+        package.model_card(name)  # pyright: ignore[reportAttributeAccessIssue]
+    except ValueError:
+        return False
+    return True
+
+
+def _display_name(location: str) -> str:
+    """Name a run's weights after the run, any other file after itself."""
+    path = PurePosixPath(location.partition("?")[0] if storage.is_remote(location) else location)
+    return path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem

@@ -1,0 +1,162 @@
+"""What a run shows while it works, progress bars and results, and what it writes down, metric logs."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from pipeline.storage.files import exists, join_path, publish_bytes, read_bytes
+
+METRICS_NAME = "metrics.jsonl"
+
+
+@cache
+def console() -> Console:
+    """Give the one console that results are printed to: standard output."""
+    return Console()
+
+
+def print_table(table: Table) -> None:
+    """Print a table to standard output; without a terminal, where nobody knows the width, with room for all of it."""
+    (console() if console().is_terminal else Console(width=140)).print(table)
+
+
+@cache
+def _status_console() -> Console:
+    # Bars go to standard error, so that a command's output can be piped while its progress stays on the screen.
+    return Console(stderr=True)
+
+
+class ProgressBar:
+    """One bar on the terminal; without a terminal its calls do nothing."""
+
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress = progress
+        self._task = task
+
+    def advance(self, clips: int = 1, note: str | None = None) -> None:
+        """Count `clips` more as done; `note` replaces the text at the end of the line."""
+        if note is None:
+            self._progress.advance(self._task, clips)
+        else:
+            self._progress.update(self._task, advance=clips, note=note)
+
+    def set_total(self, clips: int) -> None:
+        """Say how many clips there are in all, once that is known."""
+        self._progress.update(self._task, total=clips)
+
+
+@contextmanager
+def progress_bar(title: str, total: int | None, *, done: int = 0, unit: str = "clips") -> Iterator[ProgressBar]:
+    """Show a bar with the count, the speed and the time left while the block runs.
+
+    Args:
+        title: what is being done, a word or two.
+        total: how many there are; None where nobody knows yet.
+        done: how many of them an earlier run did.
+        unit: what is counted, in the plural.
+    """
+    status = _status_console()
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        _SpeedColumn(unit),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    # Without a terminal a log file would only collect escape codes.
+    with Progress(*columns, console=status, disable=not status.is_terminal, expand=True) as progress:
+        yield ProgressBar(progress, progress.add_task(title, total=total, completed=done, note=""))
+
+
+class _SpeedColumn(ProgressColumn):
+    """The mean speed of the last seconds, such as `120.5 clips/s`."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text(f"{speed:.1f} {self._unit}/s" if speed else f"- {self._unit}/s", style="progress.data.speed")
+
+
+class MetricLog:
+    """Writes a run's figures twice: `metrics.jsonl`, one object a line, and TensorBoard events.
+
+    Args:
+        run: the local run folder.
+        kept_lines: how many lines of `metrics.jsonl` to keep. A run that resumes drops those that a killed process
+            wrote after its last checkpoint, so that its log reads like that of an uninterrupted run.
+        after_step: the step that the run goes on from; TensorBoard hides what came later.
+    """
+
+    def __init__(self, run: Path, *, kept_lines: int = 0, after_step: int = 0) -> None:
+        # TensorBoard takes seconds to import; commands that train nothing should not wait for it.
+        from torch.utils.tensorboard import SummaryWriter
+
+        path = run / METRICS_NAME
+        kept = _whole_lines(path)[:kept_lines]
+        publish_bytes(path, b"".join(kept))
+        self.lines = len(kept)
+        """Lines of `metrics.jsonl` so far."""
+        self._file = path.open("a", encoding="utf-8")
+        self._events = SummaryWriter(str(run / "tensorboard"), purge_step=after_step + 1)
+
+    def write(self, step: int, values: Mapping[str, float], *, epoch: int) -> None:
+        """Write the figures of one step.
+
+        Args:
+            step: optimizer steps so far, counted over all epochs.
+            values: name → figure. A name such as `train/loss` is shown under `train` in TensorBoard.
+            epoch: the epoch that the step belongs to, from 0.
+        """
+        self._file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+        self._file.flush()
+        self.lines += 1
+        for name, value in values.items():
+            self._events.add_scalar(name, value, global_step=step)
+
+    def close(self) -> None:
+        """Close both files."""
+        self._file.close()
+        self._events.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def read_metrics(run: str | Path) -> list[dict[str, float]]:
+    """Read a run's `metrics.jsonl`; a last line that a killed run left unfinished is passed over."""
+    return [json.loads(line) for line in _whole_lines(join_path(run, METRICS_NAME))]
+
+
+def _whole_lines(location: str | Path) -> list[bytes]:
+    if not exists(location):
+        return []
+    return [line for line in read_bytes(location).splitlines(keepends=True) if line.endswith(b"\n")]

@@ -1,0 +1,238 @@
+"""Scores checkpoints and logit stores on the same clips of a dataset, for every command that reports an mAP."""
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from pipeline.batches.join import JoinedDataset, TrainingBatch, batch_loader, check_reachable
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import ManifestError, TooManyFailuresError
+from pipeline.logits.store import LogitStore
+from pipeline.models.device import Precision
+from pipeline.models.loading import LoadedModel
+from pipeline.models.weights import Task
+from pipeline.redaction import redact
+from pipeline.runtime.progress import ProgressBar, progress_bar
+from pipeline.scoring.judging import comparable
+from pipeline.scoring.predictions import iter_predictions
+from pipeline.scoring.report import EvaluationReport, SystemScores, hash_of_ids
+from pipeline.storage.mapped_arrays import scratch_array
+from student import accuracy, d_prime, tagging_scores
+
+_ROWS_AT_ONCE = 1 << 14
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class System:
+    """One thing to score, a checkpoint, an ensemble or a store, by what it says about a dataset's clips."""
+
+    name: str
+    source: str
+    """The file, folder or members that it stands for."""
+    sha256: str = ""
+    """Hash of the checkpoint's bytes; empty for an ensemble or a store."""
+    logits: np.ndarray
+    """(clips, classes), floating point, in manifest order; anything at all in the rows that failed."""
+    failures: Mapping[int, str]
+    """Manifest row → why that clip has no logits."""
+    task: Task = "multi-label"
+    """What the logits are for: a sigmoid each, or one softmax."""
+
+
+def run_models(
+    models: Sequence[LoadedModel],
+    manifest: Manifest,
+    *,
+    batch_size: int,
+    workers: int,
+    device: torch.device,
+    precision: Precision,
+) -> list[System]:
+    """Let each model listen to the whole dataset; models of one rate and length share the decoding.
+
+    Args:
+        models: on `device`, of the dataset's classes.
+        manifest: the dataset.
+        batch_size: clips a forward pass.
+        workers: decoding processes; 0 decodes in this one.
+        device: where the models are.
+        precision: of the networks.
+    """
+    systems: dict[int, System] = {}
+    inputs = [(model.sample_rate_hz, model.input_seconds) for model in models]
+    for rate, seconds in dict.fromkeys(inputs):
+        sharing = [place for place, wanted in enumerate(inputs) if wanted == (rate, seconds)]
+        dataset = JoinedDataset(manifest, sample_rate_hz=rate, seconds=seconds)
+        batches = np.split(np.arange(len(manifest)), np.arange(batch_size, len(manifest), batch_size))
+        loader = batch_loader(dataset, batches, workers=workers, pin_memory=device.type == "cuda")
+        failures: dict[int, str] = {}
+        networks = [models[place].network for place in sharing]
+        logits = [scratch_array((len(manifest), len(manifest.vocabulary)), np.float32) for _ in sharing]
+        broken: list[dict[int, str]] = [{} for _ in sharing]
+        with progress_bar(f"scoring {', '.join(models[place].name for place in sharing)}", len(manifest)) as bar:
+            for found in iter_predictions(networks, _watch(loader, failures, bar), device=device, precision=precision):
+                for target, faults, said in zip(logits, broken, found.logits, strict=True):
+                    target[found.rows] = said
+                    bad = found.rows[~np.isfinite(said).all(axis=1)].tolist()
+                    faults.update(dict.fromkeys(bad, "non-finite logits"))
+        for place, target, faults in zip(sharing, logits, broken, strict=True):
+            model = models[place]
+            systems[place] = System(
+                name=model.name,
+                source=model.source,
+                sha256=model.sha256,
+                logits=target,
+                failures={**failures, **faults},
+                task=model.task,
+            )
+    return [systems[place] for place in range(len(models))]
+
+
+def _watch(batches: Iterable[TrainingBatch], failures: dict[int, str], bar: ProgressBar) -> Iterator[TrainingBatch]:
+    for batch in batches:
+        check_reachable(batch.failures)
+        failures.update((failure.row, failure.reason) for failure in batch.failures)
+        yield batch
+        bar.advance(len(batch))
+
+
+def ensemble(members: Sequence[System]) -> System:
+    """Average systems' logits; a clip that one member has no logits for has none."""
+    logits = scratch_array(members[0].logits.shape, np.float32)
+    for first in range(0, len(logits), _ROWS_AT_ONCE):
+        rows = slice(first, first + _ROWS_AT_ONCE)
+        logits[rows] = np.mean([member.logits[rows] for member in members], axis=0)
+    return System(
+        name=f"ensemble of {len(members)}",
+        source=" + ".join(member.source for member in members),
+        logits=logits,
+        failures={row: reason for member in members for row, reason in member.failures.items()},
+        task="single-label" if all(member.task == "single-label" for member in members) else "multi-label",
+    )
+
+
+def read_members(store: LogitStore, manifest: Manifest) -> list[System]:
+    """Give each teacher of a store as a system of its own, where the store keeps what each of them said.
+
+    Raises:
+        LogitStoreError: as `read_store`.
+    """
+    if store.stamp.members is None or len(store.stamp.teachers) < 2:
+        return []
+    numbers = range(1, len(store.stamp.teachers) + 1)
+    return [read_store(store, manifest, member=number) for number in numbers]
+
+
+def read_store(store: LogitStore, manifest: Manifest, *, member: int | None = None) -> System:
+    """Bring a store's logits, of the clips as they are, into the order of a dataset.
+
+    Args:
+        store: of any form.
+        manifest: the dataset.
+        member: the number, from 1, of the teacher whose own logits are wanted; None is the mean of all.
+
+    Raises:
+        LogitStoreError: the classes differ, no clip of the dataset has logits, or a part is damaged.
+    """
+    with tempfile.TemporaryDirectory(prefix="aligned-") as folder:
+        aligned = store.align(manifest, folder, member=member)  # mapped, and so still there when the folder is gone
+    missing = np.flatnonzero(~aligned.has_logits)
+    reasons = {failure.clip_id: failure.reason for part in store.parts for failure in part.failures}
+    ids = manifest.clip_ids.take(pa.array(missing)).to_pylist()
+    return System(
+        name=_teachers_name(store) if member is None else store.stamp.teachers[member - 1].name,
+        source=redact(store.location),
+        logits=aligned.logits,
+        failures={
+            int(row): reasons.get(clip_id, "no logits in the store") for row, clip_id in zip(missing, ids, strict=True)
+        },
+    )
+
+
+def _teachers_name(store: LogitStore) -> str:
+    names = [teacher.name for teacher in store.stamp.teachers]
+    if not names and store.stamp.imported is not None:
+        return f"imported {store.stamp.imported.layout}"
+    return " + ".join(names) if len(names) <= 3 else f"{len(names)} teachers"
+
+
+def score(systems: Sequence[System], manifest: Manifest, *, max_failed: float) -> EvaluationReport:
+    """Score systems on the clips that all of them have logits for, so that the figures can be compared.
+
+    Args:
+        systems: at least one.
+        manifest: the dataset that they were run on.
+        max_failed: largest share of the dataset's clips, 0 to 1, that may be without logits.
+
+    Raises:
+        TooManyFailuresError: more clips than that.
+    """
+    failures: dict[int, str] = {}
+    for system in systems:
+        failures.update({row: reason for row, reason in system.failures.items() if row not in failures})
+    _check_share(failures, manifest, max_failed)
+    rows = np.setdiff1d(np.arange(len(manifest)), np.fromiter(failures, np.int64, len(failures)))
+    everything = np.arange(len(manifest))
+    labels = manifest.label_matrix(everything, dtype=bool)  # (clips, classes)
+    judged = manifest.judged_matrix(everything)
+    return EvaluationReport(
+        data=redact(manifest.location),
+        clips=len(rows),
+        clip_ids_sha256=hash_of_ids(manifest.clip_ids.take(pa.array(rows))),
+        class_mids=tuple(label.mid for label in manifest.vocabulary.classes),
+        class_names=manifest.vocabulary.names,
+        positives=manifest.label_counts(rows),
+        failures=tuple((manifest.clip_ids[row].as_py(), failures[row]) for row in sorted(failures)),
+        systems=tuple(_score_one(system, rows, labels, judged) for system in _with_unlike_names(systems)),
+    )
+
+
+def _check_share(failures: Mapping[int, str], manifest: Manifest, max_failed: float) -> None:
+    clips = len(manifest)
+    if clips and len(failures) < clips and len(failures) <= max_failed * clips:
+        return
+    if not failures:
+        raise ManifestError(f"{manifest.location}: holds no clips, so there is nothing to score")
+    reasons = Counter(failures.values()).most_common()
+    row = min(failures)
+    raise TooManyFailuresError(
+        f"{len(failures)} of {clips} clips of {manifest.location} can't be scored "
+        f"({100 * len(failures) / clips:.1f} %, limit {100 * max_failed:g} %): "
+        f"{', '.join(f'{count} {reason}' for reason, count in reasons)}. The first is {manifest.clip_ids[row]}. "
+        "Mend the dataset, complete the store, or allow more with --max-failed."
+    )
+
+
+def _score_one(system: System, rows: np.ndarray, labels: np.ndarray, judged: np.ndarray | None) -> SystemScores:
+    said, accurate = comparable(system.logits, system.task), None
+    if system.task == "single-label":
+        one_each = bool((labels[rows].sum(axis=1) == 1).all())
+        accurate = accuracy(said[rows], labels[rows]) if one_each else None
+    scores = tagging_scores(said, labels, rows, judged=judged)
+    return SystemScores(
+        name=system.name,
+        source=system.source,
+        sha256=system.sha256,
+        mean_average_precision=scores.mean_average_precision,
+        mean_roc_auc=scores.mean_roc_auc,
+        d_prime=scores.mean_d_prime,
+        average_precision=scores.average_precision,
+        roc_auc=scores.roc_auc,
+        class_d_prime=d_prime(scores.roc_auc),
+        accuracy=accurate,
+    )
+
+
+def _with_unlike_names(systems: Sequence[System]) -> list[System]:
+    seen: Counter[str] = Counter()
+    named = []
+    for system in systems:
+        seen[system.name] += 1
+        times = seen[system.name]
+        named.append(system if times == 1 else replace(system, name=f"{system.name} ({times})"))
+    return named

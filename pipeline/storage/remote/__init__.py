@@ -1,0 +1,1 @@
+"""Object stores and web servers: schemes, requests and their failures, byte ranges. Nothing else knows servers."""

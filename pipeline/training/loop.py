@@ -1,0 +1,500 @@
+"""The one training loop: batches in, step reports out. All training commands are settings around it.
+
+Everything random in a step comes from (seed, step) and a clip's place in the batch: which clips, how they are mixed,
+jitter, patchout, dropout. So the state of a run is its weights, its optimizer and a step number. A run that goes on
+from them repeats exactly what an uninterrupted one would have done, and it does not matter among how many processes,
+or into how many pieces, a batch is divided.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from cyclopts import Parameter
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pipeline.batches.join import TrainingBatch
+from pipeline.batches.sampling import EpochPlan, Sampling, StreamConfig, seed_for
+from pipeline.dataset.manifest import Manifest
+from pipeline.errors import UsageError
+from pipeline.models.device import Precision
+from pipeline.storage.cache import GIGABYTE, CacheFolder
+from pipeline.storage.files import local_path
+from pipeline.training.global_batch import draw_dropout_by_place, share_batch_statistics
+from pipeline.training.ranks import Ranks
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """How gradients become steps."""
+
+    kind: Literal["adam", "adamw"] = "adam"
+    """adamw takes the weight decay out of the gradient's scaling."""
+    weight_decay: float = 0.0
+    """Share of a weight that decays each step, times the learning rate; 0 or more."""
+    reference_batch: int = 120
+    """Batch size, in clips, that the learning rate is meant for; other batch sizes scale it in proportion."""
+    most_gradient_norm: float | None = None
+    """Gradients longer than this (Euclidean norm over all weights) are shortened to it; without it, never."""
+
+    def __post_init__(self) -> None:
+        if self.weight_decay < 0 or self.reference_batch < 1:
+            raise UsageError("optimizer: weight_decay must be 0 or more and reference_batch 1 or more")
+        if self.most_gradient_norm is not None and not self.most_gradient_norm > 0:
+            raise UsageError(f"optimizer.most_gradient_norm is {self.most_gradient_norm}; choose a value above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AverageConfig:
+    """Averages of the weights along the run, which are then evaluated and saved instead of the last weights."""
+
+    kind: Literal["none", "ema", "swa"] = "none"
+    """ema: a running mean that forgets, updated every step. swa: the plain mean over some epochs' ends."""
+    decay: float = 0.999
+    """ema: share of the mean that a step keeps, 0 to 1."""
+    start_epoch: int = 50
+    """swa: first epoch, from 0, whose end counts."""
+    every_epochs: int = 5
+    """swa: epochs from one that counts to the next."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise UsageError(f"average.decay is {self.decay}; choose a value from 0 to below 1")
+        if self.start_epoch < 0 or self.every_epochs < 1:
+            raise UsageError("average: start_epoch must be 0 or more and every_epochs 1 or more")
+
+    def counts_epoch(self, epoch: int) -> bool:
+        """Whether the end of `epoch` enters the plain mean."""
+        return self.kind == "swa" and epoch >= self.start_epoch and (epoch - self.start_epoch) % self.every_epochs == 0
+
+    def counts_step(self, epoch: int, ends_epoch: bool) -> bool:
+        """Whether the weights after a step enter the mean."""
+        return self.kind == "ema" or (ends_epoch and self.counts_epoch(epoch))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainingConfig:
+    """What every training run needs; the two training commands add their own settings."""
+
+    data: str
+    """Dataset to learn from: a folder or URL with a manifest."""
+    eval_data: str | None = None
+    """Dataset to evaluate on; without it nothing is evaluated and no best checkpoint is chosen."""
+    run: str
+    """Folder or URL that receives the run: settings, metrics, checkpoints, weights."""
+    resume: bool = False
+    """Go on with the run in the folder, exactly where its newest sound checkpoint left it."""
+    checkpoint: str | None = None
+    """Weights to start from: a file or URL; without it the weights are drawn from the seed."""
+    prior_bias: bool = False
+    """Start the last layer's biases at the log-odds of the classes' shares in the dataset instead of 0, so that a short
+    run need not spend its first epochs on learning that most classes are rare."""
+    epochs: int = 200
+    """Length of the run, in epochs."""
+    clips_per_epoch: int = 100_000
+    """Clips drawn for an epoch, without replacement, in whole batches; a smaller dataset gives all it has."""
+    sampling: Sampling = "balanced"
+    """balanced: clips of rare classes are drawn more often, clips without labels never. uniform: all alike. stream:
+    whole shards are read from start to end, and clips kept by their weight; for stores where every seek is dear."""
+    read_window: int = 0
+    """Clips of an epoch that are read in the order in which they lie, window after window: fewer and shorter seeks, but
+    neighbours in a shard meet in one batch. 0 reads in the order of the draws. Which clips are drawn stays the same."""
+    stream: StreamConfig = field(default_factory=StreamConfig)
+    """With --sampling stream: how shards are gone through."""
+    batch_size: int = 120
+    """Clips a step, over all ranks together."""
+    accumulate: int = 1
+    """Pieces that each rank takes its share of a batch in, one after the other, where a GPU's memory is short: 1 or
+    more. The step is the same, but that batch norms see one piece at a time."""
+    learning_rate: float = 8e-4
+    """Peak learning rate for a batch of `optimizer.reference_batch` clips."""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    """The optimizer."""
+    average: AverageConfig = field(default_factory=AverageConfig)
+    """Weight averaging."""
+    precision: Precision = "float32"
+    """What the network computes in; weights, front end and loss stay float32. float16 scales the loss, and leaves out
+    the steps in which a scaled gradient overflows."""
+    channels_last: bool = False
+    """Lay images out with the channels innermost, which convolutions on most machines prefer."""
+    compile: bool = False
+    """Let torch.compile translate the network first: minutes of preparation, then faster steps. Needs a compiler."""
+    sync_batch_norm: bool = True
+    """With several ranks: batch norms see the whole batch, not each rank its share. Off is faster, but the result then
+    depends on the number of ranks."""
+    seed: int = 0
+    """Decides everything random, 0 or more."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
+    ranks: int = 1
+    """Processes that train together, one a GPU, started by Ray Train. Leave it at 1 under torchrun, which has its own
+    --nproc-per-node. The clips of a step are the same."""
+    address: str | None = None
+    """With --ranks: the Ray cluster to train on, such as auto; without it Ray runs on this machine."""
+    workers: int = 4
+    """Processes that read and decode for each rank, at most one a core; 0 decodes between the steps. The result is the
+    same."""
+    cache: Annotated[str, Parameter(name=("--cache-dir", "--cache"))] = "~/.cache/audioset-distill"
+    """Local folder for what can be made or fetched again: aligned logits (2 bytes a clip and class), clips of remote
+    datasets, decoded audio. Several runs may share it."""
+    cache_size: float = 100.0
+    """Most that folder may hold, in GB, above 0; what was not used for longest goes first, never what a run uses."""
+    cache_audio: bool = False
+    """Keep decoded audio in the cache (1.3 MB a clip of 10 s at 32 kHz), so that each clip is decoded only once."""
+    max_failed: float = 0.01
+    """Largest share, 0 to 1, of the clips that may be unreadable."""
+    evaluate_every: int = 1
+    """Epochs from one evaluation to the next; the last epoch is always evaluated."""
+    checkpoint_minutes: float = 10.0
+    """Longest time between two checkpoints, in minutes; 0 saves after every step."""
+    keep_checkpoints: int = 2
+    """How many checkpoints to keep, 1 or more; the newest are kept."""
+    log_every: int = 50
+    """Steps from one line of metrics to the next."""
+
+    def __post_init__(self) -> None:
+        counts = ("epochs", "clips_per_epoch", "batch_size", "accumulate", "ranks")
+        for name in (*counts, "evaluate_every", "keep_checkpoints", "log_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} is {getattr(self, name)}; choose 1 or more")
+        for name in ("seed", "workers", "checkpoint_minutes", "read_window"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"{name} is {getattr(self, name)}; choose 0 or more")
+        if self.sampling == "stream" and self.read_window:
+            raise UsageError("read_window is of no use with --sampling stream, which reads whole shards; leave it out")
+        if not 0 <= self.max_failed <= 1:
+            raise UsageError(f"max_failed is {self.max_failed}; choose a share from 0 to 1")
+        if not self.cache_size > 0:
+            raise UsageError(f"cache_size is {self.cache_size}; choose a value above 0, in GB")
+        if not self.learning_rate > 0:
+            raise UsageError(f"learning_rate is {self.learning_rate}; choose a value above 0")
+
+    def cache_folder(self) -> CacheFolder:
+        """Give the cache that `cache` and `cache_size` describe."""
+        return CacheFolder(local_path(self.cache), self.cache_size * GIGABYTE)
+
+
+class Learner(ABC):
+    """What a training command brings to the loop: a model, what it is to learn, and how it is judged.
+
+    Args:
+        model: the network, with its `front_end`.
+    """
+
+    best = "mAP"
+    """The entry of `score` that decides which weights are the best ones; higher is better."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model
+
+    @abstractmethod
+    def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
+        """Give the mean loss of a batch's clips, a scalar.
+
+        Args:
+            network: the model as the loop wraps it; call it once.
+            batch: on the model's device; perhaps a part of the step's batch, see its `places` and `whole`.
+            generator: all chance comes from it. It starts alike for all parts of a step's batch, so what is drawn for
+                clips must be drawn for the whole batch.
+        """
+
+    @abstractmethod
+    def score(self, logits: np.ndarray, labels: np.ndarray, judged: np.ndarray | None = None) -> dict[str, float]:
+        """Judge predictions; one entry is called `best`.
+
+        Args:
+            logits: (clips, classes).
+            labels: (clips, classes), 0 or 1.
+            judged: (clips, classes) bool, False where nobody knows the label; None where all are known.
+        """
+
+    @abstractmethod
+    def made(self) -> dict[str, Any]:
+        """Give stage, model and kwargs, from which files of weights say how to build what they are for."""
+
+    def begin_epoch(self, network: nn.Module, epoch: int) -> None:  # noqa: B027 (most have nothing to set)
+        """Set what depends on the epoch, from 0, in the model or in an average of it; by default nothing does."""
+
+    def parameter_groups(self, config: "OptimizerConfig") -> list[dict[str, Any]]:
+        """Divide the weights into groups for the optimizer; a group's `lr_scale` multiplies its learning rate."""
+        return [{"params": list(self.model.parameters()), "weight_decay": config.weight_decay}]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StepReport:
+    """What one optimizer step did."""
+
+    step: int
+    """Steps so far, this one included."""
+    epoch: int
+    """From 0."""
+    clips: int
+    """Clips that it learned from, over all ranks."""
+    loss: float
+    """Mean over those clips, in nats; 0 where none could be decoded and nothing was learned."""
+    gradient_norm: float
+    """Euclidean norm over all weights, before any shortening; infinite or no number in a step that was left out."""
+    learning_rate: float
+    ends_epoch: bool
+    """Whether it was the last of its epoch."""
+    left_out: bool = False
+    """Whether a gradient scaled for float16 overflowed, so that no weight was changed."""
+
+
+class Trainer:
+    """A model in training: takes steps, and can be saved and restored between any two of them.
+
+    Args:
+        learner: the model and its loss.
+        config: the settings.
+        plan: which clips each step sees.
+        schedule: epoch → what the learning rate is multiplied by.
+        device: where the model goes.
+        ranks: the processes that train it together.
+
+    Raises:
+        UsageError: the batch is too small to be divided, or the network can't be compiled here.
+    """
+
+    def __init__(
+        self,
+        learner: Learner,
+        config: TrainingConfig,
+        plan: EpochPlan,
+        schedule: Callable[[int], float],
+        device: torch.device,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.step = 0
+        self.left_out = 0
+        """Steps so far whose gradient overflowed."""
+        self._learner, self._config, self._plan = learner, config, plan
+        self._schedule, self._device, self._ranks = schedule, device, ranks or Ranks()
+        self._pieces = self._ranks.share(config.batch_size, config.accumulate)
+        if (config.batch_size + 1) // 2 < self._ranks.size * config.accumulate:
+            raise UsageError(
+                f"batch_size is {config.batch_size}: too small for {self._ranks.size} ranks x {config.accumulate} "
+                "pieces of two clips or more. Choose a larger --batch-size or a smaller --accumulate"
+            )
+        self._peak = config.learning_rate * config.batch_size / config.optimizer.reference_batch
+        self._model = learner.model.to(device)
+        if config.channels_last:
+            self._model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._average = _build_average(self._model, config.average)
+        self._dropouts = draw_dropout_by_place(self._model)
+        self._network = self._wrap(self._model)
+        self._optimizer = _build_optimizer(learner, config.optimizer)
+        self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+        self._enter(0)
+
+    def _wrap(self, model: nn.Module) -> nn.Module:
+        """Give the model as a step runs it: divided among the ranks, and compiled."""
+        config, network = self._config, model
+        if config.compile:
+            check_compiler(self._device)
+        if self._ranks.size > 1:
+            if config.sync_batch_norm:
+                share_batch_statistics(model, self._device)
+            devices = [self._device] if self._device.type == "cuda" else None
+            # Batch norms that see the whole batch have the same statistics everywhere already.
+            network = DistributedDataParallel(
+                model, device_ids=devices, broadcast_buffers=not config.sync_batch_norm, gradient_as_bucket_view=True
+            )
+        return torch.compile(network) if config.compile else network  # pyright: ignore[reportReturnType]
+
+    @property
+    def share(self) -> slice:
+        """This rank's places in a batch."""
+        return slice(self._pieces[0].start, self._pieces[-1].stop)
+
+    @property
+    def trained_model(self) -> nn.Module:
+        """The weights to evaluate and to save: the average where there is one by now, or else the last."""
+        if self._average is not None and int(self._average.n_averaged) > 0:
+            return self._average.module
+        return self._model
+
+    def steps(self, batches: Iterable[TrainingBatch]) -> Iterator[StepReport]:
+        """Train on this rank's shares, `share`, of the batches of `plan.batches(self.step)`.
+
+        Raises:
+            FloatingPointError: a loss or a gradient is not finite, on any rank: it is raised on all. The weights are
+                those before that step.
+        """
+        for batch in batches:
+            yield self._take(batch.placed(self.share.start, self._config.batch_size))
+
+    def _take(self, batch: TrainingBatch) -> StepReport:
+        epoch = self._plan.epoch_of(self.step)
+        self._enter(epoch)
+        learning_rate = self._peak * self._schedule(epoch)
+        (clips,) = self._ranks.add([int(batch.valid.sum())])
+        loss, norm = self._learn(batch, clips, learning_rate) if clips else (0.0, 0.0)
+        left_out = not math.isfinite(norm)
+        self.left_out += left_out
+        self.step += 1
+        ends_epoch = self.step % self._plan.steps_per_epoch == 0
+        if self._average is not None and self._config.average.counts_step(epoch, ends_epoch):
+            self._average.update_parameters(self._model)
+        return StepReport(
+            step=self.step,
+            epoch=epoch,
+            clips=clips,
+            loss=loss,
+            gradient_norm=norm,
+            learning_rate=learning_rate,
+            ends_epoch=ends_epoch,
+            left_out=left_out,
+        )
+
+    def _learn(self, batch: TrainingBatch, clips: int, learning_rate: float) -> tuple[float, float]:
+        """Make one optimizer step with the mean over all ranks' `clips`; give the loss and the gradient's norm."""
+        self._model.train()
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = self._ranks.add_tensor(self._gradients_of(batch, clips))
+        self._scaler.unscale_(self._optimizer)
+        norm = get_total_norm(weight.grad for weight in self._model.parameters() if weight.grad is not None)
+        loss_value, norm_value = torch.stack([loss, norm.float()]).tolist()
+        # Never a step with what is not finite: from then on every weight would be lost, and so would the checkpoints.
+        # The one exception is a gradient that overflows only because float16 had it scaled up: a smaller scale helps.
+        overflowed = self._scaler.is_enabled() and self._scaler.get_scale() >= 1
+        if not math.isfinite(loss_value) or not (math.isfinite(norm_value) or overflowed):
+            raise FloatingPointError(f"the loss is {loss_value} and the norm of its gradient {norm_value}")
+        if math.isfinite(norm_value):
+            if self._config.optimizer.most_gradient_norm is not None:
+                clip_grads_with_norm_(self._model.parameters(), self._config.optimizer.most_gradient_norm, norm)
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+            self._optimizer.step()
+        self._scaler.update()
+        return loss_value, norm_value
+
+    def _gradients_of(self, batch: TrainingBatch, clips: int) -> Tensor:
+        """Leave the gradient of the mean loss of all ranks' `clips` in the weights; give this rank's part of the loss.
+
+        Args:
+            batch: this rank's share.
+            clips: how many clips of all ranks' shares could be decoded.
+        """
+        loss, ranks, offset = torch.zeros((), device=self._device), self._ranks.size, self.share.start
+        for piece in self._pieces:
+            part = batch.only(slice(piece.start - offset, piece.stop - offset))
+            learned = int(part.valid.sum())
+            if not learned and ranks == 1:
+                continue
+            # All ranks have to take part in every piece: where nothing is left, silence stands in, and counts nothing.
+            part = part.only_valid() if learned else part.only(slice(0, 1))
+            is_last = piece is self._pieces[-1]
+            # Gradients go over the network once a step; with the last piece.
+            with nullcontext() if is_last or ranks == 1 else self._network.no_sync():  # pyright: ignore[reportCallIssue]
+                part_loss = self._loss_of(part)
+                # The ranks' gradients are averaged, but what is wanted is their sum.
+                self._scaler.scale(part_loss * (ranks * learned / clips)).backward()
+            loss += part_loss.detach().float() * (learned / clips)
+        return loss
+
+    def _loss_of(self, part: TrainingBatch) -> Tensor:
+        seed, config = self._config.seed, self._config
+        # What draws from the global generator, as torch's own layers do, at least repeats when the run does.
+        torch.manual_seed(seed_for(seed, self.step, 0))
+        for number, layer in enumerate(self._dropouts):
+            layer.draw_for(seed_for(seed, self.step, 2, number), part.places, part.whole)
+        generator = torch.Generator().manual_seed(seed_for(seed, self.step, 1))
+        dtype = torch.float16 if config.precision == "float16" else torch.bfloat16
+        with torch.autocast(self._device.type, dtype, enabled=config.precision != "float32"):
+            return self._learner.loss(self._network, part.to(self._device), generator)
+
+    def _enter(self, epoch: int) -> None:
+        """Set what depends on the epoch: a function of its number alone, so that there is nothing to restore."""
+        for network in (self._model, None if self._average is None else self._average.module):
+            if network is not None:
+                self._learner.begin_epoch(network, epoch)
+
+    def share_buffers(self) -> None:
+        """Give all ranks the first one's statistics, before an evaluation or a checkpoint."""
+        if self._ranks.size > 1 and not self._config.sync_batch_norm:
+            for buffer in self._model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Give all that a later process needs to go on: tensors and plain values."""
+        return {
+            "step": self.step,
+            "left_out": self.left_out,
+            "model": self._model.state_dict(),
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "average": None if self._average is None else self._average.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state_dict` gave.
+
+        Raises:
+            RuntimeError: it belongs to another model.
+        """
+        self.step, self.left_out = state["step"], state["left_out"]
+        self._model.load_state_dict(state["model"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._scaler.load_state_dict(state["scaler"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        # An evaluation that was cut short belongs to the epoch of the last step.
+        self._enter(self._plan.epoch_of(max(self.step - 1, 0)))
+
+
+@torch.no_grad()
+def start_at_class_shares(model: nn.Module, manifest: Manifest) -> None:
+    """Set the last layer's biases so that an untrained model gives each class the probability it has in the dataset.
+
+    Args:
+        model: has timm's `get_classifier`.
+        manifest: the dataset. A class that no clip has counts as half a clip, for it may come up elsewhere.
+
+    Raises:
+        UsageError: the model's last layer has no bias for each class.
+    """
+    classifier: nn.Module = model.get_classifier()  # pyright: ignore[reportCallIssue]
+    shape = (len(manifest.vocabulary),)
+    biases = [bias for name, bias in classifier.named_parameters() if name.endswith("bias") and bias.shape == shape]
+    if not biases:
+        raise UsageError("--prior-bias: this model's last layer has no bias for each class; leave it out")
+    shares = torch.from_numpy((manifest.label_counts() + 0.5) / (len(manifest) + 1))  # (classes,)
+    biases[-1].copy_(torch.logit(shares))
+
+
+def check_compiler(device: torch.device) -> None:
+    """Compile one addition, so that a missing compiler shows at once and not after the first batch is loaded.
+
+    Raises:
+        UsageError: torch.compile does not work here.
+    """
+    try:
+        torch.compile(lambda value: value + 1)(torch.zeros(8, device=device))
+    except Exception as error:  # whatever the tools beneath it raise
+        reason = str(error).strip().splitlines()[0]
+        raise UsageError(
+            f"--compile: torch.compile does not work on this machine ({reason}). Install a C++ compiler, such as "
+            "g++, or leave --compile out: the steps are then slower, and nothing else changes"
+        ) from error
+
+
+def _build_optimizer(learner: Learner, config: OptimizerConfig) -> torch.optim.Optimizer:
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[config.kind](learner.parameter_groups(config), fused=True)
+
+
+def _build_average(model: nn.Module, config: AverageConfig) -> AveragedModel | None:
+    if config.kind == "none":
+        return None
+    # Batch statistics are not averaged but copied: they already are running means.
+    mean = get_ema_multi_avg_fn(config.decay) if config.kind == "ema" else None
+    return AveragedModel(model, multi_avg_fn=mean, use_buffers=False)

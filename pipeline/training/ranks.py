@@ -1,0 +1,167 @@
+"""The processes that train one model together, one a GPU: who they are, and what they tell each other.
+
+`torchrun` and Ray Train start them and say through the environment which is which. Without either there is one, and
+nothing here does anything. What they agree on between steps goes over the CPU, so a GPU never waits for it.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pipeline.errors import PipelineError, UsageError
+from pipeline.models.device import choose_device
+
+T = TypeVar("T")
+
+# Longer than any one process keeps the others waiting: the first one scores an evaluation and saves alone.
+_PATIENCE = timedelta(hours=1)
+_ENDED_GROUPS: list[object] = []
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """This process among those that train together; every method but `share` and `device` has to be called by all."""
+
+    rank: int = 0
+    """From 0; the first one writes the files."""
+    size: int = 1
+    """How many there are."""
+    local_rank: int = 0
+    """This one's number on its own machine, from 0: which GPU is its."""
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the one that writes and prints."""
+        return self.rank == 0
+
+    def share(self, whole: int, pieces: int = 1) -> list[slice]:
+        """Give this process's places in a batch of `whole` clips, in `pieces` steps' worth; neighbours stay together.
+
+        Pairs of neighbours are mixed with each other (mixup), so every piece begins at an even place. Together the
+        pieces of all processes are the batch, each place once; sizes differ by two at most.
+        """
+        pairs, parts = (whole + 1) // 2, self.size * pieces
+        bounds = [min(2 * (pairs * part // parts), whole) for part in range(parts + 1)]
+        first = self.rank * pieces
+        return [slice(bounds[part], bounds[part + 1]) for part in range(first, first + pieces)]
+
+    def device(self, name: str) -> torch.device:
+        """Choose this process's device: `name`, and where that leaves it open, the GPU with this process's number.
+
+        Raises:
+            UsageError: there is no such device on this machine.
+        """
+        device = choose_device(name)
+        if device.type != "cuda" or self.size == 1:
+            return device
+        if device.index is None:
+            device = torch.device("cuda", self.local_rank)
+            choose_device(str(device))
+        torch.cuda.set_device(device)
+        return device
+
+    def add(self, values: Sequence[int]) -> list[int]:
+        """Sum whole numbers over the processes.
+
+        Raises:
+            PipelineError: another process is gone.
+        """
+        if self.size == 1:
+            return list(values)
+        sums = torch.tensor(values, dtype=torch.int64)
+        with _others_alive():
+            dist.all_reduce(sums)
+        return sums.tolist()
+
+    def add_tensor(self, value: Tensor) -> Tensor:
+        """Sum a tensor, on whatever device it is, over the processes; gives it back, changed in place."""
+        if self.size > 1:
+            dist.all_reduce(value)
+        return value
+
+    def collect(self, value: T) -> list[T]:
+        """Give every process every process's value, in their order.
+
+        Raises:
+            PipelineError: another process is gone.
+        """
+        if self.size == 1:
+            return [value]
+        values: list[T | None] = [None] * self.size
+        with _others_alive():
+            dist.all_gather_object(values, value)
+        return cast("list[T]", values)
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """Let the first process make something and give it to all; what it raises is raised in all.
+
+        Raises:
+            PipelineError: whatever `make` raises, or the first process is gone.
+        """
+        if self.size == 1:
+            return make()
+        made: list[tuple[T | None, PipelineError | None]] = [(None, None)]
+        if self.is_first:
+            try:
+                made = [(make(), None)]
+            except PipelineError as error:
+                made = [(None, error)]
+        with _others_alive():
+            dist.broadcast_object_list(made, src=0)
+        value, error = made[0]
+        if error is not None:
+            raise error
+        return cast("T", value)
+
+
+@contextmanager
+def joined_ranks() -> Iterator[Ranks]:
+    """Join the processes that were started together, if there are others, for as long as the block lasts.
+
+    Raises:
+        UsageError: the environment speaks of other processes, but they can't be reached.
+    """
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    if dist.is_initialized():  # Ray Train has done it
+        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank)
+        return
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks()
+        return
+    try:
+        dist.init_process_group(backend(), timeout=_PATIENCE)
+    except (ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UsageError(f"the processes of this run can't find each other; start them with torchrun: {reason}") from (
+            error
+        )
+    try:
+        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank)
+    finally:
+        # Whoever drops a group's last reference waits for its threads. DistributedDataParallel's C++ part would do that
+        # while it holds Python's lock, which those threads may need: the process would never end.
+        _ENDED_GROUPS.append(dist.group.WORLD)
+        dist.destroy_process_group()
+
+
+def backend() -> str:
+    """Name torch's ways of talking: between GPUs one, between CPUs another."""
+    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+
+
+@contextmanager
+def _others_alive() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise PipelineError(
+            "another process of this run is gone; what it said last tells why. The same command with --resume goes on "
+            f"({str(error).splitlines()[0]})"
+        ) from error

@@ -1,0 +1,163 @@
+"""A training run on ranks that Ray Train starts, on one machine or a cluster's: the same code as under torchrun.
+
+Imported only when somebody asks for `--ranks`, so that training needs no Ray.
+"""
+
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from pipeline.runtime.ray_session import running_ray  # first: it sets what Ray reads while it is imported
+
+# isort: split
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.exceptions import RayError
+from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from pipeline.errors import PipelineError, UsageError
+from pipeline.runtime.stopping import stop_on_event, stop_on_signals
+from pipeline.training.loop import TrainingConfig
+from pipeline.training.ranks import backend
+from pipeline.training.run import RunResult
+
+Config = TypeVar("Config", bound=TrainingConfig)
+_POLL_SECONDS = 0.5
+
+
+def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunResult:
+    """Run a training command in `config.ranks` processes, each with a GPU where the cluster has any.
+
+    Args:
+        command: the command's `run`.
+        config: its settings. All paths have to be the same on every machine; the first rank writes the run's folder.
+
+    Raises:
+        UsageError: the cluster has too few GPUs or cores.
+        PipelineError: what `command` raises, or Ray itself fails.
+    """
+    with running_ray(config.address), tempfile.TemporaryDirectory() as scratch:
+        resources = ray.cluster_resources()
+        gpus = int(resources.get("GPU", 0)) if config.device != "cpu" else 0
+        kind, there = ("GPU", gpus) if gpus else ("CPU", int(resources.get("CPU", 0)))
+        if config.ranks > there:
+            raise UsageError(f"--ranks {config.ranks}: the cluster has {there} {kind}s; a rank needs one of its own")
+        board = _Board.remote()  # pyright: ignore[reportAttributeAccessIssue]
+        trainer = TorchTrainer(
+            _train_one_rank,
+            train_loop_config={
+                "command": command,
+                "config": replace(config, ranks=1),
+                "board": board,
+                "folder": str(Path.cwd()),
+            },
+            scaling_config=ScalingConfig(num_workers=config.ranks, use_gpu=gpus > 0),
+            torch_config=TorchConfig(backend=backend() if gpus else "gloo"),
+            # Checkpoints are the run's own; Ray Train needs a folder for its notes all the same.
+            run_config=RunConfig(storage_path=scratch, name="ranks"),
+        )
+        try:
+            with _passing_on_signals(board):
+                trainer.fit()
+        except (TrainingFailedError, RayError, RuntimeError, ValueError) as error:
+            _raise_if_told(board)
+            reason = str(error).strip().splitlines()[-1]
+            raise PipelineError(f"Ray Train gave up: {reason}. The same command with --resume goes on") from error
+        _raise_if_told(board)
+        return cast("RunResult", ray.get(board.result.remote()))
+
+
+def _train_one_rank(settings: dict[str, Any]) -> None:
+    board, config = settings["board"], settings["config"]
+    with suppress(OSError):  # on another machine there may be no such folder; then paths are absolute or URLs
+        os.chdir(settings["folder"])
+    if torch.cuda.is_available() and config.device == "auto":
+        config = replace(config, device=str(ray.train.torch.get_device()))
+    with _stopped_by(board):
+        try:
+            result = settings["command"](config)
+        except PipelineError as error:
+            ray.get(board.fail.remote(error))
+            raise
+    if ray.train.get_context().get_world_rank() == 0:
+        ray.get(board.finish.remote(result))
+
+
+@ray.remote(num_cpus=0)
+class _Board:
+    """Where the command says that it is to stop, and the ranks say how they ended."""
+
+    def __init__(self) -> None:
+        self._stopping = False
+        self._result: RunResult | None = None
+        self._error: PipelineError | None = None
+
+    def stop(self) -> None:
+        self._stopping = True
+
+    def stopping(self) -> bool:
+        return self._stopping
+
+    def finish(self, result: RunResult) -> None:
+        self._result = result
+
+    def result(self) -> RunResult | None:
+        return self._result
+
+    def fail(self, error: PipelineError) -> None:
+        self._error = self._error or error
+
+    def error(self) -> PipelineError | None:
+        return self._error
+
+
+def _raise_if_told(board: Any) -> None:
+    error = cast("PipelineError | None", ray.get(board.error.remote()))
+    if error is not None:
+        raise error
+
+
+@contextmanager
+def _passing_on_signals(board: Any) -> Iterator[None]:
+    """Tell the ranks when this process is asked to end."""
+    with stop_on_signals() as stop, _repeating(lambda: stop.requested and ray.get(board.stop.remote())):
+        yield
+
+
+@contextmanager
+def _stopped_by(board: Any) -> Iterator[None]:
+    """Let the board stop what runs in the block: Ray runs it outside the main thread, where no signal arrives."""
+    event = threading.Event()
+
+    def look() -> None:
+        if ray.get(board.stopping.remote()):
+            event.set()
+
+    with stop_on_event(event), _repeating(look):
+        yield
+
+
+@contextmanager
+def _repeating(action: Callable[[], object]) -> Iterator[None]:
+    ended = threading.Event()
+
+    def repeat() -> None:
+        while not ended.wait(_POLL_SECONDS):
+            with suppress(RayError):
+                action()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=10)

@@ -1,0 +1,469 @@
+"""A training run from its start, or from where it stopped, to its end: logs, evaluates and saves as it goes."""
+
+import logging
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from pipeline.batches.join import FailureTally, JoinedDataset, TrainingBatch, kept_seconds
+from pipeline.batches.sampling import EpochPlan, StreamPlan, plan_epochs
+from pipeline.batches.streaming import load_steps
+from pipeline.batches.waveform_cache import WaveformCache
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.views import ViewsStamp
+from pipeline.dataset.vocabulary import Vocabulary
+from pipeline.errors import (
+    CheckpointError,
+    StorageUnavailableError,
+    TooManyFailuresError,
+    TrainingDivergedError,
+    UsageError,
+)
+from pipeline.logits.alignment import AlignedLogits
+from pipeline.runtime.memory import keep_freed_memory
+from pipeline.runtime.progress import MetricLog, ProgressBar, progress_bar
+from pipeline.runtime.stopping import StopRequest, StopRequestedError, stop_on_signals
+from pipeline.storage.cache import ShardMirror
+from pipeline.training.evaluation import Evaluation
+from pipeline.training.folder import BEST_NAME, LAST_NAME, RunFolder
+from pipeline.training.loop import Learner, StepReport, Trainer, TrainingConfig
+from pipeline.training.ranks import Ranks, joined_ranks
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunResult:
+    """How a run ended."""
+
+    finished: bool
+    """False where somebody stopped it; `--resume` goes on."""
+    steps: int
+    best_score: float | None
+    """The best figure on the evaluation clips of those that decide (mAP, or what the command says); None where nothing
+    was evaluated."""
+
+
+class Listener(Protocol):
+    """What a model says about the sounds it takes."""
+
+    @property
+    def sample_rate_hz(self) -> int:
+        """Sample rate of its waveforms."""
+        ...
+
+    @property
+    def input_seconds(self) -> float:
+        """Length of its waveforms."""
+        ...
+
+
+def open_clips(
+    config: TrainingConfig,
+    manifest: Manifest,
+    model: Listener,
+    logits: AlignedLogits | None = None,
+    views: ViewsStamp | None = None,
+) -> JoinedDataset:
+    """Join a dataset's clips with logits, in the form that `model` hears them in, and in the views that those are of.
+
+    Raises:
+        UsageError: decoded audio is to be kept, but the disk has no room for it.
+    """
+    rate, seconds, cache = model.sample_rate_hz, model.input_seconds, None
+    folder = config.cache_folder()
+    if config.cache_audio:
+        samples = round(rate * kept_seconds(seconds, views))
+        cache = WaveformCache(folder, manifest, sample_rate_hz=rate, samples=samples)
+    mirror = ShardMirror(folder, manifest.location)
+    return JoinedDataset(
+        manifest, sample_rate_hz=rate, seconds=seconds, logits=logits, cache=cache, mirror=mirror, views=views
+    )
+
+
+def run_training(
+    config: TrainingConfig,
+    learner: Learner,
+    *,
+    dataset: JoinedDataset,
+    eval_dataset: JoinedDataset | None,
+    schedule: Callable[[int], float],
+    export_dtype: torch.dtype = torch.float32,
+) -> RunResult:
+    """Start or resume the run that the settings describe, and train until it is done or stopped.
+
+    Where several processes were started together (`torchrun`, Ray Train), all of them call this with the same
+    arguments, and train one model; the first one alone touches the run's folder.
+
+    Args:
+        config: the settings.
+        learner: the model and its loss.
+        dataset: the clips to learn from.
+        eval_dataset: the clips to be judged on, if any.
+        schedule: epoch → what the learning rate is multiplied by.
+        export_dtype: of the numbers in the files of weights.
+
+    Raises:
+        PipelineError: the settings don't fit the folder or the dataset, or the run can't go on.
+    """
+    manifest = dataset.manifest
+    if eval_dataset is not None:
+        _check_eval(config, manifest, eval_dataset.manifest)
+    with joined_ranks() as ranks, ExitStack() as stack:
+        plan = plan_epochs(
+            manifest,
+            sampling=config.sampling,
+            batch_size=config.batch_size,
+            clips_per_epoch=config.clips_per_epoch,
+            seed=config.seed,
+            read_window=config.read_window,
+            stream=config.stream,
+            ranks=ranks.size,
+        )
+        folder: RunFolder | None = None
+
+        def open_folder() -> dict[str, Any] | None:
+            nonlocal folder
+            folder = RunFolder(config)
+            return folder.newest_state()
+
+        state = ranks.from_first(open_folder)
+        device = ranks.device(config.device)
+        if device.type == "cpu":
+            keep_freed_memory()
+        trainer = Trainer(learner, config, plan, schedule, device, ranks)
+        _log_plan(config, plan, device, ranks)
+        run = TrainingRun(
+            config,
+            folder,
+            state,
+            trainer=trainer,
+            plan=plan,
+            learner=learner,
+            dataset=dataset,
+            eval_dataset=eval_dataset,
+            device=device,
+            ranks=ranks,
+            metadata=_what_logits_mean(manifest.vocabulary),
+            export_dtype=export_dtype,
+        )
+        if folder is not None:
+            stack.callback(folder.close)
+        return run.go()
+
+
+def _check_eval(config: TrainingConfig, manifest: Manifest, eval_manifest: Manifest) -> None:
+    if eval_manifest.vocabulary.sha256 != manifest.vocabulary.sha256:
+        raise UsageError(f"--eval-data {config.eval_data}: has other classes than --data {config.data}")
+    if not len(eval_manifest):
+        raise UsageError(f"--eval-data {config.eval_data}: holds no clips, so there is nothing to judge by")
+
+
+def _what_logits_mean(vocabulary: Vocabulary) -> dict[str, Any]:
+    return {
+        "classes": len(vocabulary),
+        "vocabulary_sha256": vocabulary.sha256,
+        "vocabulary": vocabulary.to_csv_bytes().decode(),
+    }
+
+
+def _log_plan(config: TrainingConfig, plan: EpochPlan, device: torch.device, ranks: Ranks) -> None:
+    where = f"{ranks.size} ranks, this one on {device}" if ranks.size > 1 else str(device)
+    _log.info("%d epochs of %d steps of %d clips on %s", config.epochs, plan.steps_per_epoch, config.batch_size, where)
+    if never := np.count_nonzero(plan.weights == 0):
+        _log.warning("%d of %d clips have no labels: balanced sampling never draws them", never, len(plan.weights))
+    if isinstance(plan, StreamPlan):
+        _log.info(
+            "an epoch streams 1/%d of the shards; %.1f %% of what it reads is thrown away",
+            plan.epochs_per_pass,
+            100 * plan.thrown_away,
+        )
+
+
+@dataclass(kw_only=True, slots=True)
+class _EpochFigures:
+    """Sums over the steps of an epoch, and how this process's time went."""
+
+    loss: float = 0.0
+    clips: int = 0
+    started: float = field(default_factory=time.monotonic)
+    clips_here: int = 0
+    waited: float = 0.0
+
+    def add(self, report: StepReport) -> None:
+        self.loss += report.loss * report.clips
+        self.clips += report.clips
+        self.clips_here += report.clips
+
+    def values(self) -> dict[str, float]:
+        seconds = max(time.monotonic() - self.started, 1e-9)
+        return {
+            "epoch/loss": self.loss / max(self.clips, 1),
+            "epoch/clips_per_second": self.clips_here / seconds,
+            "epoch/data_wait_share": self.waited / seconds,
+        }
+
+    def state_dict(self) -> dict[str, float]:
+        return {"loss": self.loss, "clips": self.clips}
+
+
+def _in_words(values: Mapping[str, float], best: str) -> str:
+    text = f"loss {values['epoch/loss']:.4f}, {values['epoch/clips_per_second']:.1f} clips/s"
+    text += f", {100 * values['epoch/data_wait_share']:.0f} % of the time waiting for data"
+    return text + (
+        f", {best} {values[name]:.4f} on {values['eval/clips']:.0f} clips" if (name := f"eval/{best}") in values else ""
+    )
+
+
+class TrainingRun:
+    """One run: a trainer, the folder that it is kept in, and what was measured so far.
+
+    Args:
+        config: the settings.
+        folder: the run's, on the first rank; None on the others, which write nothing.
+        state: to go on from; None starts anew.
+        trainer: the model in training.
+        plan: which clips each step sees.
+        learner: judges predictions.
+        dataset: the clips to learn from.
+        eval_dataset: the clips to be judged on, if any.
+        device: where the model is.
+        ranks: the processes that train it together.
+        metadata: goes into the headers of the weights' files.
+        export_dtype: of the numbers in those files.
+
+    Raises:
+        CheckpointError: the state belongs to another model or dataset.
+    """
+
+    _metrics: MetricLog | None = None
+    _bar: ProgressBar | None = None
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        folder: RunFolder | None,
+        state: Mapping[str, Any] | None,
+        *,
+        trainer: Trainer,
+        plan: EpochPlan,
+        learner: Learner,
+        dataset: JoinedDataset,
+        eval_dataset: JoinedDataset | None,
+        device: torch.device,
+        ranks: Ranks,
+        metadata: Mapping[str, Any],
+        export_dtype: torch.dtype,
+    ) -> None:
+        self._config, self._folder = config, folder
+        self._trainer, self._plan, self._learner = trainer, plan, learner
+        self._dataset, self._device, self._ranks, self._metadata = dataset, device, ranks, metadata
+        self._export_dtype = export_dtype
+        self._tally = FailureTally(dataset.manifest, most=config.max_failed)
+        self._epochs_closed = 0
+        self._epoch = _EpochFigures()
+        self._best_score: float | None = None
+        self._metric_lines = 0
+        self._failures_reported = 0
+        self._saved_at = time.monotonic()
+        self._saved_path: Path | None = None
+        self._evaluation: Evaluation | None = None
+        if eval_dataset is not None:
+            self._evaluation = Evaluation(
+                dataset=eval_dataset,
+                score=learner.score,
+                batch_size=config.batch_size,
+                workers=config.workers,
+                device=device,
+                precision=config.precision,
+                max_failed=config.max_failed,
+                ranks=ranks,
+            )
+        if state is not None:
+            self._restore(state)
+
+    def go(self) -> RunResult:
+        """Train to the end, or until Ctrl-C or SIGTERM; either way all is saved.
+
+        Raises:
+            TrainingDivergedError: a loss or a gradient is not finite.
+            TooManyFailuresError: too many clips can't be read; what was learned is saved.
+        """
+        total = self._config.epochs * self._plan.steps_per_epoch
+        if self._trainer.step >= total and self._epochs_closed >= self._config.epochs:
+            where, done = self._config.run, self._epochs_closed
+            _log.info("%s is finished: %d epochs are done. Raise --epochs to go on", where, done)
+            return self._result(finished=True)
+        with ExitStack() as stack:
+            stop = stack.enter_context(stop_on_signals())
+            if self._folder is not None:
+                self._open_logs(stack, self._folder, total)
+            try:
+                self._train(total, stop)
+            except StopRequestedError:
+                self._save()
+                _log.warning("stopped after step %d of %d; --resume goes on", self._trainer.step, total)
+                return self._result(finished=False)
+            except (TooManyFailuresError, StorageUnavailableError):
+                self._save()
+                raise
+            self._save()
+        return self._result(finished=True)
+
+    def _open_logs(self, stack: ExitStack, folder: RunFolder, total: int) -> None:
+        step, batch = self._trainer.step, self._config.batch_size
+        folder.begin()
+        log = MetricLog(folder.path, kept_lines=self._metric_lines, after_step=step)
+        self._metrics = stack.enter_context(log)
+        self._bar = stack.enter_context(progress_bar("training", total * batch, done=step * batch))
+
+    def _train(self, total: int, stop: StopRequest) -> None:
+        if self._trainer.step == (self._epochs_closed + 1) * self._plan.steps_per_epoch:
+            self._close_epoch(stop)  # it was stopped while its last epoch was evaluated
+        mine, step = self._trainer.share, self._trainer.step
+        loader = load_steps(
+            self._dataset,
+            self._plan,
+            first_step=step,
+            end_step=total,
+            share=mine,
+            workers=self._config.workers,
+            pin_memory=self._device.type == "cuda",
+        )
+        try:
+            for report in self._trainer.steps(self._accounted(loader, stop)):
+                self._record(report)
+                if report.ends_epoch:
+                    self._close_epoch(stop)
+                if time.monotonic() - self._saved_at >= 60 * self._config.checkpoint_minutes:
+                    self._save()
+        except FloatingPointError as error:
+            raise self._diverged(error) from error
+
+    def _accounted(self, loader: Iterable[TrainingBatch], stop: StopRequest) -> Iterator[TrainingBatch]:
+        """Pass this rank's batches on; count all ranks' failed clips, and the time spent waiting for data.
+
+        Raises:
+            StopRequestedError: somebody asked one of the ranks to end; all of them stop before the same step.
+        """
+        asked = time.monotonic()
+        all_rows = self._plan.batches(self._trainer.step)  # of all ranks
+        for batch, rows in zip(loader, all_rows, strict=False):
+            self._epoch.waited += time.monotonic() - asked
+            stopping, failed = self._ranks.add([int(stop.requested), len(batch.failures)])
+            if stopping:
+                raise StopRequestedError
+            failures = [one for some in self._ranks.collect(batch.failures) for one in some] if failed else []
+            self._tally.count(rows, failures)
+            yield batch
+            asked = time.monotonic()
+
+    def _record(self, report: StepReport) -> None:
+        self._epoch.add(report)
+        if self._bar is not None:
+            note = f"epoch {report.epoch + 1}/{self._config.epochs} loss {report.loss:.4f}"
+            self._bar.advance(self._config.batch_size, note=note)
+        if report.step % self._config.log_every == 0:
+            values = {"train/loss": report.loss, "train/learning_rate": report.learning_rate}
+            if not report.left_out:
+                values["train/gradient_norm"] = report.gradient_norm
+            if self._config.precision == "float16":
+                values["train/steps_left_out"] = float(self._trainer.left_out)
+            self._write(report.step, values, epoch=report.epoch)
+
+    def _write(self, step: int, values: Mapping[str, float], *, epoch: int) -> None:
+        if self._metrics is not None:
+            self._metrics.write(step, values, epoch=epoch)
+
+    def _close_epoch(self, stop: StopRequest) -> None:
+        """Evaluate, write the epoch's figures and start the next one. Only then does a checkpoint count it as done."""
+        epoch, epochs = self._epochs_closed, self._config.epochs
+        values = self._epoch.values()
+        is_last = epoch + 1 == epochs
+        if self._evaluation is not None and (is_last or (epoch + 1) % self._config.evaluate_every == 0):
+            if self._bar is not None:
+                self._bar.advance(0, note=f"evaluating on {len(self._evaluation.dataset.manifest)} clips")
+            self._trainer.share_buffers()
+            figures = self._evaluation.run(self._trainer.trained_model, stop)
+            values |= {f"eval/{name}": value for name, value in figures.items()}
+        self._write(self._trainer.step, values, epoch=epoch)
+        _log.info("epoch %d/%d: %s", epoch + 1, epochs, _in_words(values, self._learner.best))
+        self._epochs_closed += 1
+        self._epoch = _EpochFigures()
+        score = values.get(f"eval/{self._learner.best}", math.nan)
+        if score > (-math.inf if self._best_score is None else self._best_score):
+            self._best_score = score
+            self._save_weights(BEST_NAME)
+        self._report_failures()
+
+    def _report_failures(self) -> None:
+        failures = self._tally.failures
+        if len(failures) > self._failures_reported:
+            self._failures_reported = len(failures)
+            if self._folder is not None:
+                path = self._folder.list_failures(failures)
+                _log.warning("%s; listed in %s", self._tally.summary(), path)
+        self._tally.check()
+
+    def _diverged(self, error: FloatingPointError) -> TrainingDivergedError:
+        rows = self._plan.batch_at(self._trainer.step)
+        clip_ids = ", ".join(self._tally.clip_id(int(row)) for row in rows)
+        good = self._saved_path or "there is none yet"
+        return TrainingDivergedError(
+            f"step {self._trainer.step + 1}: {error}. The clips of the batch: {clip_ids}. The last good checkpoint: "
+            f"{good}. Try a lower --learning-rate, --optimizer.most-gradient-norm 1 or --precision float32"
+        )
+
+    def _save(self) -> None:
+        if self._folder is None:
+            return
+        assert self._metrics is not None
+        state = {
+            **self._trainer.state_dict(),
+            "epochs_closed": self._epochs_closed,
+            "epoch": self._epoch.state_dict(),
+            "best_score": self._best_score,
+            "failures": self._tally.state_dict(),
+            "metric_lines": self._metrics.lines,
+            "dataset": self._dataset.manifest.identity,
+            "ranks": self._ranks.size,
+        }
+        self._saved_path = self._folder.save(state)
+        self._save_weights(LAST_NAME)
+        self._folder.publish()
+        self._saved_at = time.monotonic()
+
+    def _save_weights(self, name: str) -> None:
+        if self._folder is None:
+            return
+        known = {"step": self._trainer.step, "epoch": self._epochs_closed, self._learner.best: self._best_score}
+        model, metadata = self._trainer.trained_model, {**self._learner.made(), **self._metadata, **known}
+        self._folder.save_weights(name, model, metadata, self._export_dtype)
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        if state["dataset"] != self._dataset.manifest.identity:
+            raise CheckpointError(
+                f"{self._config.run}: was trained on other clips or labels than {self._dataset.manifest.location} "
+                "has now. Give the dataset it was started with, or start anew in another folder"
+            )
+        try:
+            self._trainer.load_state_dict(state)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise CheckpointError(f"{self._config.run}: its checkpoint does not fit the model: {error}") from error
+        if state["ranks"] != self._ranks.size:
+            ranks = state["ranks"], self._ranks.size
+            _log.warning("the run was on %d ranks, this is on %d: the clips are the same, the rounding is not", *ranks)
+        self._epochs_closed, self._best_score = state["epochs_closed"], state["best_score"]
+        self._epoch = _EpochFigures(**state["epoch"])
+        self._tally.load_state_dict(state["failures"])
+        self._metric_lines = state["metric_lines"]
+
+    def _result(self, *, finished: bool) -> RunResult:
+        return RunResult(finished=finished, steps=self._trainer.step, best_score=self._best_score)

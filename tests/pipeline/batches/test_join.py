@@ -1,0 +1,121 @@
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.batches.join import FailureTally, JoinedDataset, batch_loader
+from pipeline.batches.sampling import EpochPlan, sampling_weights
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.errors import ShardError, TooManyFailuresError
+from pipeline.logits.alignment import AlignedLogits, write_aligned
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..., Path]) -> Manifest:
+    return read_manifest(make_dataset(tmp_path_factory.mktemp("data"), clips=24, broken=(5, 17)))
+
+
+@pytest.fixture(scope="module")
+def logits(tmp_path_factory: pytest.TempPathFactory, manifest: Manifest) -> AlignedLogits:
+    """Logits whose values tell their row; even rows have none."""
+    rows = np.arange(1, 24, 2)
+    values = np.repeat(rows[:, None], 4, axis=1).astype(np.float16)
+    has_logits = np.arange(24) % 2 == 1
+    return write_aligned(tmp_path_factory.mktemp("cache") / "l.npy", (24, 4), has_logits, 0, [(rows, values)])
+
+
+@pytest.fixture(scope="module")
+def dataset(manifest: Manifest, logits: AlignedLogits) -> JoinedDataset:
+    return JoinedDataset(manifest, sample_rate_hz=8000, seconds=1.0, logits=logits)
+
+
+def test_a_batch_holds_each_clip_s_sound_labels_and_logits(dataset: JoinedDataset) -> None:
+    batch = dataset[np.array([7, 2])]
+    assert batch.rows.tolist() == [7, 2]
+    assert batch.waveforms.shape == (2, 8000)
+    assert batch.labels.argmax(dim=1).tolist() == [3, 2]  # clip n belongs to class n modulo 4
+    spectrum = torch.fft.rfft(batch.waveforms).abs()  # a bin a hertz
+    assert spectrum.argmax(dim=1).tolist() == pytest.approx([3200, 1600], abs=2)
+    assert (batch.waveforms[:, 4100:] == 0).all()  # half a second of sound, the rest padded
+    assert batch.has_teacher.tolist() == [True, False]
+    assert batch.teacher_logits.tolist() == [[7.0] * 4, [0.0] * 4]
+    assert batch.valid.all()
+
+
+def test_a_clip_that_cannot_be_decoded_is_marked_with_its_reason(dataset: JoinedDataset) -> None:
+    batch = dataset[np.array([4, 5, 6])]
+    assert batch.valid.tolist() == [True, False, True]
+    assert [failure.row for failure in batch.failures] == [5]
+    assert batch.failures[0].reason
+    assert batch.waveforms.any(dim=1).tolist() == [True, False, True]
+    kept = batch.only_valid()
+    assert kept.rows.tolist() == [4, 6]
+    assert len(kept.waveforms) == len(kept.labels) == len(kept.has_teacher) == 2
+
+
+def test_a_shard_that_changed_under_the_manifest_fails_its_clips_only(
+    tmp_path: Path, make_dataset: Callable[..., Path]
+) -> None:
+    folder = make_dataset(tmp_path, clips=24)
+    (folder / "train-000001.tar").unlink()
+    batch = JoinedDataset(read_manifest(folder), sample_rate_hz=8000, seconds=1.0)[np.array([9, 10, 20])]
+    assert batch.valid.tolist() == [True, False, True]
+    assert batch.failures[0].reason == "shard unreadable"
+
+
+def test_without_a_store_no_clip_has_a_teacher(manifest: Manifest) -> None:
+    batch = JoinedDataset(manifest, sample_rate_hz=8000, seconds=1.0)[np.array([1, 3])]
+    assert not batch.has_teacher.any()
+    assert batch.teacher_logits.shape == (2, 4)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_batches_do_not_depend_on_the_number_of_workers(dataset: JoinedDataset, workers: int) -> None:
+    plan = EpochPlan(weights=sampling_weights(dataset.manifest), batch_size=5, seed=3)
+    alone = list(batch_loader(dataset, plan.batches(2, 9), workers=0))
+    together = list(batch_loader(dataset, plan.batches(2, 9), workers=workers))
+    assert len(alone) == len(together) == 7
+    for ours, theirs in zip(together, alone, strict=True):
+        for name in ("rows", "waveforms", "labels", "teacher_logits", "has_teacher", "valid"):
+            assert torch.equal(getattr(ours, name), getattr(theirs, name)), name
+        assert ours.failures == theirs.failures
+
+
+def test_an_endless_plan_can_be_left_at_any_time(dataset: JoinedDataset) -> None:
+    plan = EpochPlan(weights=np.ones(24), batch_size=5, seed=3)
+    loader = batch_loader(dataset, plan.batches(), workers=1)
+    assert len(list(islice(loader, 12))) == 12
+
+
+def test_rare_classes_are_drawn_more_often(manifest: Manifest) -> None:
+    weights = sampling_weights(manifest)
+    np.testing.assert_allclose(weights, 1000 / (100 + 6))  # 24 clips, 4 classes, a class each
+
+
+def test_failures_count_once_a_clip_and_survive_a_checkpoint(manifest: Manifest, dataset: JoinedDataset) -> None:
+    tally = FailureTally(manifest, most=0.5)
+    for _ in range(3):
+        batch = dataset[np.array([4, 5, 6, 7])]
+        tally.count(batch.rows.numpy(), batch.failures)
+    assert [clip_id for clip_id, *_ in tally.failures] == ["clip5"]
+    assert tally.summary().startswith("1 of 4 clips can't be used (25.0 %): 1 ")
+    tally.check()
+    strict = FailureTally(manifest, most=0.2)
+    strict.load_state_dict(tally.state_dict())
+    assert strict.failures == tally.failures
+    with pytest.raises(TooManyFailuresError, match=r"1 of 4 .* the limit is 20 %. The first is clip5"):
+        strict.check()
+
+
+def test_clips_of_a_batch_are_read_in_the_order_in_which_they_lie(dataset: JoinedDataset) -> None:
+    asked: list[int] = []
+
+    def read(row: int) -> bytes:
+        asked.append(row)
+        raise ShardError("not now")
+
+    dataset.batch(np.array([20, 3, 11, 0]), read)
+    assert asked == [0, 3, 11, 20]

@@ -1,0 +1,70 @@
+import pickle
+import shutil
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pipeline.batches.waveform_cache import WaveformCache
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.errors import UsageError
+from pipeline.storage.cache import CacheFolder
+
+
+@pytest.fixture(scope="module")
+def manifest(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..., Path]) -> Manifest:
+    return read_manifest(make_dataset(tmp_path_factory.mktemp("data"), clips=4))
+
+
+def open_cache(folder: Path, manifest: Manifest, samples: int = 100) -> WaveformCache:
+    return WaveformCache(CacheFolder(folder, 1e9), manifest, sample_rate_hz=8000, samples=samples)
+
+
+def test_a_waveform_comes_back_bit_for_bit_in_every_process(tmp_path: Path, manifest: Manifest) -> None:
+    cache, waveform = open_cache(tmp_path, manifest), np.random.default_rng(0).standard_normal(100).astype(np.float32)
+    assert cache.read(2) is None
+    cache.write(2, waveform)
+    for reader in (cache, open_cache(tmp_path, manifest), pickle.loads(pickle.dumps(cache))):
+        np.testing.assert_array_equal(reader.read(2), waveform)
+        assert reader.read(1) is None
+        assert reader.read(3) is None
+
+
+def test_silence_is_a_waveform_too(tmp_path: Path, manifest: Manifest) -> None:
+    cache = open_cache(tmp_path, manifest)
+    cache.write(0, np.zeros(100, np.float32))
+    np.testing.assert_array_equal(cache.read(0), np.zeros(100))
+
+
+def test_a_record_that_was_written_in_part_is_not_believed(tmp_path: Path, manifest: Manifest) -> None:
+    cache = open_cache(tmp_path, manifest)
+    cache.write(0, np.ones(100, np.float32))
+    with cache.path.open("r+b") as stream:
+        stream.seek(300)
+        stream.write(bytes(8))
+    assert cache.read(0) is None
+
+
+def test_other_clips_rates_and_lengths_have_another_file(
+    tmp_path: Path, manifest: Manifest, make_dataset: Callable[..., Path]
+) -> None:
+    other = read_manifest(make_dataset(tmp_path / "other", clips=4, broken=(1,)))
+    paths = {
+        open_cache(tmp_path, manifest).path,
+        open_cache(tmp_path, other).path,
+        open_cache(tmp_path, manifest, samples=50).path,
+        WaveformCache(CacheFolder(tmp_path, 1e9), manifest, sample_rate_hz=16000, samples=100).path,
+    }
+    assert len(paths) == 4
+
+
+def test_a_disk_without_room_is_refused_before_the_run(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = namedtuple("usage", "total used free")
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 1631, 1631))
+    with pytest.raises(UsageError, match=r"4 decoded clips take .* GB, but only"):
+        open_cache(tmp_path, manifest)
+    open_cache(tmp_path, manifest, samples=99)

@@ -1,0 +1,92 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.views import ViewConfig, ViewsStamp
+from pipeline.errors import PipelineError
+from pipeline.labelling.shard_decoder import ClipBatch, ShardDecoder
+
+FIRST, SECOND = "tiny-000000.tar", "tiny-000001.tar"
+
+
+def decoder_of(manifest: Manifest, **settings: object) -> ShardDecoder:
+    given = {"sample_rates_hz": (16_000, 32_000), "seconds": 0.1, "batch_size": 2, "threads": 2, **settings}
+    return ShardDecoder(manifest, **given)  # pyright: ignore[reportArgumentType]
+
+
+@pytest.fixture
+def manifest(build_dataset: Callable, make_noises: Callable) -> Manifest:
+    """Two shards of five, the fourth clip broken."""
+    clips = make_noises(10, 5)
+    clips[3] = ("essay", (0,), b"To be, or not to be")
+    return build_dataset("data", clips)
+
+
+def equal(ours: list[ClipBatch], theirs: list[ClipBatch]) -> bool:
+    return [batch.rows for batch in ours] == [batch.rows for batch in theirs] and all(
+        torch.equal(mine.waveforms[rate], its.waveforms[rate])
+        for one, other in zip(ours, theirs, strict=True)
+        for mine, its in zip(one.views, other.views, strict=True)
+        for rate in (16_000, 32_000)
+    )
+
+
+def test_batches_are_a_shards_own_in_its_order(manifest: Manifest) -> None:
+    decoder = decoder_of(manifest)
+    batches = list(decoder.batches(FIRST, following=SECOND))
+    assert [batch.rows for batch in batches] == [[0, 1], [2], [4]]
+    assert [list(batch.failures) for batch in batches] == [[], [3], []]
+    assert batches[0].views[0].waveforms[16_000].shape == (2, 1_600)
+    assert [batch.rows for batch in decoder.batches(SECOND)] == [[5, 6], [7, 8], [9]]
+    decoder.close()
+
+
+def test_following_shard_is_decoded_while_the_first_is_used_up(manifest: Manifest) -> None:
+    ahead, alone = decoder_of(manifest), decoder_of(manifest)
+    expected = list(alone.batches(SECOND))
+    list(ahead.batches(FIRST, following=SECOND))
+    (Path(manifest.location) / SECOND).unlink()  # it is open already, and needs nobody to open it any more
+    assert equal(list(ahead.batches(SECOND)), expected)
+    with pytest.raises(PipelineError, match="no such file"):
+        list(alone.batches(SECOND))
+    ahead.close()
+    alone.close()
+
+
+def test_missing_shard_is_told_when_its_turn_comes(manifest: Manifest) -> None:
+    (Path(manifest.location) / SECOND).unlink()
+    decoder = decoder_of(manifest)
+    assert len(list(decoder.batches(FIRST, following=SECOND))) == 3
+    with pytest.raises(PipelineError, match=f"{SECOND}: no such file"):
+        list(decoder.batches(SECOND))
+    decoder.close()
+
+
+def test_another_shard_than_was_announced_is_read_all_the_same(manifest: Manifest) -> None:
+    decoder, plain = decoder_of(manifest), decoder_of(manifest)
+    list(decoder.batches(FIRST, following=SECOND))
+    assert equal(list(decoder.batches(FIRST)), list(plain.batches(FIRST)))
+    assert equal(list(decoder.batches(SECOND)), list(plain.batches(SECOND)))
+    decoder.close()
+    plain.close()
+
+
+def test_views_of_a_batch_share_their_clips_and_the_first_is_plain(manifest: Manifest) -> None:
+    views = ViewsStamp(count=3, config=ViewConfig(seed=1, most_shift_ms=20))
+    decoder, plain = decoder_of(manifest, views=views), decoder_of(manifest)
+    batches = list(decoder.batches(FIRST))
+    for batch, clean in zip(batches, plain.batches(FIRST), strict=True):
+        assert batch.rows == clean.rows
+        assert len(batch.views) == 3
+        torch.testing.assert_close(batch.views[0].waveforms, clean.views[0].waveforms)
+        assert batch.views[0].edge_shifts_hz is None
+        for view in batch.views[1:]:
+            assert view.edge_shifts_hz is not None
+            assert view.edge_shifts_hz.shape == (len(batch.rows), 2)
+            assert not np.array_equal(view.waveforms[32_000], clean.views[0].waveforms[32_000])
+    decoder.close()
+    plain.close()

@@ -1,0 +1,39 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from pipeline.runtime.progress import MetricLog, console, progress_bar, read_metrics
+
+
+def test_every_figure_is_one_line_of_json(tmp_path: Path) -> None:
+    with MetricLog(tmp_path) as log:
+        log.write(1, {"train/loss": 0.5}, epoch=0)
+        log.write(2, {"train/loss": 0.25, "train/learning_rate": 1e-3}, epoch=0)
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[1]) == {"step": 2, "epoch": 0, "train/loss": 0.25, "train/learning_rate": 1e-3}
+    assert list((tmp_path / "tensorboard").glob("events.*"))
+
+
+def test_a_resumed_log_drops_the_steps_that_are_done_again(tmp_path: Path) -> None:
+    with MetricLog(tmp_path) as log:
+        for step in range(1, 6):
+            log.write(step, {"train/loss": float(step)}, epoch=0)
+    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 6, "tr')  # as a killed run leaves it
+    with MetricLog(tmp_path, kept_lines=3, after_step=3) as log:
+        log.write(4, {"train/loss": 40.0}, epoch=0)
+        assert log.lines == 4
+    assert [line["train/loss"] for line in read_metrics(tmp_path)] == [1.0, 2.0, 3.0, 40.0]
+
+
+def test_a_bar_is_quiet_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+    with progress_bar("training", 10) as bar:
+        bar.advance(4, note="loss 0.1")
+        bar.set_total(4)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_results_go_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
+    console().print("done")
+    assert "done" in capsys.readouterr().out

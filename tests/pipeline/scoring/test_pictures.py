@@ -1,0 +1,80 @@
+from pathlib import Path
+from typing import Any
+
+import matplotlib.image
+import numpy as np
+import pytest
+
+from pipeline.scoring.pictures import TrainingCurves, training_picture
+from pipeline.scoring.report import SystemScores
+
+
+def system(name: str, average_precision: np.ndarray) -> SystemScores:
+    return SystemScores(
+        name=name,
+        source=name,
+        sha256="",
+        mean_average_precision=float(np.nanmean(average_precision)),
+        mean_roc_auc=0.9,
+        d_prime=1.8,
+        average_precision=average_precision,
+        roc_auc=average_precision,
+        class_d_prime=average_precision,
+    )
+
+
+def run(name: str, steps: int) -> TrainingCurves:
+    epochs = [step / 10 for step in range(steps)]
+    return TrainingCurves(
+        name=name,
+        loss_epochs=epochs,
+        losses=[1 / (1 + epoch) for epoch in epochs],
+        score_epochs=[1, 2],
+        scores=[0.1, 0.2],
+    )
+
+
+def draw(path: Path, **changes: Any) -> np.ndarray:
+    average_precision = np.linspace(0.1, 0.9, 40)
+    settings: dict[str, Any] = {
+        "runs": [run("distilled", 200), run("labels only", 3)],
+        "students": [system("distilled", average_precision * 0.8), system("labels only", average_precision * 0.5)],
+        "teachers": system("teachers", average_precision),
+        "class_names": [f"A rather long class name, number {index}" for index in range(40)],
+        "positives": np.arange(40),
+    }
+    training_picture(path, **(settings | changes))
+    return matplotlib.image.imread(path)  # (height, width, channels)
+
+
+def ink(picture: np.ndarray, colour: str) -> int:
+    wanted = np.array([int(colour[place : place + 2], 16) for place in (1, 3, 5)]) / 255
+    return int((np.abs(picture[:, :, :3] - wanted).max(axis=2) < 0.002).sum())
+
+
+def test_the_picture_shows_each_run_in_its_colour_and_the_teachers_behind(tmp_path: Path) -> None:
+    picture = draw(tmp_path / "picture.png")
+    assert picture.shape[:2] == (1140, 1500)
+    for colour in ("#0072b2", "#e69f00", "#c9ccd1"):
+        assert ink(picture, colour) > 3000
+
+
+def test_without_teachers_only_the_students_are_drawn(tmp_path: Path) -> None:
+    assert ink(draw(tmp_path / "picture.png", teachers=None), "#c9ccd1") < 100
+
+
+def test_a_better_student_gets_taller_bars(tmp_path: Path) -> None:
+    worse = draw(tmp_path / "worse.png", students=[system("distilled", np.full(40, 0.2))])
+    better = draw(tmp_path / "better.png", students=[system("distilled", np.full(40, 0.8))])
+    assert ink(better, "#0072b2") > 2 * ink(worse, "#0072b2")
+
+
+@pytest.mark.parametrize("changes", [{"runs": []}, {"students": [], "teachers": None}, {"positives": np.zeros(40)}])
+def test_whatever_is_missing_the_rest_is_drawn(tmp_path: Path, changes: dict[str, Any]) -> None:
+    assert draw(tmp_path / "picture.png", **changes).shape == (1140, 1500, 4)
+
+
+def test_equal_input_gives_equal_bytes(tmp_path: Path) -> None:
+    draw(tmp_path / "first.png")
+    draw(tmp_path / "second.png")
+    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()

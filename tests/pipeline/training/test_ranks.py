@@ -1,0 +1,253 @@
+"""Several processes train one model: the same curve as one process, and as hard to break."""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from several_ranks import run_ranks
+from tiny_learner import TinyLearner
+from torch import Tensor, nn
+
+import student
+from pipeline.batches.join import TrainingBatch
+from pipeline.commands.train_student import StudentLearner
+from pipeline.dataset.manifest import read_manifest
+from pipeline.errors import PipelineError, TooManyFailuresError, TrainingDivergedError, UsageError
+from pipeline.runtime.progress import read_metrics
+from pipeline.training.checkpoints import list_checkpoints
+from pipeline.training.loop import AverageConfig, Learner, OptimizerConfig, TrainingConfig
+from pipeline.training.ranks import Ranks, joined_ranks
+from pipeline.training.run import RunResult, open_clips, run_training
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory, make_dataset: Callable[..., Path]) -> Path:
+    """22 clips, of which two can't be decoded: the ranks' shares of a batch are not equally large."""
+    return make_dataset(tmp_path_factory.mktemp("data"), clips=22, broken=(5, 11))
+
+
+def settings(data: Path, run: Path) -> TrainingConfig:
+    return TrainingConfig(
+        data=str(data),
+        eval_data=str(data),
+        run=str(run),
+        epochs=3,
+        batch_size=7,
+        learning_rate=0.3,
+        workers=0,
+        cache=str(run.parent / "cache"),
+        max_failed=0.2,
+        checkpoint_minutes=0,
+        keep_checkpoints=100,
+        log_every=1,
+        optimizer=OptimizerConfig(most_gradient_norm=0.5),
+        average=AverageConfig(kind="ema", decay=0.5),
+        device="cpu",
+    )
+
+
+class Deadly(TinyLearner):
+    """Sends its process a signal in the call of `loss` whose number is `at`, on one rank or on all."""
+
+    def __init__(self, at: int, number: signal.Signals, rank: int | None = None, witness: Path | None = None) -> None:
+        super().__init__()
+        self._at, self._number, self._rank, self._witness = at, number, rank, witness
+
+    def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
+        loss = super().loss(network, batch, generator)
+        if self.calls == self._at and (self._rank is None or int(os.environ["RANK"]) == self._rank):
+            if self._witness is not None:
+                self._witness.touch()
+            os.kill(os.getpid(), self._number)
+        return loss
+
+
+class NanOnOneRank(TinyLearner):
+    def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
+        loss = super().loss(network, batch, generator)
+        return loss * float("nan") if self.calls == 3 and os.environ["RANK"] == "1" else loss
+
+
+class SmallStudent(StudentLearner):
+    """The real student's learner with everything on that is drawn for each clip, and a narrow network."""
+
+    def __init__(self, mixup: student.MixupConfig) -> None:
+        torch.manual_seed(0)
+        augment = student.AugmentConfig(roll_samples=100, gain_db=6, mask_mels=20, mask_frames=10)
+        super().__init__(student.create_model("mn01", num_classes=4), student.DistillConfig(), mixup, augment)
+        self.model.input_seconds = 0.5
+
+
+def train(config: TrainingConfig, make: Callable[..., Learner] = TinyLearner, *arguments: object) -> RunResult:
+    learner, manifest = make(*arguments), read_manifest(config.data)
+    return run_training(
+        config,
+        learner,
+        dataset=open_clips(config, manifest, learner.model),  # pyright: ignore[reportArgumentType]
+        eval_dataset=open_clips(config, manifest, learner.model) if config.eval_data else None,  # pyright: ignore[reportArgumentType]
+        schedule=lambda epoch: 1.0,
+    )
+
+
+def curve(run: Path, name: str = "train/loss") -> list[float]:
+    return [line[name] for line in read_metrics(run) if name in line]
+
+
+def assert_same_weights(ours: Path, theirs: Path) -> None:
+    for name in ("last", "best"):
+        expected = load_file(theirs / f"{name}.safetensors")
+        found = load_file(ours / f"{name}.safetensors")
+        assert all(torch.equal(found[key], tensor) for key, tensor in expected.items()), name
+
+
+@pytest.fixture(scope="module")
+def alone(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine steps in three epochs, on one process."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    train(settings(data, run))
+    return run
+
+
+@pytest.fixture(scope="module")
+def together(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same nine steps on two processes, each with a loader process."""
+    run = tmp_path_factory.mktemp("together") / "run"
+    one, other = run_ranks(2, train, replace(settings(data, run), workers=1))
+    assert one == other
+    assert (one.finished, one.steps) == (True, 9)
+    return run
+
+
+def test_two_ranks_have_the_loss_curve_of_one(alone: Path, together: Path) -> None:
+    assert len(curve(alone)) == 9
+    for name in ("train/loss", "train/gradient_norm", "epoch/loss"):
+        np.testing.assert_allclose(curve(together, name), curve(alone, name), rtol=2e-4)
+    assert (together / "failed.csv").read_text() == (alone / "failed.csv").read_text()
+
+
+def test_two_ranks_are_judged_as_one_is(together: Path, alone: Path, data: Path, tmp_path: Path) -> None:
+    assert curve(together, "eval/clips") == curve(alone, "eval/clips") == [20.0] * 3
+    # The same weights: a run of one rank that resumes behind the last step of two has only to judge them.
+    weights = {path.name: path for path in list_checkpoints(together)}
+    state = torch.load(weights["step-00000009.pt"], weights_only=True)
+    last = TinyLearner()
+    last.model.load_state_dict({k.removeprefix("module."): v for k, v in state["average"].items() if "." in k})
+    dataset = open_clips(settings(data, tmp_path), read_manifest(data), last.model)
+    batches = [dataset[rows] for rows in np.array_split(np.arange(22), 4)]
+    last.model.eval()
+    with torch.no_grad():
+        logits = torch.cat([last.model(last.model.front_end(batch.waveforms))[batch.valid] for batch in batches])
+    labels = torch.cat([batch.labels[batch.valid] for batch in batches])
+    assert curve(together, "eval/mAP")[-1] == last.score(logits.numpy(), labels.numpy())["mAP"]
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_every_place_belongs_to_one_rank_and_neighbours_stay_together(size: int, accumulate: int) -> None:
+    for whole in (12, 13, 64):
+        pieces = [piece for rank in range(size) for piece in Ranks(rank, size).share(whole, accumulate)]
+        assert [place for piece in pieces for place in range(whole)[piece]] == list(range(whole))
+        assert all(piece.start % 2 == 0 for piece in pieces)
+
+
+@pytest.mark.parametrize("of", ["spectrogram", "waveform"])
+def test_a_student_on_two_ranks_in_two_pieces_has_the_curve_of_one_rank(data: Path, tmp_path: Path, of: str) -> None:
+    mixup = student.MixupConfig(of=of)  # pyright: ignore[reportArgumentType]
+    base = replace(settings(data, tmp_path / "alone"), epochs=1, learning_rate=0.02, eval_data=None, batch_size=10)
+    train(base, SmallStudent, mixup)
+    outcomes = run_ranks(2, train, replace(base, run=str(tmp_path / "two")), SmallStudent, mixup)
+    assert [outcome.steps for outcome in outcomes] == [2, 2]
+    np.testing.assert_allclose(curve(tmp_path / "two"), curve(tmp_path / "alone"), rtol=1e-4)
+
+
+def test_without_whole_batch_statistics_ranks_resume_to_the_same_bits_too(data: Path, tmp_path: Path) -> None:
+    base = replace(settings(data, tmp_path / "straight"), sync_batch_norm=False, epochs=2)
+    one, other = run_ranks(2, train, base)
+    assert one == other
+    stopped = replace(base, run=str(tmp_path / "stopped"), checkpoint_minutes=60)
+    run_ranks(2, train, stopped, Deadly, 2, signal.SIGTERM)
+    run_ranks(2, train, replace(stopped, resume=True))
+    assert_same_weights(tmp_path / "stopped", tmp_path / "straight")
+
+
+@pytest.mark.parametrize("at", [1, 5, 9])
+def test_ranks_killed_at_any_step_resume_to_the_same_bits(data: Path, tmp_path: Path, together: Path, at: int) -> None:
+    config = settings(data, tmp_path / "run")
+    assert run_ranks(2, train, config, Deadly, at, signal.SIGKILL) == [-signal.SIGKILL] * 2
+    assert len(list_checkpoints(tmp_path / "run")) == at - 1
+    outcomes = run_ranks(2, train, replace(config, resume=True, workers=1))
+    assert [outcome.steps for outcome in outcomes] == [9, 9]
+    assert_same_weights(tmp_path / "run", together)
+    assert curve(tmp_path / "run") == curve(together)
+
+
+def test_one_rank_that_is_asked_to_stop_stops_all_at_the_same_step(data: Path, tmp_path: Path, together: Path) -> None:
+    config = replace(settings(data, tmp_path / "run"), checkpoint_minutes=60)
+    asked = tmp_path / "asked"
+    outcomes = run_ranks(2, train, config, Deadly, 4, signal.SIGTERM, 1, asked)
+    assert time.time() - asked.stat().st_mtime < 10
+    assert [(outcome.finished, outcome.steps) for outcome in outcomes] == [(False, 4), (False, 4)]
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000004.pt"]
+    run_ranks(2, train, replace(config, resume=True))
+    assert_same_weights(tmp_path / "run", together)
+
+
+def test_one_rank_that_dies_ends_the_others_with_a_word(data: Path, tmp_path: Path) -> None:
+    survivor, died = run_ranks(2, train, settings(data, tmp_path / "run"), Deadly, 3, signal.SIGKILL, 1)
+    assert died == -signal.SIGKILL
+    assert isinstance(survivor, Exception)
+
+
+def test_a_loss_that_is_no_number_on_one_rank_stops_all(data: Path, tmp_path: Path) -> None:
+    outcomes = run_ranks(2, train, settings(data, tmp_path / "run"), NanOnOneRank)
+    for outcome in outcomes:
+        assert isinstance(outcome, TrainingDivergedError)
+        assert str(outcome).startswith("step 3: the loss is nan")
+        assert str(outcome).count("clip") >= 7
+    assert "step-00000002.pt" in str(outcomes[0])
+    assert list_checkpoints(tmp_path / "run")[-1].name == "step-00000002.pt"
+
+
+def test_too_many_failures_end_all_ranks_alike(data: Path, tmp_path: Path) -> None:
+    outcomes = run_ranks(2, train, replace(settings(data, tmp_path / "run"), max_failed=0.05))
+    assert {type(outcome) for outcome in outcomes} == {TooManyFailuresError}
+    assert str(outcomes[0]) == str(outcomes[1])
+
+
+def test_what_the_first_rank_refuses_all_ranks_refuse(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    outcomes = run_ranks(2, train, settings(data, tmp_path / "run"))
+    assert all(isinstance(outcome, UsageError) and "is not empty" in str(outcome) for outcome in outcomes)
+
+
+def test_a_batch_that_leaves_a_rank_nothing_is_refused(data: Path, tmp_path: Path) -> None:
+    outcomes = run_ranks(2, train, replace(settings(data, tmp_path / "run"), batch_size=2))
+    assert all(isinstance(outcome, UsageError) and "batch_size is 2" in str(outcome) for outcome in outcomes)
+
+
+def test_ranks_sum_collect_and_pass_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with joined_ranks() as one:
+        assert (one.add([3, 4]), one.collect("x"), one.from_first(lambda: 5)) == ([3, 4], ["x"], 5)
+    assert run_ranks(2, _talk) == [([1, 2], [0, 1], "from 0"), ([1, 2], [0, 1], "from 0")]
+
+
+def _talk() -> tuple[list[int], list[int], str]:
+    with joined_ranks() as ranks:
+        with pytest.raises(PipelineError, match="only the first"):
+            ranks.from_first(_refuse)
+        return ranks.add([ranks.rank, 1]), ranks.collect(ranks.rank), ranks.from_first(lambda: f"from {ranks.rank}")
+
+
+def _refuse() -> None:
+    raise PipelineError("only the first says so")
