@@ -8,7 +8,6 @@ Parquet files by as many threads, with no names, check, digest or stamp.
 """
 
 import argparse
-import os
 import pickle
 import shutil
 import subprocess
@@ -23,6 +22,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.synthetic import CLASSES, CLIPS_PER_SHARD, write_dataset
+from pipeline.runtime.cores import usable_cores
 
 
 def main() -> None:
@@ -76,7 +76,7 @@ def write_plain(array: Path, folder: Path) -> None:
         table = pa.table({"logits": pa.FixedSizeListArray.from_arrays(block, CLASSES)})
         pq.write_table(table, folder / f"{first}.parquet", compression="zstd", use_dictionary=False)
 
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with ThreadPoolExecutor(usable_cores()) as threads:
         list(threads.map(write, range(0, len(mapped), CLIPS_PER_SHARD)))
 
 

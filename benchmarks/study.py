@@ -22,6 +22,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.progress import read_metrics
 from pipeline.scoring.pictures import INK, RUN_COLOURS, STYLE, TEACHER_COLOUR
 
@@ -87,7 +88,7 @@ class Study:
         flags = ["--config", str(self.recipe), "--seed", str(seed), "--run", str(folder)]
         flags += ["--data", str(self.out / "train"), "--eval-data", str(self.out / "eval")]
         flags += ["--cache", str(self.out / "cache"), *condition.flags(self.out / "train-logits")]
-        threads = max(1, len(os.sched_getaffinity(0)) // self.jobs)
+        threads = max(1, usable_cores() // self.jobs)
         resume = ["--resume"] if folder.exists() else []
         with (self.out / f"{folder.name}.log").open("a") as log:
             pipeline("train-student", *flags, *resume, threads=threads, log=log)

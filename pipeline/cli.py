@@ -21,6 +21,7 @@ from rich.markup import escape
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.redaction import install, redact, redacted_traceback
+from pipeline.runtime.cores import limit_threads
 
 COMMANDS = {
     "ingest audioset": ("ingest_audioset", "AudioSet's CSV and audio files → a dataset of shards and a manifest."),
@@ -173,4 +174,5 @@ def _complain(console: Console, message: str, exit_code: int) -> int:
 
 def main() -> None:
     """Entry point of the `pipeline` command."""
+    limit_threads()
     sys.exit(run(sys.argv[1:]))

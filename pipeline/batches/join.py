@@ -4,7 +4,6 @@ The logits were brought into the manifest's order once, when the store was opene
 memory-mapped array. What a batch holds depends on its rows alone, never on the number of workers.
 """
 
-import os
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ from pipeline.dataset.shards import read_ahead, read_clip_bytes
 from pipeline.dataset.views import View, ViewsStamp, draw_view, extra_seconds, pick_views, see
 from pipeline.errors import DecodeError, PipelineError, StorageUnavailableError, TooManyFailuresError
 from pipeline.logits.alignment import AlignedLogits
+from pipeline.runtime.cores import usable_cores
 from pipeline.storage.cache import ShardMirror
 from pipeline.storage.files import RangeReader, is_remote
 
@@ -260,8 +260,8 @@ def kept_seconds(seconds: float, views: ViewsStamp | None) -> float:
 
 
 def loader_processes(workers: int) -> int:
-    """Give how many processes load where `workers` are asked for: no more than there are cores."""
-    return min(workers, len(os.sched_getaffinity(0)))
+    """Give how many processes load where `workers` are asked for: no more than there are usable cores."""
+    return min(workers, usable_cores())
 
 
 def _empty_for_the_main_process(batch: int, samples: int) -> Tensor:

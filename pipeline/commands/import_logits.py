@@ -2,7 +2,6 @@
 
 import hashlib
 import logging
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from pipeline.logits.store import (
     publish_part,
     write_failures,
 )
+from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.progress import ProgressBar, progress_bar
 from pipeline.scoring.label_fit import MOST_CLIPS, LabelFit, measure_fit, offsets, stretches
 from pipeline.storage import files as storage
@@ -306,7 +306,7 @@ def _told(fit: LabelFit) -> str:
 
 def _write_parts(store: str, stamp: StoreStamp, clips: _Clips, shards: Sequence[str]) -> None:
     left = sum(len(clips.manifest.rows_of_shard(shard)) for shard in shards)
-    threads = ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="import")
+    threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="import")
     with progress_bar("importing", len(clips.manifest), done=len(clips.manifest) - left) as bar:
         try:
             for _ in threads.map(lambda shard: _write_part(store, stamp, clips, shard, bar), shards):

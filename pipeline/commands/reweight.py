@@ -1,7 +1,6 @@
 """`pipeline reweight`: another store from a store that keeps its members, without asking a teacher anything again."""
 
 import math
-import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass, replace
@@ -23,6 +22,7 @@ from pipeline.logits.store import (
     write_failures,
     write_stamp,
 )
+from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.progress import ProgressBar, console, progress_bar
 from pipeline.storage import files as storage
 
@@ -79,7 +79,7 @@ def run(config: Annotated[ReweightConfig, Parameter(name="*")]) -> None:
     storage.remove_staged(config.out)
     with (
         progress_bar("reweighting", source.clip_count, done=source.clip_count - _clips(missing)) as bar,
-        ThreadPoolExecutor(len(os.sched_getaffinity(0)), thread_name_prefix="reweight") as threads,
+        ThreadPoolExecutor(usable_cores(), thread_name_prefix="reweight") as threads,
     ):
         for _ in threads.map(lambda part: _copy(source, part, stamp, config.out, bar), missing):
             pass

@@ -1,6 +1,5 @@
 """`pipeline verify`: reads a dataset, a logit store or a run again, and lists what is not as it should be."""
 
-import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
@@ -15,6 +14,7 @@ from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import PipelineError, UsageError, VerificationError
 from pipeline.models.loading import load_model
 from pipeline.redaction import redact
+from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.progress import console, print_table, progress_bar
 from pipeline.storage import files as storage
 from pipeline.verification.dataset_repair import repair_dataset
@@ -37,7 +37,7 @@ class VerifyConfig:
     decode: bool = False
     """With a dataset: also decode every sound from end to end."""
     workers: int | None = None
-    """Shards or parts read at the same time, at least 1; one for each processor unless given."""
+    """Shards or parts read at the same time, at least 1; one for each core that may be used, unless given."""
     out: str | None = None
     """A Parquet file to list every fault in: check, file, clip_id, detail, repair."""
     repair: bool = False
@@ -85,7 +85,7 @@ def _check_usage(config: VerifyConfig, kind: Kind) -> None:
 
 
 def _verify(config: VerifyConfig, kind: Kind) -> Findings:
-    workers = config.workers or os.cpu_count() or 1
+    workers = config.workers or usable_cores()
     unit = {"dataset": "clips", "store": "parts", "run": "files"}[kind]
     with progress_bar("verify", None, unit=unit) as bar:
         if kind == "dataset":

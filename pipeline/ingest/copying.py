@@ -17,7 +17,7 @@ class CopyConfig:
     clips_per_shard: int = 1000
     """Clips in one shard, at least 1."""
     workers: int | None = None
-    """Clips read at the same time, at least 1; one for each processor unless given."""
+    """Clips read at the same time, at least 1; one for each core that may be used, unless given."""
     address: str | None = None
     """Of a Ray cluster that makes the shards: HOST:PORT, or auto where this machine belongs to one. Its machines have
     to see all the datasets under the same paths; --workers is then how many shards are made at the same time."""

@@ -20,6 +20,7 @@ from pipeline.ingest.plan import Plan, PlannedShard, make_plan, plan_shards
 from pipeline.ingest.rejections import count_by_reason, rejection_table, tabulate
 from pipeline.ingest.sources import Source, from_folder
 from pipeline.ingest.transcoding import HIGHEST_FLAC_RATE_HZ, OPUS_RATES_HZ, Transcoding
+from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.progress import ProgressBar, console, progress_bar
 from pipeline.storage import files as storage
 
@@ -37,7 +38,7 @@ class IngestConfig:
     clips_per_shard: int = 1000
     """Clips in one shard, at least 1. A shard of 1000 ten-second clips is 100 MB to 1 GB."""
     workers: int | None = None
-    """Clips read and decoded at the same time, at least 1; one for each processor unless given."""
+    """Clips read and decoded at the same time, at least 1; one for each core that may be used, unless given."""
     address: str | None = None
     """Of a Ray cluster that packs the shards: HOST:PORT, or auto where this machine belongs to one. Its machines have
     to see the source and --out under the same paths; --workers is then how many shards are packed at the same time."""
@@ -173,7 +174,7 @@ def _pack(config: IngestConfig, source: Source, shards: Sequence[PlannedShard], 
             _pack_on_ray(config, source, left, bar)
             return
         with source.open_reader() as read_clips:
-            workers = config.workers or os.cpu_count() or 1
+            workers = config.workers or usable_cores()
             for shard in left:
                 pack_shard(config.out, shard, read_clips, workers, config.transcoding, on_clip=bar.advance)
 

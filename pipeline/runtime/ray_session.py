@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 # Ray reads these while it is imported and started. In order: `uv run` as launcher would make every worker rebuild the
 # environment; no usage statistics are sent to Ray's makers; no internal notes between the lines of a progress bar.
@@ -19,6 +20,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 import ray
 
 from pipeline.errors import UsageError
+from pipeline.runtime.cores import usable_cores
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Shard names and reports are all that travels; the default would claim a third of the machine's memory."""
@@ -36,7 +38,9 @@ def running_ray(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    local = {"include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES} if address is None else {}
+    local: dict[str, Any] = {}
+    if address is None:  # a cluster's machines were counted when they joined it
+        local = {"num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
     try:
         with _muted_stderr():  # a note that the log level above was understood
             ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)

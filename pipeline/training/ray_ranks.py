@@ -24,6 +24,7 @@ from ray.train import RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.errors import PipelineError, UsageError
+from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.stopping import stop_on_event, stop_on_signals
 from pipeline.training.loop import TrainingConfig
 from pipeline.training.ranks import backend
@@ -81,6 +82,10 @@ def _train_one_rank(settings: dict[str, Any]) -> None:
         os.chdir(settings["folder"])
     if torch.cuda.is_available() and config.device == "auto":
         config = replace(config, device=str(ray.train.torch.get_device()))
+    # Ranks on the same machine share its cores.
+    torch.set_num_threads(
+        min(torch.get_num_threads(), max(1, usable_cores() // ray.train.get_context().get_local_world_size()))
+    )
     with _stopped_by(board):
         try:
             result = settings["command"](config)
