@@ -316,7 +316,7 @@ def test_failed_clips_are_tried_again_when_asked_for(
     config = configure(manifest, tmp_path / "store", make_teacher("passt_tiny"), max_failed=1.0)
     label_without_ray(config, manifest)
     run(config)
-    with pytest.raises(ImportError, match="ray_pool"):  # there is work
+    with pytest.raises(ImportError, match="actor_pool"):  # there is work
         run(replace(config, redo_failed=True))
 
 
@@ -345,7 +345,7 @@ def test_overwriting_removes_what_was_made_otherwise_first(
     manifest = build_dataset("data", clips)
     config = configure(manifest, tmp_path / "store", make_teacher("passt_tiny"))
     label_without_ray(config, manifest)
-    with pytest.raises(ImportError, match="ray_pool"):  # there is work
+    with pytest.raises(ImportError, match="actor_pool"):  # there is work
         run(replace(config, precision="bfloat16", overwrite=True))
     opened = open_store(config.store)
     assert opened.stamp.precision == "bfloat16"
@@ -377,7 +377,7 @@ def test_auto_begins_a_store_in_the_fastest_precision(
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": fastest == "bfloat16"})
     config = configure(build_dataset("data", clips), tmp_path / "store", make_teacher("passt_tiny"), precision="auto")
-    with pytest.raises(ImportError, match="ray_pool"):  # there is work
+    with pytest.raises(ImportError, match="actor_pool"):  # there is work
         run(replace(config, gpus_per_actor=0))
     assert open_store(config.store).stamp.precision == fastest
 

@@ -160,7 +160,7 @@ def test_processes_that_want_the_same_file_fetch_it_once(file_server: FileServer
 
 def test_a_killed_process_leaves_its_bytes_and_no_lock(file_server: FileServer, url: str, target: Path) -> None:
     script = (
-        "import os, sys; from pathlib import Path; from pipeline import fetching; read = fetching._read\n"
+        "import os, sys; from pathlib import Path; from pipeline.models import fetching; read = fetching._read\n"
         "def die_after_two(response, reads=[]):\n"
         "    reads.append(1)\n"
         "    return read(response) if len(reads) < 3 else os.kill(os.getpid(), 9)\n"
