@@ -44,7 +44,7 @@ from pipeline.ingest.tars import TarRules, index_tar
 
 SECONDS_OF_PROCESSOR = 2.0
 MORE_MEMORY_BYTES = 512 << 20
-MOST_BYTES = 64 << 10
+MAX_BYTES = 64 << 10
 VOCABULARY = audioset_vocabulary()
 NO_IDS = pa.array([], pa.string())
 
@@ -174,7 +174,7 @@ def mutated(target: Target, dice: random.Random) -> bytes:
                 data[place:] = other[start:]
             case _:
                 data[place : place + length] = dice.randbytes(min(length, 64))
-    return bytes(data[:MOST_BYTES])
+    return bytes(data[:MAX_BYTES])
 
 
 def mend_headers(tar: bytes) -> bytes:

@@ -67,8 +67,8 @@ def make_batch(clips: int) -> TrainingBatch:
         teacher_logits=3 * torch.randn(clips, CLASSES, generator=draw) - 5,
         has_teacher=torch.ones(clips, dtype=torch.bool),
         valid=torch.ones(clips, dtype=torch.bool),
-        places=torch.arange(clips),
-        whole=clips,
+        positions=torch.arange(clips),
+        global_batch_size=clips,
     )
 
 

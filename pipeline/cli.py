@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
-from cyclopts.config import Toml
+from cyclopts.config import Dict
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -22,6 +22,7 @@ from rich.markup import escape
 from pipeline.errors import PipelineError, UsageError
 from pipeline.redaction import install, redact, redacted_traceback
 from pipeline.runtime.cores import limit_threads
+from pipeline.runtime.renamed_settings import present_flag, present_settings
 
 COMMANDS = {
     "ingest audioset": ("ingest_audioset", "AudioSet's CSV and audio files → a dataset of shards and a manifest."),
@@ -42,7 +43,7 @@ COMMANDS = {
     "train-teacher": ("train_teacher", "Fine-tune a transformer on a dataset's own classes."),
     "finetune esc50": ("finetune_esc50", "ESC-50 as published: five folds, accuracy."),
     "finetune fsd50k": ("finetune_fsd50k", "FSD50K as published: mAP on its evaluation set."),
-    "finetune openmic": ("finetune_openmic", "OpenMIC-2018 as published: mAP over the judged instruments."),
+    "finetune openmic": ("finetune_openmic", "OpenMIC-2018 as published: mAP over the known instruments."),
     "finetune dcase20": ("finetune_dcase20", "TAU Urban Acoustic Scenes 2020 Mobile as published: accuracy."),
     "finetune dataset": ("finetune_dataset", "Any dataset, with one class a clip or any number of them."),
     "evaluate": ("evaluate", "mAP, ROC AUC, d' and a per-class table of checkpoints and stores."),
@@ -111,7 +112,7 @@ def _launcher(app: App) -> Callable[..., None]:
         if config is not None:
             app.config = (_recipe(config),)
         try:
-            command, bound, _ = app.parse_args(tokens)
+            command, bound, _ = app.parse_args([present_flag(token) for token in tokens])
         except ValueError as error:  # a settings class refused a value
             raise UsageError(str(error)) from error
         command(*bound.args, **bound.kwargs)
@@ -124,15 +125,16 @@ def _called_command(arguments: Sequence[str]) -> str:
     return next((command for command in COMMANDS if f"{words} ".startswith(f"{command} ")), "")
 
 
-def _recipe(path: Path) -> Toml:
+def _recipe(path: Path) -> Dict:
     try:
         with path.open("rb") as stream:
-            tomllib.load(stream)
+            settings = tomllib.load(stream)
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"--config {path}: not a TOML file: {error}") from error
-    return Toml(path, must_exist=True, use_commands_as_keys=False, allow_unknown=False)
+    source = str(path.absolute())
+    return Dict(present_settings(settings, source), source=source, use_commands_as_keys=False, allow_unknown=False)
 
 
 def _log_to_stderr(verbose: bool) -> None:

@@ -1,12 +1,11 @@
 """The students: small CNNs that tag sounds, and how they learn. Tensors in, tensors out."""
 
 from student.augment import AugmentConfig, augment_features, augment_waveforms
-from student.chance import Chance
 from student.complexity import Complexity, count_complexity
 from student.dymn import DyMN, kernel_temperature
 from student.front_end import FrontEndConfig, LogMelFrontEnd
 from student.fusion import fuse
-from student.losses import DistillConfig, blend_targets, clip_bce, distillation_loss, judged_bce, teacher_probabilities
+from student.losses import DistillConfig, blend_targets, clip_bce, distillation_loss, masked_bce, teacher_probabilities
 from student.metrics import (
     TaggingScores,
     accuracy,
@@ -18,6 +17,7 @@ from student.metrics import (
 )
 from student.mixup import Mix, MixedThing, MixupConfig, draw_mix
 from student.mobilenetv3 import MobileNetV3
+from student.randomness import Randomness
 from student.registry import ModelCard, create_model, load_weights, model_card, model_names, released_weights
 from student.schedule import ScheduleConfig, learning_rate_multiplier
 from student.state_dicts import read_checkpoint
@@ -27,7 +27,6 @@ from student.warm_start import IMAGENET_WEIGHTS
 __all__ = [
     "IMAGENET_WEIGHTS",
     "AugmentConfig",
-    "Chance",
     "Complexity",
     "DistillConfig",
     "DyMN",
@@ -38,6 +37,7 @@ __all__ = [
     "MixupConfig",
     "MobileNetV3",
     "ModelCard",
+    "Randomness",
     "ScheduleConfig",
     "Tagger",
     "TaggingScores",
@@ -54,10 +54,10 @@ __all__ = [
     "distillation_loss",
     "draw_mix",
     "fuse",
-    "judged_bce",
     "kernel_temperature",
     "learning_rate_multiplier",
     "load_weights",
+    "masked_bce",
     "model_card",
     "model_names",
     "read_checkpoint",

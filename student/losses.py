@@ -53,24 +53,24 @@ def clip_bce(logits: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").mean(dim=1)
 
 
-def judged_bce(logits: Tensor, positives: Tensor, judged: Tensor) -> Tensor:
-    """Score each clip by binary cross entropy on the classes that somebody judged.
+def masked_bce(logits: Tensor, positives: Tensor, label_mask: Tensor) -> Tensor:
+    """Return each clip's binary cross entropy over the classes whose label is known.
 
-    For clips as they are this is the cross entropy of the judged classes, the others counting nothing, averaged over
-    all classes, as EfficientAT does for OpenMIC. Mixed clips have mixed `positives` and `judged`: the loss is then the
-    mixed loss of the two, so that what nobody judged in one of them is not taken for absent.
+    For clips as they are this is the cross entropy of the known classes, the others counting nothing, averaged over
+    all classes, as EfficientAT does for OpenMIC. Mixed clips have mixed `positives` and `label_mask`: the loss is then
+    the mixed loss of the two, so that what is unknown in one of them is not taken for absent.
 
     Args:
         logits: (batch, classes).
-        positives: (batch, classes), 0 to `judged`: how much of the clip is judged to have the class.
-        judged: (batch, classes), 0 to 1: how much of the clip was judged.
+        positives: (batch, classes), 0 to `label_mask`: how much of the clip is known to have the class.
+        label_mask: (batch, classes), 0 to 1: of how much of the clip the label is known.
 
     Returns:
         (batch,), float32, in nats.
     """
     logits = logits.float()
     # Cross entropy is softplus(logit) - target x logit, and linear in the clip's shares.
-    return (judged * F.softplus(logits) - positives * logits).mean(dim=1)
+    return (label_mask * F.softplus(logits) - positives * logits).mean(dim=1)
 
 
 def blend_targets(labels: Tensor, teacher_probs: Tensor, has_teacher: Tensor, config: DistillConfig) -> Tensor:

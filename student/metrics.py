@@ -55,7 +55,7 @@ class TaggingScores:
 
 
 def tagging_scores(
-    scores: NDArray, targets: NDArray, rows: NDArray | None = None, *, judged: NDArray | None = None
+    scores: NDArray, targets: NDArray, rows: NDArray | None = None, *, label_mask: NDArray | None = None
 ) -> TaggingScores:
     """Score predictions against labels, a few classes at a time: beyond its arguments it needs little memory.
 
@@ -64,8 +64,8 @@ def tagging_scores(
             be memory-mapped.
         targets: (clips, classes), 0 or 1.
         rows: (scored clips,), the rows to score; all of them where it is left out.
-        judged: (clips, classes), bool: a class is scored on the clips where this is True, as OpenMIC's labels, most of
-            which nobody knows, need it; on all clips where it is left out.
+        label_mask: (clips, classes), bool: a class is scored on the clips where this is True, as OpenMIC needs it, most
+            of whose labels are unknown; on all clips where it is left out.
 
     Raises:
         ValueError: the shapes disagree, a score isn't finite, or a target is neither 0 nor 1.
@@ -73,8 +73,8 @@ def tagging_scores(
     scores, targets = np.asarray(scores), np.asarray(targets)
     if scores.ndim != 2 or scores.shape != targets.shape:
         raise ValueError(f"scores {scores.shape} and targets {targets.shape} aren't one (clips, classes)")
-    if judged is not None and judged.shape != scores.shape:
-        raise ValueError(f"judged {judged.shape} isn't of the shape of the scores, {scores.shape}")
+    if label_mask is not None and label_mask.shape != scores.shape:
+        raise ValueError(f"label_mask {label_mask.shape} isn't of the shape of the scores, {scores.shape}")
     chosen = slice(None) if rows is None else rows
     clips = len(scores) if rows is None else len(rows)
     ranked: list[_Ranked] = []
@@ -87,10 +87,10 @@ def tagging_scores(
         not_finite |= ~np.isfinite(columns).all(axis=0)
         if not ((wanted == 0) | (wanted == 1)).all():
             raise ValueError("a target is neither 0 nor 1; mixed or soft labels can't be scored")
-        if judged is None:
+        if label_mask is None:
             ranked += [_rank(*column) for column in zip(columns, wanted.astype(bool), strict=True)]
             continue
-        known = judged[:, block][chosen].T  # (some classes, clips)
+        known = label_mask[:, block][chosen].T  # (some classes, clips)
         pairs = zip(columns, wanted.astype(bool), known, strict=True)
         ranked += [_rank(score[kept], target[kept]) for score, target, kept in pairs]
     if not_finite.any():

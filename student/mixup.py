@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from student.chance import Chance
+from student.randomness import Randomness
 
 MixedThing = Literal["spectrogram", "waveform"]
 
@@ -58,7 +58,7 @@ class Mix:
         return torch.where(mixed, self.of(centred), waveforms)
 
 
-def draw_mix(chance: Chance, config: MixupConfig, *, distance: Literal[1, 2] = 1) -> Mix:
+def draw_mix(randomness: Randomness, config: MixupConfig, *, distance: Literal[1, 2] = 1) -> Mix:
     """Pair clips and draw the share that each keeps, a larger one of two as EfficientAT does.
 
     Neighbours in the batch mix with each other: its order is random already, so a partner can be any clip but the clip
@@ -66,7 +66,7 @@ def draw_mix(chance: Chance, config: MixupConfig, *, distance: Literal[1, 2] = 1
     needs no other process. A clip whose neighbour is not at hand stays as it is.
 
     Args:
-        chance: which clips of the batch are at hand, and all randomness.
+        randomness: which clips of the batch are at hand, and all randomness.
         config: the distribution.
         distance: 1 pairs the clips 0 and 1, 2 and 3, …; 2 pairs 0 and 2, 1 and 3, …, so that clips that are mixed twice
             meet two others. A process that has its share of the batch in fours has both of a pair.
@@ -74,17 +74,16 @@ def draw_mix(chance: Chance, config: MixupConfig, *, distance: Literal[1, 2] = 1
     Returns:
         The mix of the clips at hand, on the CPU.
     """
-    places, clips = chance.places, len(chance.places)
-    row_of_place = torch.full((chance.whole + 1,), -1)  # (whole + 1,), one more for the partner of an odd last clip
-    row_of_place[places] = torch.arange(clips)
-    partner_place = places ^ distance  # 0 and 1 are a pair, 2 and 3, …
-    partner = row_of_place[partner_place.clamp(max=chance.whole)]
+    positions, clips, size = randomness.positions, len(randomness.positions), randomness.global_batch_size
+    row_at = torch.full((size + 1,), -1)  # (global batch + 1,), one more for the partner of an odd last clip
+    row_at[positions] = torch.arange(clips)
+    partner = row_at[(positions ^ distance).clamp(max=size)]  # 0 and 1 are a pair, 2 and 3, …
     alone = partner < 0
     # torch draws a Beta from its global generator only, so NumPy draws it, seeded by ours.
-    random = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=chance.generator)))
+    random = np.random.default_rng(int(torch.randint(2**63 - 1, (), generator=randomness.generator)))
     if config.alpha == 0:
         return Mix(torch.where(alone, torch.arange(clips), partner), torch.ones(clips))
-    drawn = torch.from_numpy(random.beta(config.alpha, config.alpha, chance.whole)).float()[places]
-    stays = torch.from_numpy(random.random(chance.whole))[places] >= config.rate
+    drawn = torch.from_numpy(random.beta(config.alpha, config.alpha, size)).float()[positions]
+    stays = torch.from_numpy(random.random(size))[positions] >= config.rate
     share = torch.maximum(drawn, 1 - drawn).masked_fill(alone | stays, 1.0)
     return Mix(torch.where(alone, torch.arange(clips), partner), share)

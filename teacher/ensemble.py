@@ -103,7 +103,7 @@ class Ensemble(nn.Module):
         return torch.cat(pieces, dim=1)
 
     def mean(self, logits: Tensor) -> Tensor:
-        """Average what the members said, by their weights: (teachers, batch, classes) → (batch, classes), float32."""
+        """Return the weighted mean of the members' logits: (teachers, batch, classes) → (batch, classes), float32."""
         return ensemble_logits(logits.unbind(), self.weights)
 
     def _ask(self, waveforms: Mapping[int, Tensor], edge_shifts_hz: Tensor | None) -> Tensor:
@@ -159,9 +159,9 @@ def ensemble_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tenso
         raise ValueError("an ensemble needs at least one teacher")
     _check_weights(weights, len(logits))
     _check_shapes(logits)
-    shares = torch.tensor(weights, dtype=torch.float64) / math.fsum(weights)  # (teachers,)
+    normalized = torch.tensor(weights, dtype=torch.float64) / math.fsum(weights)  # (teachers,)
     stacked = torch.stack([tensor.float() for tensor in logits])  # (teachers, batch, classes)
-    return torch.tensordot(shares.to(stacked), stacked, dims=1)
+    return torch.tensordot(normalized.to(stacked), stacked, dims=1)
 
 
 def _check_weights(weights: Sequence[float], teachers: int) -> None:

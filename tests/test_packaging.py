@@ -16,7 +16,7 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
-MOST_BYTES = 12_000_000
+MAX_BYTES = 12_000_000
 
 
 @pytest.fixture(scope="module")
@@ -101,4 +101,4 @@ def test_no_tracked_file_is_too_large_for_a_quick_clone() -> None:
         pytest.skip("not a git checkout: an archive has no list of tracked files")
     listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
     paths = [ROOT / name for name in listed.split("\0") if name]
-    assert not [path for path in paths if path.is_file() and path.stat().st_size > MOST_BYTES]
+    assert not [path for path in paths if path.is_file() and path.stat().st_size > MAX_BYTES]

@@ -21,14 +21,14 @@ from pipeline.batches.waveform_cache import WaveformCache
 from pipeline.dataset.audio import load_waveform
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.shards import read_ahead, read_clip_bytes
-from pipeline.dataset.views import View, ViewsStamp, draw_view, extra_seconds, pick_views, see
+from pipeline.dataset.views import View, ViewsStamp, apply_view, draw_view, extra_seconds, pick_views
 from pipeline.errors import DecodeError, PipelineError, StorageUnavailableError, TooManyFailuresError
 from pipeline.logits.alignment import AlignedLogits
 from pipeline.runtime.cores import usable_cores
 from pipeline.storage.cache import ShardMirror
 from pipeline.storage.files import RangeReader, is_remote
 
-_VIEW_CHANCE = 2
+_VIEW_DRAW = 2
 """Tells the draw of the views from a step's other draws, 0 and 1 (`pipeline.training.loop`)."""
 
 
@@ -57,8 +57,8 @@ def check_reachable(failures: Iterable[FailedClip]) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenRows:
-    """A batch to read, where clips are shown in one of several views."""
+class ViewedRows:
+    """Rows of a batch to read, each in one of the clip's views."""
 
     rows: np.ndarray
     """(batch,), int64: rows in the manifest."""
@@ -68,7 +68,7 @@ class SeenRows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingBatch:
-    """Clips, their labels and what the teachers said about them; tensors, on one device."""
+    """Waveforms, labels and teacher logits of some clips; tensors, on one device."""
 
     rows: Tensor
     """(batch,), int64: rows in the manifest."""
@@ -82,12 +82,12 @@ class TrainingBatch:
     """(batch,), bool."""
     valid: Tensor
     """(batch,), bool: False where the clip could not be decoded."""
-    judged: Tensor | None = None
-    """(batch, classes), bool: where somebody judged whether the clip has the class; None where all were judged."""
-    places: Tensor
-    """(batch,), int64: where the clips stand in the step's whole batch, which several processes may share."""
-    whole: int
-    """Clips of the whole batch, valid or not."""
+    label_mask: Tensor | None = None
+    """(batch, classes), bool: where the label is known; None where all are."""
+    positions: Tensor
+    """(batch,), int64: where the clips stand in the step's global batch, which several processes may share."""
+    global_batch_size: int
+    """Clips of the global batch, valid or not."""
     failures: tuple[FailedClip, ...] = ()
     """Why, for each clip that is not valid."""
     edge_shifts_hz: Tensor | None = None
@@ -105,13 +105,13 @@ class TrainingBatch:
         """Take some of the clips: a mask, (batch,) bool, or a slice."""
         return replace(self, **{name: tensor[clips] for name, tensor in self._tensors().items()})
 
-    def placed(self, first: int, whole: int) -> "TrainingBatch":
-        """Say that these clips are those from place `first` on of a batch of `whole`."""
-        return replace(self, places=torch.arange(first, first + len(self)), whole=whole)
+    def within(self, first: int, global_batch_size: int) -> "TrainingBatch":
+        """Return the same clips as those from position `first` on of a global batch."""
+        return replace(self, positions=torch.arange(first, first + len(self)), global_batch_size=global_batch_size)
 
     def to(self, device: torch.device) -> "TrainingBatch":
-        """Copy to a device, from pinned memory without waiting for the copy; rows and places are the CPU's business."""
-        moving = {name: tensor for name, tensor in self._tensors().items() if name not in ("rows", "places")}
+        """Copy to a device, from pinned memory without waiting for the copy; rows and positions stay on the CPU."""
+        moving = {name: tensor for name, tensor in self._tensors().items() if name not in ("rows", "positions")}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in moving.items()})
 
     def pin_memory(self) -> "TrainingBatch":
@@ -162,25 +162,27 @@ class JoinedDataset(Dataset[TrainingBatch]):
         """Length of a waveform."""
         return round(self.seconds * self.sample_rate_hz)
 
-    def requests(self, batches: Iterable[np.ndarray], *, seed: int, first_step: int) -> Iterator[np.ndarray | SeenRows]:
-        """Say for the rows, (batch,) int64, of each step from `first_step` on what to ask for; see `request`."""
+    def requests(
+        self, batches: Iterable[np.ndarray], *, seed: int, first_step: int
+    ) -> Iterator[np.ndarray | ViewedRows]:
+        """Yield the request for the rows, (batch,) int64, of each step from `first_step` on; see `request`."""
         for step, rows in enumerate(batches, start=first_step):
             yield self.request(rows, seed=seed, step=step)
 
-    def request(self, rows: np.ndarray, *, seed: int, step: int) -> np.ndarray | SeenRows:
-        """Say in which view each clip is shown, where it has several: the run's seed, the step and the row decide."""
+    def request(self, rows: np.ndarray, *, seed: int, step: int) -> np.ndarray | ViewedRows:
+        """Choose a view of each clip, where it has several: the run's seed, the step and the row decide."""
         if self._views is None:
             return rows
-        return SeenRows(rows, pick_views(rows, self._views.count, seed=seed_for(seed, step, _VIEW_CHANCE)))
+        return ViewedRows(rows, pick_views(rows, self._views.count, seed=seed_for(seed, step, _VIEW_DRAW)))
 
-    def __getitem__(self, wanted: np.ndarray | SeenRows) -> TrainingBatch:
+    def __getitem__(self, wanted: np.ndarray | ViewedRows) -> TrainingBatch:
         """Read the clips at some rows, (batch,) int64, each as it is or in the view that is asked for."""
         if is_remote(self.manifest.location):
-            rows = wanted.rows if isinstance(wanted, SeenRows) else wanted
+            rows = wanted.rows if isinstance(wanted, ViewedRows) else wanted
             read_ahead(self._reader, self.manifest, self._not_kept(rows))
         return self.batch(wanted, lambda row: read_clip_bytes(self._reader, self.manifest, row))
 
-    def batch(self, wanted: np.ndarray | SeenRows, read: Callable[[int], bytes]) -> TrainingBatch:
+    def batch(self, wanted: np.ndarray | ViewedRows, read: Callable[[int], bytes]) -> TrainingBatch:
         """Join the clips at some rows, (batch,) int64.
 
         Args:
@@ -188,15 +190,15 @@ class JoinedDataset(Dataset[TrainingBatch]):
             read: gives the encoded audio of one of them, or raises a `PipelineError`. It is asked in the order in which
                 the clips lie in their shards, whatever the order of the rows.
         """
-        rows = wanted.rows if isinstance(wanted, SeenRows) else wanted
-        seen = self._draw_views(wanted)
+        rows = wanted.rows if isinstance(wanted, ViewedRows) else wanted
+        views = self._draw_views(wanted)
         waveforms = _empty_for_the_main_process(len(rows), self.samples)
         samples = waveforms.numpy()
         failures: list[FailedClip] = []
-        for place in np.lexsort((self.manifest.offsets[rows], self.manifest.shard_of_clip[rows])).tolist():
-            row = int(rows[place])
+        for index in np.lexsort((self.manifest.offsets[rows], self.manifest.shard_of_clip[rows])).tolist():
+            row = int(rows[index])
             try:
-                samples[place] = self._seen(self._waveform(row, read), seen[place] if seen else None)
+                samples[index] = self._viewed(self._waveform(row, read), views[index] if views else None)
             except DecodeError as error:
                 failures.append(FailedClip(row, error.reason, error.detail))
             except StorageUnavailableError as error:
@@ -206,6 +208,7 @@ class JoinedDataset(Dataset[TrainingBatch]):
         valid = ~np.isin(rows, [failure.row for failure in failures])
         samples[~valid] = 0
         teacher_logits, has_teacher = self._teacher_logits(wanted)
+        label_mask = self.manifest.label_mask(rows)
         return TrainingBatch(
             rows=torch.from_numpy(rows),
             waveforms=waveforms,
@@ -213,24 +216,24 @@ class JoinedDataset(Dataset[TrainingBatch]):
             teacher_logits=torch.from_numpy(teacher_logits),
             has_teacher=torch.from_numpy(has_teacher),
             valid=torch.from_numpy(valid),
-            judged=None if (judged := self.manifest.judged_matrix(rows)) is None else torch.from_numpy(judged),
-            places=torch.arange(len(rows)),
-            whole=len(rows),
+            label_mask=None if label_mask is None else torch.from_numpy(label_mask),
+            positions=torch.arange(len(rows)),
+            global_batch_size=len(rows),
             failures=tuple(failures),
-            edge_shifts_hz=torch.tensor([(view.low_rise_hz, view.high_rise_hz) for view in seen]) if seen else None,
+            edge_shifts_hz=torch.tensor([(view.low_rise_hz, view.high_rise_hz) for view in views]) if views else None,
         )
 
-    def _draw_views(self, wanted: np.ndarray | SeenRows) -> list[View]:
-        if self._views is None or not isinstance(wanted, SeenRows):
+    def _draw_views(self, wanted: np.ndarray | ViewedRows) -> list[View]:
+        if self._views is None or not isinstance(wanted, ViewedRows):
             return []
         ids = self.manifest.clip_ids.take(pa.array(wanted.rows)).to_pylist()
         config = self._views.config
         return [draw_view(config, clip_id, number) for clip_id, number in zip(ids, wanted.views.tolist(), strict=True)]
 
-    def _seen(self, waveform: np.ndarray, view: View | None) -> np.ndarray:
+    def _viewed(self, waveform: np.ndarray, view: View | None) -> np.ndarray:
         if view is None:
             return waveform[: self.samples]
-        return see(waveform, view, sample_rate_hz=self.sample_rate_hz, samples=self.samples)
+        return apply_view(waveform, view, sample_rate_hz=self.sample_rate_hz, samples=self.samples)
 
     def _not_kept(self, rows: np.ndarray) -> np.ndarray:
         cache = self._cache
@@ -244,9 +247,9 @@ class JoinedDataset(Dataset[TrainingBatch]):
             self._cache.write(row, waveform)
         return waveform
 
-    def _teacher_logits(self, wanted: np.ndarray | SeenRows) -> tuple[np.ndarray, np.ndarray]:
+    def _teacher_logits(self, wanted: np.ndarray | ViewedRows) -> tuple[np.ndarray, np.ndarray]:
         """Give (batch, classes) float32 and (batch,) bool."""
-        rows, views = (wanted.rows, wanted.views) if isinstance(wanted, SeenRows) else (wanted, None)
+        rows, views = (wanted.rows, wanted.views) if isinstance(wanted, ViewedRows) else (wanted, None)
         if self._logits is None:
             return np.zeros((len(rows), len(self.manifest.vocabulary)), np.float32), np.zeros(len(rows), bool)
         if views is None and self._views is not None:
@@ -309,12 +312,12 @@ class FailureTally:
 
     Args:
         manifest: names the clips.
-        most: largest share, 0 to 1, of the clips drawn so far that may fail.
+        max_share: largest share, 0 to 1, of the clips drawn so far that may fail.
     """
 
-    def __init__(self, manifest: Manifest, *, most: float) -> None:
+    def __init__(self, manifest: Manifest, *, max_share: float) -> None:
         self._manifest = manifest
-        self._most = most
+        self._max_share = max_share
         self._drawn = np.zeros(len(manifest), dtype=bool)
         self._failed: dict[int, tuple[str, str]] = {}
 
@@ -349,13 +352,13 @@ class FailureTally:
         """Stop the run where too many clips failed.
 
         Raises:
-            TooManyFailuresError: more than `most` of the clips drawn so far.
+            TooManyFailuresError: more than `max_share` of the clips drawn so far.
         """
-        if len(self._failed) > self._most * self._drawn.sum():
+        if len(self._failed) > self._max_share * self._drawn.sum():
             clip_id, reason, detail = self.failures[0]
             raise TooManyFailuresError(
-                f"{self.summary()}; the limit is {100 * self._most:g} %. The first is {clip_id}: {reason} {detail}. "
-                "Mend the dataset, or allow more with --max-failed"
+                f"{self.summary()}; the limit is {100 * self._max_share:g} %. The first is {clip_id}: {reason} "
+                f"{detail}. Mend the dataset, or allow more with --max-failed"
             )
 
     def state_dict(self) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class StreamConfig:
 
 
 def sampling_weights(manifest: Manifest) -> np.ndarray:
-    """Give rare classes a better chance: a clip weighs the sum over its classes of 1000 / (100 + count of the class).
+    """Return the weight of each clip: the sum over its classes of 1000 / (100 + count of the class), so rare ones gain.
 
     Returns:
         (clips,), float64. A clip without labels weighs nothing and is never drawn.
@@ -113,7 +113,7 @@ def reading_order(manifest: Manifest) -> np.ndarray:
 
 
 def grouped_reads(order: np.ndarray, numbers: np.ndarray, window: int) -> np.ndarray:
-    """Sort rows by where they lie, within windows: none moves by `window` places or more.
+    """Sort rows by where they lie, within windows: none moves by `window` positions or more.
 
     Args:
         order: (drawn clips,), rows.
@@ -140,7 +140,7 @@ class EpochPlan:
     numbers: np.ndarray | None = None
     """(clips of the dataset,), from `reading_order`; needed where reads are grouped."""
     read_window: int = 0
-    """Clips within which reads are sorted by place, see `grouped_reads`; 0 leaves the order of the draws."""
+    """Clips within which reads are sorted by offset, see `grouped_reads`; 0 leaves the order of the draws."""
 
     def __post_init__(self) -> None:
         if self.batch_size > self._drawn:
@@ -247,19 +247,19 @@ class StreamPlan(EpochPlan):
         drawn = self._drawn_in_turn(epoch)
         steps, readers = self.steps_per_epoch, self.stream.readers
         reader_of_step = self.reader_of(epoch * steps + np.arange(steps))  # (steps,)
-        whole = np.empty((steps, self.batch_size), dtype=np.int64)
+        batches = np.empty((steps, self.batch_size), dtype=np.int64)
         start = 0
         for lane, (rank, reader) in enumerate(product(range(self.ranks), range(readers))):
-            places = self.share(rank)
+            positions = self.share(rank)
             own = np.flatnonzero(reader_of_step == reader)  # (the reader's steps,)
-            shape = len(own), places.stop - places.start
+            shape = len(own), positions.stop - positions.start
             clips = drawn[start : start + shape[0] * shape[1]]
             start += len(clips)
-            whole[own, places] = self._shuffled(clips, epoch, lane).reshape(shape)
-        return whole.reshape(-1)
+            batches[own, positions] = self._shuffled(clips, epoch, lane).reshape(shape)
+        return batches.reshape(-1)
 
     def share(self, rank: int) -> slice:
-        """Give the places of one process in every batch; they begin at an even one, for neighbours are mixed."""
+        """Return one process's positions in every global batch; they begin at an even one, for neighbours are mixed."""
         pairs = (self.batch_size + 1) // 2
         first, end = (min(2 * (pairs * part // self.ranks), self.batch_size) for part in (rank, rank + 1))
         return slice(first, end)
@@ -284,7 +284,7 @@ class StreamPlan(EpochPlan):
         return passed[kept[passed]]
 
     def _shuffled(self, rows: np.ndarray, epoch: int, lane: int) -> np.ndarray:
-        """Move rows by chance, forwards by less than this reader's part of the shuffle."""
+        """Shuffle rows, forwards by less than this reader's part of the shuffle."""
         key = np.array([seed_for(self.seed, epoch, _SHUFFLE, lane), 0], dtype=np.uint64)
         uniform = (np.random.Philox(key=key).random_raw(len(rows)) >> np.uint64(11)) * 2.0**-53
         return rows[np.argsort(np.arange(len(rows)) + uniform * self.stream.shuffle / self.stream.readers)]

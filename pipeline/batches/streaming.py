@@ -15,7 +15,7 @@ import pyarrow as pa
 from torch.utils.data import Dataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from pipeline.batches.join import JoinedDataset, SeenRows, TrainingBatch, batch_loader, loader_processes
+from pipeline.batches.join import JoinedDataset, TrainingBatch, ViewedRows, batch_loader, loader_processes
 from pipeline.batches.sampling import EpochPlan, StreamPlan
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.shards import AUDIO_FORMATS, check_clip_bytes
@@ -38,7 +38,7 @@ class StreamRequest:
     coming: np.ndarray | None = None
     """(clips,), int64, with a reader's first request in an epoch: all that it will be asked for in that epoch, in the
     order in which they lie."""
-    wanted: np.ndarray | SeenRows | None = None
+    wanted: np.ndarray | ViewedRows | None = None
     """The same rows, with the view that each clip is shown in where it has several; None is the clips as they are."""
 
 
@@ -59,7 +59,7 @@ def load_steps(
         plan: which clips each step sees.
         first_step: where to begin.
         end_step: where to end, this one not included; None goes on for ever.
-        share: this process's places in a batch.
+        share: this process's positions in a global batch.
         workers: see `batch_loader`.
         pin_memory: see `batch_loader`.
     """

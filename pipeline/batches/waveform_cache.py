@@ -50,10 +50,10 @@ class WaveformCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         used = self.path.stat().st_blocks * 512 if self.path.exists() else 0
         full, free = clips * self._record_bytes, shutil.disk_usage(self.path.parent).free
-        if full > cache.most_bytes:
+        if full > cache.max_bytes:
             raise UsageError(
                 f"{self.path.parent}: {clips} decoded clips take {full / 1e9:.1f} GB, but --cache-size allows "
-                f"{cache.most_bytes / 1e9:g} GB. Allow more, or leave --cache-audio off"
+                f"{cache.max_bytes / 1e9:g} GB. Allow more, or leave --cache-audio off"
             )
         if full - used > free:
             raise UsageError(

@@ -1,4 +1,4 @@
-"""`pipeline finetune openmic`: instruments, of which each clip is judged for a few."""
+"""`pipeline finetune openmic`: instruments, of which a few are known for each clip."""
 
 from dataclasses import dataclass
 from typing import Annotated
@@ -18,7 +18,7 @@ class FinetuneOpenMicConfig(PublishedSetConfig):
 
 
 def run(config: Annotated[FinetuneOpenMicConfig, Parameter(name="*")]) -> FinetuneResult:
-    """Fine-tune on OpenMIC-2018: instruments that nobody judged in a clip are neither learned nor scored.
+    """Fine-tune on OpenMIC-2018: instruments of which nothing is known in a clip are neither learned nor scored.
 
     --source is the folder openmic-2018. RUN/split01 is a training run as `pipeline train-student` makes them;
     RUN/summary.json has the mAP on the published test partition after the last epoch.

@@ -40,7 +40,7 @@ from pipeline.logits.store import (
 )
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.progress import ProgressBar, progress_bar
-from pipeline.scoring.label_fit import MOST_CLIPS, LabelFit, measure_fit, offsets, stretches
+from pipeline.scoring.label_fit import MAX_CLIPS, LabelFit, measure_fit, offsets, stretches
 from pipeline.storage import files as storage
 
 _log = logging.getLogger(__name__)
@@ -248,7 +248,7 @@ def _check_fit(config: ImportLogitsConfig, clips: _Clips) -> None:
     """
     bounds, _ = clips.manifest.labels_csr
     labelled = clips.wanted[bounds[clips.wanted + 1] > bounds[clips.wanted]]
-    sample = np.random.default_rng(0).permutation(labelled)[:MOST_CLIPS]
+    sample = np.random.default_rng(0).permutation(labelled)[:MAX_CLIPS]
     sample = sample[np.argsort(_first_rows(clips, sample))]
     faults = [] if len(sample) else [f"none of their {len(clips.wanted)} clips has a label to check them by"]
     for piece in stretches(sample) if len(sample) else ():

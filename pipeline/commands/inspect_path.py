@@ -28,7 +28,7 @@ from pipeline.verification.inspection import (
     summarise_run,
 )
 
-_MOST_SHOWN = 5
+_MAX_SHOWN = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +94,7 @@ def _length(summary: DatasetSummary) -> str:
 def _classes(vocabulary: Vocabulary, counts: np.ndarray, *, rarest: bool) -> str:
     present = np.flatnonzero(counts)
     order = present[np.argsort(counts[present] if rarest else -counts[present], kind="stable")]
-    return " · ".join(f"{vocabulary.names[index]} {counts[index]:,}" for index in order[:_MOST_SHOWN])
+    return " · ".join(f"{vocabulary.names[index]} {counts[index]:,}" for index in order[:_MAX_SHOWN])
 
 
 def _show_store(store: LogitStore) -> None:
@@ -123,7 +123,7 @@ def _views(views: ViewsStamp | None) -> str:
     config = views.config
     return (
         f"{views.count} of each clip, the first as it is; the others, of seed {config.seed}, shifted by up to "
-        f"{config.most_shift_ms} ms and {config.most_gain_db:g} dB, their mel bands' lower edge by up to "
+        f"{config.max_shift_ms} ms and {config.max_gain_db:g} dB, their mel bands' lower edge by up to "
         f"{config.low_jitter_hz - 1} Hz, the upper one by {config.high_jitter_hz // 2} Hz"
     )
 
@@ -133,8 +133,8 @@ def _import(imported: ImportStamp | None) -> str:
         return ""
     files = [f"{file.name}, {_megabytes(file.size)}, sha256 {file.sha256}" for file in imported.files]
     told = [f"{imported.held} laid out as {imported.layout}", imported.origin, imported.conversion]
-    more = [f"and {len(files) - _MOST_SHOWN:,} more files"] if len(files) > _MOST_SHOWN else []
-    return "\n".join([*filter(None, told), *files[:_MOST_SHOWN], *more])
+    more = [f"and {len(files) - _MAX_SHOWN:,} more files"] if len(files) > _MAX_SHOWN else []
+    return "\n".join([*filter(None, told), *files[:_MAX_SHOWN], *more])
 
 
 def _show_coverage(data: str, coverage: Coverage) -> None:
@@ -190,5 +190,5 @@ def _tally(counts: Mapping[str, int]) -> str:
 def _few(names: list[str] | tuple[str, ...]) -> str:
     if not names:
         return ""
-    more = f" and {len(names) - _MOST_SHOWN:,} more" if len(names) > _MOST_SHOWN else ""
-    return f"{len(names):,}: {', '.join(names[:_MOST_SHOWN])}{more}"
+    more = f" and {len(names) - _MAX_SHOWN:,} more" if len(names) > _MAX_SHOWN else ""
+    return f"{len(names):,}: {', '.join(names[:_MAX_SHOWN])}{more}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from pipeline.dataset.manifest import Manifest, read_manifest
-from pipeline.dataset.views import MOST_VIEWS, ViewConfig, ViewsStamp
+from pipeline.dataset.views import MAX_VIEWS, ViewConfig, ViewsStamp
 from pipeline.errors import PipelineError, TooManyFailuresError, UsageError
 from pipeline.labelling.shard_labeller import LabellerConfig
 from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
@@ -93,8 +93,8 @@ class TeacherLogitsConfig:
                 "keep_members needs all logits: without them they can't be weighed anew. Leave top_k out, and make a "
                 "small copy of the store with `pipeline reweight --top-k`"
             )
-        if not 1 <= self.views <= MOST_VIEWS:
-            raise UsageError(f"views is {self.views}; choose 1 (the clip as it is) to {MOST_VIEWS}")
+        if not 1 <= self.views <= MAX_VIEWS:
+            raise UsageError(f"views is {self.views}; choose 1 (the clip as it is) to {MAX_VIEWS}")
         for name in ("batch_size", "actors", "cpus_per_actor", "top_k"):
             value = getattr(self, name)
             if value is not None and value < 1:

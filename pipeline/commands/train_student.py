@@ -89,23 +89,23 @@ class StudentLearner(Learner):
 
     def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
         """Mix the clips, tag them, and compare with the equally mixed targets: a scalar, in nats."""
-        chance = student.Chance(generator, batch.places, batch.whole)
+        randomness = student.Randomness(generator, batch.positions, batch.global_batch_size)
         with torch.no_grad():
-            waveforms = student.augment_waveforms(batch.waveforms, self._augment, chance)  # (batch, samples)
-            mix = student.draw_mix(chance, self._mixup)
+            waveforms = student.augment_waveforms(batch.waveforms, self._augment, randomness)  # (batch, samples)
+            mix = student.draw_mix(randomness, self._mixup)
             if self._mixup.of == "waveform":
                 waveforms = mix.of_waveforms(waveforms)  # heard through the bands of the clip with the larger share
             features = self.model.front_end(waveforms, generator, batch.edge_shifts_hz)  # (batch, 1, mels, frames)
-            features = student.augment_features(features, self._augment, chance)
+            features = student.augment_features(features, self._augment, randomness)
             if self._mixup.of == "spectrogram":
                 features = mix.of(features)
             teacher_probs = student.teacher_probabilities(batch.teacher_logits, self._distill)  # (batch, classes)
         logits = network(features)  # (batch, classes)
         return student.distillation_loss(logits, batch.labels, teacher_probs, batch.has_teacher, self._distill, mix=mix)
 
-    def score(self, logits: np.ndarray, labels: np.ndarray, judged: np.ndarray | None = None) -> dict[str, float]:
+    def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
         """Give mAP, mean ROC AUC and d′."""
-        return judge(logits, labels, judged)
+        return judge(logits, labels, label_mask)
 
     def begin_epoch(self, network: nn.Module, epoch: int) -> None:
         """Let the temperature of a DyMN's kernels fall."""

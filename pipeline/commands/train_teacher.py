@@ -126,28 +126,28 @@ class TeacherLearner(Learner):
 
     def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
         """Mix the clips, tag them, and compare with the equally mixed labels: a scalar, in nats."""
-        chance = student.Chance(generator, batch.places, batch.whole)
+        randomness = student.Randomness(generator, batch.positions, batch.global_batch_size)
         with torch.no_grad():
-            waveforms = student.augment_waveforms(batch.waveforms, self._augment, chance)  # (batch, samples)
-            mix = student.draw_mix(chance, self._mixup)
+            waveforms = student.augment_waveforms(batch.waveforms, self._augment, randomness)  # (batch, samples)
+            mix = student.draw_mix(randomness, self._mixup)
             if self._mixup.of == "waveform":
                 waveforms = mix.of_waveforms(waveforms)
-            features = self.mask(self.model.front_end(waveforms, generator), chance)
+            features = self.mask(self.model.front_end(waveforms, generator), randomness)
             if self._mixup.of == "spectrogram":
                 features = mix.of(features)
         logits = network(features, generator)  # (batch, classes)
         return student.clip_bce(logits, mix.of(batch.labels)).mean()
 
-    def mask(self, features: Tensor, chance: student.Chance) -> Tensor:
+    def mask(self, features: Tensor, randomness: student.Randomness) -> Tensor:
         """Hide bands and frames of (batch, mels, frames), or of AST's (batch, frames, mels)."""
         time_first = self.model.front_end.time_first
         images = (features.mT if time_first else features)[:, None]  # (batch, 1, mels, frames)
-        masked = student.augment_features(images, self._augment, chance)[:, 0]  # (batch, mels, frames)
+        masked = student.augment_features(images, self._augment, randomness)[:, 0]  # (batch, mels, frames)
         return masked.mT if time_first else masked
 
-    def score(self, logits: np.ndarray, labels: np.ndarray, judged: np.ndarray | None = None) -> dict[str, float]:
+    def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
         """Give mAP, mean ROC AUC and d′."""
-        return judge(logits, labels, judged)
+        return judge(logits, labels, label_mask)
 
     def made(self) -> dict[str, Any]:
         """Say how to build the teacher. Patchout is no part of what was learned, so the files don't hand it on."""

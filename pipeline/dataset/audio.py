@@ -18,8 +18,8 @@ from pipeline.dataset.ogg import check_ogg
 from pipeline.errors import DecodeError
 
 LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000
-MOST_CHANNELS = 64
-MOST_SAMPLES = 2**28
+MAX_CHANNELS = 64
+MAX_SAMPLES = 2**28
 """A waveform is at most this long, about 90 minutes at 48 kHz and 1 GiB; ask for fewer seconds of longer clips."""
 
 LOUDEST_PEAK = 4.0
@@ -28,7 +28,7 @@ overshoot but a file in other units; it is scaled down to 1."""
 
 _BLOCK_VALUES = 2**21
 """Samples of all channels read at once: 20 s of a 48 kHz stereo file, so that an ordinary clip is one block."""
-_MOST_MISSING = 0.02
+_MAX_MISSING = 0.02
 """A stream may end this share of its length, or a tenth of a second, before its header says so: encoders' padding."""
 _LOOK_AHEAD_SECONDS = 0.1
 """What the resampler's filter sees behind the cut: a clip's last samples don't depend on where reading stopped."""
@@ -75,46 +75,46 @@ class SoundFacts:
     """Samples of one channel that are really there."""
 
 
-def decode(data: bytes, *, most_seconds: float | None = None) -> Sound:
+def decode(data: bytes, *, max_seconds: float | None = None) -> Sound:
     """Decode the beginning of a clip to mono: the mean of its channels.
 
     Samples beyond full scale are kept up to `LOUDEST_PEAK`; louder clips are scaled down to a peak of 1.
 
     Args:
         data: an encoded file: WAV (also RF64), Wave64, FLAC, MP3, Ogg Vorbis, Opus, AIFF, AU or CAF.
-        most_seconds: how much is read at most; None is the whole clip.
+        max_seconds: how much is read at most; None is the whole clip.
 
     Raises:
         DecodeError: the bytes are no sound that can be read, or hold a corrupt one; `reason` can be counted.
     """
     with _open(data) as file:
         rate = file.samplerate
-        wanted = MOST_SAMPLES + 1 if most_seconds is None else max(1, math.ceil(most_seconds * rate))
-        if wanted > MOST_SAMPLES and most_seconds is not None:
-            raise DecodeError("too long", f"{most_seconds} s at {rate} Hz")
+        wanted = MAX_SAMPLES + 1 if max_seconds is None else max(1, math.ceil(max_seconds * rate))
+        if wanted > MAX_SAMPLES and max_seconds is not None:
+            raise DecodeError("too long", f"{max_seconds} s at {rate} Hz")
         blocks = list(_blocks(file, wanted))
     samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-    if len(samples) > MOST_SAMPLES:
-        raise DecodeError("too long", f"more than {MOST_SAMPLES} samples; read fewer seconds")
+    if len(samples) > MAX_SAMPLES:
+        raise DecodeError("too long", f"more than {MAX_SAMPLES} samples; read fewer seconds")
     peak = _peak(samples)
     return Sound(samples / np.float32(peak) if peak > LOUDEST_PEAK else samples, rate)
 
 
-def inspect_sound(data: bytes, *, most_seconds: float = 3600.0) -> SoundFacts:
+def inspect_sound(data: bytes, *, max_seconds: float = 3600.0) -> SoundFacts:
     """Read a clip to its end, keeping nothing but what it is.
 
     Args:
         data: an encoded file.
-        most_seconds: a longer clip is not a clip; this bounds the time that a small hostile file can take.
+        max_seconds: a longer clip is not a clip; this bounds the time that a small hostile file can take.
 
     Raises:
         DecodeError: as `decode`.
     """
     with _open(data) as file:
-        wanted = math.ceil(most_seconds * file.samplerate) + 1
+        wanted = math.ceil(max_seconds * file.samplerate) + 1
         frames = sum(len(block) for block in _blocks(file, wanted))
         if frames >= wanted:
-            raise DecodeError("too long", f"more than {most_seconds:.0f} s")
+            raise DecodeError("too long", f"more than {max_seconds:.0f} s")
         return SoundFacts(_extension(file), file.samplerate, file.channels, frames)
 
 
@@ -148,7 +148,7 @@ def load_waveforms(data: bytes, *, sample_rates_hz: Iterable[int], seconds: floa
     Raises:
         DecodeError: as `decode`.
     """
-    sound = decode(data, most_seconds=seconds + _LOOK_AHEAD_SECONDS)
+    sound = decode(data, max_seconds=seconds + _LOOK_AHEAD_SECONDS)
     return {
         rate: fit_length(resample(sound.samples, sound.sample_rate_hz, rate), round(seconds * rate))
         for rate in sample_rates_hz
@@ -186,7 +186,7 @@ def _open(data: bytes) -> Iterator[soundfile.SoundFile]:
     with file:
         if not LOWEST_RATE_HZ <= file.samplerate <= HIGHEST_RATE_HZ:
             raise DecodeError("implausible sample rate", f"{file.samplerate} Hz")
-        if not 1 <= file.channels <= MOST_CHANNELS:
+        if not 1 <= file.channels <= MAX_CHANNELS:
             raise DecodeError("implausible channel count", str(file.channels))
         yield file
 
@@ -233,7 +233,7 @@ def _blocks(file: soundfile.SoundFile, wanted: int) -> Iterator[np.ndarray]:
     if got == 0:
         raise DecodeError("no samples")
     missing = min(file.frames, wanted) - got
-    if missing > max(_MOST_MISSING * file.frames, 0.1 * file.samplerate):
+    if missing > max(_MAX_MISSING * file.frames, 0.1 * file.samplerate):
         raise DecodeError("cut short", f"{got} of {file.frames} samples are there")
 
 

@@ -3,6 +3,7 @@
 Two million rows are a few dozen megabytes of Arrow columns; nothing here makes a Python object for each clip.
 """
 
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -18,6 +19,8 @@ from pipeline.dataset.string_columns import repeated_rows, string_bytes, string_
 from pipeline.dataset.vocabulary import Vocabulary, read_vocabulary
 from pipeline.errors import ManifestError
 from pipeline.storage import files as storage
+
+_log = logging.getLogger(__name__)
 
 MANIFEST_NAME = "manifest.parquet"
 CLASSES_NAME = "classes.csv"
@@ -37,12 +40,15 @@ SCHEMA = pa.schema(
         pa.field("start_seconds", pa.float32()),
         pa.field("end_seconds", pa.float32()),
         pa.field("crc32", pa.uint32()),  # of the audio bytes
-        pa.field("judged", pa.list_(pa.int16())),  # the classes that somebody judged; null: all of them
+        pa.field("label_mask", pa.list_(pa.int16())),  # the classes whose label is known; null: all of them
     ]
 )
 """The columns of `manifest.parquet`; those from `sample_rate` on may be null or absent."""
 
-MOST_CLIP_BYTES = 2**31 - 1
+_FORMER_NAMES = {"judged": "label_mask"}
+"""Columns that earlier versions wrote under another name → their name in `SCHEMA`."""
+
+MAX_CLIP_BYTES = 2**31 - 1
 """A larger audio member is refused, so that a lying size can't ask for the machine's whole memory."""
 
 
@@ -111,7 +117,16 @@ class Manifest:
 
     def prepare_reads(self) -> None:
         """Work out the columns that reading clips needs, so that processes forked from this one share them."""
-        for name in ("shards", "shard_of_clip", "offsets", "sizes", "crc32s", "labels_csr", "clip_ids", "_judged"):
+        for name in (
+            "shards",
+            "shard_of_clip",
+            "offsets",
+            "sizes",
+            "crc32s",
+            "labels_csr",
+            "clip_ids",
+            "_known_classes",
+        ):
             getattr(self, name)
 
     def label_matrix(self, rows: np.ndarray, dtype: type = np.float32) -> np.ndarray:
@@ -125,23 +140,23 @@ class Manifest:
         matrix[row_of_label, indices[np.repeat(indptr[rows], counts) + within_row]] = 1
         return matrix
 
-    def judged_matrix(self, rows: np.ndarray) -> np.ndarray | None:
-        """Say of which classes somebody judged whether a clip has them: (rows, classes) bool; None where all were.
+    def label_mask(self, rows: np.ndarray) -> np.ndarray | None:
+        """Return where the labels of `rows` are known: (rows, classes) bool; None where all of all clips are.
 
-        A class that nobody judged is neither there nor absent: nothing is to be learned from it, and nothing scored.
+        A class whose label is unknown is neither there nor absent: nothing is learned from it, and nothing scored.
         """
-        if self._judged is None:
+        if self._known_classes is None:
             return None
         matrix = np.ones((len(rows), len(self.vocabulary)), dtype=bool)
-        for place, row in enumerate(np.asarray(rows).tolist()):
-            if (classes := self._judged[row]) is not None:
-                matrix[place] = False
-                matrix[place, classes] = True
+        for index, row in enumerate(np.asarray(rows).tolist()):
+            if (classes := self._known_classes[row]) is not None:
+                matrix[index] = False
+                matrix[index, classes] = True
         return matrix
 
     @cached_property
-    def _judged(self) -> list[np.ndarray | None] | None:
-        column = self._column("judged")
+    def _known_classes(self) -> list[np.ndarray | None] | None:
+        column = self._column("label_mask")
         if column.null_count == len(column):
             return None
         return [None if classes is None else np.array(classes, np.int64) for classes in column.to_pylist()]
@@ -178,8 +193,8 @@ class Manifest:
     @cached_property
     def identity(self) -> str:
         """A hex digest that changes when the clips, their order, their labels or the classes do."""
-        judged = [] if self._judged is None else [str(self._column("judged").to_pylist()).encode()]
-        return _digest(self.vocabulary.sha256.encode(), string_bytes(self.clip_ids), *self.labels_csr, *judged)
+        known = [] if self._known_classes is None else [str(self._column("label_mask").to_pylist()).encode()]
+        return _digest(self.vocabulary.sha256.encode(), string_bytes(self.clip_ids), *self.labels_csr, *known)
 
     @cached_property
     def _position_of_shard(self) -> dict[str, int]:
@@ -200,11 +215,11 @@ class Manifest:
             ("an empty clip_id", np.flatnonzero(string_lengths(self.clip_ids) == 0)),
             ("a negative offset", np.flatnonzero(self.offsets < 0)),
             (
-                f"a size outside 0 to {MOST_CLIP_BYTES}",
-                np.flatnonzero((self.sizes < 0) | (self.sizes > MOST_CLIP_BYTES)),
+                f"a size outside 0 to {MAX_CLIP_BYTES}",
+                np.flatnonzero((self.sizes < 0) | (self.sizes > MAX_CLIP_BYTES)),
             ),
             (f"a label outside 0 to {len(self.vocabulary) - 1}", self._rows_with_bad_labels()),
-            (f"a judged class outside 0 to {len(self.vocabulary) - 1}", self._rows_with_bad_judgements()),
+            (f"a class in label_mask outside 0 to {len(self.vocabulary) - 1}", self._rows_with_bad_label_masks()),
             ("the clip_id of an earlier row", repeated_rows(self.clip_ids)),
         ):
             if len(rows):
@@ -217,9 +232,9 @@ class Manifest:
             if not is_safe_name(shard):
                 raise ManifestError(f"{self.location}: the manifest names a shard outside its folder: {shard!r}")
 
-    def _rows_with_bad_judgements(self) -> np.ndarray:
-        judged, classes = self._judged or [], len(self.vocabulary)
-        bad = [row for row, one in enumerate(judged) if one is not None and ((one < 0) | (one >= classes)).any()]
+    def _rows_with_bad_label_masks(self) -> np.ndarray:
+        known, classes = self._known_classes or [], len(self.vocabulary)
+        bad = [row for row, one in enumerate(known) if one is not None and ((one < 0) | (one >= classes)).any()]
         return np.array(bad, np.int64)
 
     def _rows_with_bad_labels(self) -> np.ndarray:
@@ -268,7 +283,7 @@ def read_manifest(dataset: str | Path) -> Manifest:
         )
     try:
         with storage.open_input(location, whole=True) as stream:
-            table = _read_columns(stream)
+            table = _read_columns(stream, location)
     except (pa.ArrowException, OSError) as error:
         raise ManifestError(
             f"{location}: is not readable Parquet ({error}). Run `pipeline index {dataset}`."
@@ -315,15 +330,31 @@ def _read_classes(dataset: str | Path) -> Vocabulary:
     return read_vocabulary(location)
 
 
-def _read_columns(stream: BinaryIO) -> pa.Table:
+def with_present_names(table: pa.Table) -> pa.Table:
+    """Rename the columns that an earlier version of this program wrote under another name."""
+    renamed = table.rename_columns(_present_names(table.column_names))
+    return renamed.replace_schema_metadata(table.schema.metadata)  # which Arrow drops
+
+
+def _present_names(columns: Sequence[str]) -> list[str]:
+    return [now if (now := _FORMER_NAMES.get(name, name)) == name or now not in columns else name for name in columns]
+
+
+def _read_columns(stream: BinaryIO, location: str) -> pa.Table:
     file = pq.ParquetFile(stream, read_dictionary=_ENCODED, pre_buffer=False)
+    stored = file.schema_arrow.names
+    names = {name: now for name, now in zip(stored, _present_names(stored), strict=True) if now in SCHEMA.names}
+    for name, now in names.items():
+        if name != now:
+            _log.info("%s: its column %s is read as %s, as it is called now", location, name, now)
     # One column after the other: what reading one takes besides its values is free again before the next.
-    columns = {name: file.read(columns=[name])[name] for name in file.schema_arrow.names if name in SCHEMA.names}
+    columns = {now: file.read(columns=[name])[name] for name, now in names.items()}
     return pa.table(columns, metadata=file.schema_arrow.metadata)
 
 
 def _conform(table: pa.Table, location: str) -> pa.Table:
     """Bring a table made by anyone to `SCHEMA`, with `_ENCODED` columns encoded, or say which column can't be."""
+    table = with_present_names(table)
     columns: dict[str, pa.ChunkedArray] = {}
     for field in SCHEMA:
         if field.name in table.column_names:

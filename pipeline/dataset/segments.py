@@ -27,7 +27,7 @@ SEGMENT_SCHEMA = pa.schema(
 )
 """One row a line of a segments file; two million are 80 MB."""
 
-_MOST_FAULTS_SHOWN = 5
+_MAX_FAULTS_SHOWN = 5
 
 
 def read_segment_files(csv_paths: Iterable[str | Path], vocabulary: Vocabulary) -> pa.Table:
@@ -48,7 +48,7 @@ def read_segment_files(csv_paths: Iterable[str | Path], vocabulary: Vocabulary) 
     segments = table_of_rows(_segments(places, vocabulary), SEGMENT_SCHEMA)
     _find_repeats(segments, places)
     if places.faults:
-        first = sorted(places.faults)[:_MOST_FAULTS_SHOWN]
+        first = sorted(places.faults)[:_MAX_FAULTS_SHOWN]
         shown = "\n".join(f"{places.files[file]}:{line}: {fault}" for file, line, fault in first)
         more = f"\nand {len(places.faults) - len(first)} more" if len(places.faults) > len(first) else ""
         raise ManifestError(f"{shown}{more}\nCorrect or delete these lines.")

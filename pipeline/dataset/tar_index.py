@@ -12,7 +12,7 @@ from pipeline.dataset.manifest import is_safe_name
 from pipeline.errors import ShardError
 
 _BLOCK = 512
-_MOST_NAME_BYTES = 1 << 20
+_MAX_NAME_BYTES = 1 << 20
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _REFUSED_TYPES = {b"1": "hard link", b"2": "symbolic link", b"3": "device", b"4": "device", b"6": "pipe"}
 _FOLDER = b"5"
@@ -62,7 +62,7 @@ def iter_members(stream: BinaryIO, where: str) -> Iterator[TarMember]:
         if data + size > length:
             raise ShardError(f"{where}: cut off within the member {extended.name or header.name!r}")
         if describes_next:
-            extended.read(header.kind, stream.read(min(size, _MOST_NAME_BYTES)), size)
+            extended.read(header.kind, stream.read(min(size, _MAX_NAME_BYTES)), size)
             continue
         name = extended.name or header.name
         if header.kind != _FOLDER and not name.endswith(b"/"):
@@ -134,7 +134,7 @@ class _Extended:
         self.fault = ""
 
     def read(self, kind: bytes, data: bytes, size: int) -> None:
-        if size > _MOST_NAME_BYTES:
+        if size > _MAX_NAME_BYTES:
             self.fault = "oversized extended header"
         elif kind == b"L":
             self.name = data.split(b"\0", 1)[0]

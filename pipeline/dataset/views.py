@@ -6,28 +6,29 @@ very same samples: "consistent teaching", Beyer et al. 2021, arXiv:2106.05237. V
 
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import numpy as np
-from pydantic import ConfigDict
+from pydantic import AliasChoices, ConfigDict, Field
 
 from pipeline.errors import UsageError
 
-MOST_VIEWS = 1000
+MAX_VIEWS = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ViewConfig:
     """How far views may differ from the clip; each view draws evenly from these ranges."""
 
+    # Stamps of earlier versions have other names for two of the fields.
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     seed: int = 0
     """Decides the views, together with clip id and number, 0 or more."""
-    most_shift_ms: int = 125
+    max_shift_ms: Annotated[int, Field(validation_alias=AliasChoices("max_shift_ms", "most_shift_ms"))] = 125
     """The sound begins earlier or later by at most this much, in milliseconds, 0 to 10000; what comes from outside the
     clip is silence."""
-    most_gain_db: float = 6.0
+    max_gain_db: Annotated[float, Field(validation_alias=AliasChoices("max_gain_db", "most_gain_db"))] = 6.0
     """The sound gets louder or softer by at most this much, in decibels, 0 to 60."""
     low_jitter_hz: int = 10
     """The lower edge of the mel bands rises by 0 to this minus one, in whole hertz; 1 leaves it."""
@@ -37,10 +38,10 @@ class ViewConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.seed < 2**63:
             raise UsageError(f"view.seed is {self.seed}; choose 0 or more, below 2^63")
-        if not 0 <= self.most_shift_ms <= 10_000:
-            raise UsageError(f"view.most_shift_ms is {self.most_shift_ms}; choose 0 to 10000 milliseconds")
-        if not 0 <= self.most_gain_db <= 60:
-            raise UsageError(f"view.most_gain_db is {self.most_gain_db}; choose 0 to 60 decibels")
+        if not 0 <= self.max_shift_ms <= 10_000:
+            raise UsageError(f"view.max_shift_ms is {self.max_shift_ms}; choose 0 to 10000 milliseconds")
+        if not 0 <= self.max_gain_db <= 60:
+            raise UsageError(f"view.max_gain_db is {self.max_gain_db}; choose 0 to 60 decibels")
         if not (1 <= self.low_jitter_hz <= 1000 and 1 <= self.high_jitter_hz <= 10_000):
             raise UsageError("view: low_jitter_hz is 1 (none) to 1000 hertz, high_jitter_hz 1 (none) to 10000")
 
@@ -87,10 +88,10 @@ def draw_view(config: ViewConfig, clip_id: str, number: int) -> View:
         return View(seed=seed, shift_ms=0, gain_db=0.0, low_rise_hz=0, high_rise_hz=0)
     drawn = blake2b(seed.to_bytes(8), digest_size=32).digest()
     words = [int.from_bytes(drawn[start : start + 8]) for start in range(0, 32, 8)]
-    hundredths = round(100 * config.most_gain_db)
+    hundredths = round(100 * config.max_gain_db)
     return View(
         seed=seed,
-        shift_ms=_choose(words[0], 2 * config.most_shift_ms + 1) - config.most_shift_ms,
+        shift_ms=_choose(words[0], 2 * config.max_shift_ms + 1) - config.max_shift_ms,
         gain_db=(_choose(words[1], 2 * hundredths + 1) - hundredths) / 100,
         low_rise_hz=_choose(words[2], config.low_jitter_hz),
         high_rise_hz=config.high_jitter_hz // 2 - _choose(words[3], config.high_jitter_hz),
@@ -103,11 +104,11 @@ def _choose(word: int, values: int) -> int:
 
 def extra_seconds(config: ViewConfig) -> float:
     """How much more of a clip than a model's input length has to be decoded, so that an earlier view ends in sound."""
-    return config.most_shift_ms / 1000
+    return config.max_shift_ms / 1000
 
 
-def see(waveform: np.ndarray, view: View, *, sample_rate_hz: int, samples: int) -> np.ndarray:
-    """Make the waveform of a view; its mel bands are the front end's part.
+def apply_view(waveform: np.ndarray, view: View, *, sample_rate_hz: int, samples: int) -> np.ndarray:
+    """Return the waveform of a view; its mel bands are the front end's part.
 
     Sample n of the view is sample n - shift of the clip, times the gain: not rolled in a circle, so that a view does
     not depend on how long a model listens.
@@ -123,16 +124,16 @@ def see(waveform: np.ndarray, view: View, *, sample_rate_hz: int, samples: int) 
     """
     shift = round(view.shift_ms * sample_rate_hz / 1000)
     later, earlier = max(shift, 0), max(-shift, 0)
-    heard = waveform[earlier : earlier + samples - later]
-    seen = np.zeros(samples, dtype=np.float32)
-    seen[later : later + len(heard)] = heard * np.float32(10 ** (view.gain_db / 20))
-    return seen
+    kept = waveform[earlier : earlier + samples - later]
+    shifted = np.zeros(samples, dtype=np.float32)
+    shifted[later : later + len(kept)] = kept * np.float32(10 ** (view.gain_db / 20))
+    return shifted
 
 
 def pick_views(rows: np.ndarray, count: int, *, seed: int) -> np.ndarray:
     """Choose one of `count` views for each clip of a step, each as likely as the others.
 
-    A clip's view depends on its row and the seed, not on its place, so it is the same on any number of processes.
+    A clip's view depends on its row and the seed, not on its position, so it is the same on any number of processes.
 
     Args:
         rows: (batch,), int64, of the manifest.

@@ -14,7 +14,7 @@ from pipeline.errors import ManifestError
 from pipeline.storage import files as storage
 
 _HEADER = ["index", "mid", "display_name"]
-_MOST_CLASSES = 32_767
+_MAX_CLASSES = 32_767
 """A manifest keeps class indices as int16."""
 
 
@@ -124,8 +124,8 @@ def parse_vocabulary(content: bytes, location: str) -> Vocabulary:
             raise ManifestError(f"{where}: the class {mid!r} is there twice; keep one")
         mids.add(mid)
         classes.append(LabelClass(len(classes), mid, name))
-    if not 0 < len(classes) <= _MOST_CLASSES:
-        raise ManifestError(f"{location}: holds {len(classes)} classes; a class list has 1 to {_MOST_CLASSES}")
+    if not 0 < len(classes) <= _MAX_CLASSES:
+        raise ManifestError(f"{location}: holds {len(classes)} classes; a class list has 1 to {_MAX_CLASSES}")
     return Vocabulary(tuple(classes))
 
 

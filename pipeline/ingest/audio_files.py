@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from pipeline.dataset.manifest import MOST_CLIP_BYTES
+from pipeline.dataset.manifest import MAX_CLIP_BYTES
 from pipeline.dataset.shards import AUDIO_FORMATS, UNREADABLE_FORMATS
 from pipeline.errors import DecodeError
 from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle
@@ -70,7 +70,7 @@ def _read_file(path: Path) -> bytes:
     try:
         if not path.is_file():  # reading a pipe would wait for ever
             raise DecodeError("no such file", "a dangling link, or no ordinary file")
-        if path.stat().st_size > MOST_CLIP_BYTES:
+        if path.stat().st_size > MAX_CLIP_BYTES:
             raise DecodeError("too long", f"{path.stat().st_size} bytes")
         return path.read_bytes()
     except OSError as error:

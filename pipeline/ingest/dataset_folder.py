@@ -8,7 +8,14 @@ from dataclasses import dataclass
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.manifest import CLASSES_NAME, MANIFEST_NAME, SCHEMA, Manifest, write_manifest
+from pipeline.dataset.manifest import (
+    CLASSES_NAME,
+    MANIFEST_NAME,
+    SCHEMA,
+    Manifest,
+    with_present_names,
+    write_manifest,
+)
 from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest.rejections import (
@@ -221,7 +228,8 @@ def _read_ledger(dataset: str, shard: str, fingerprint: str) -> Ledger | None:
     metadata = rows.schema.metadata or {}
     if metadata.get(_FINGERPRINT_KEY, b"").decode() != fingerprint:
         return None
-    return Ledger(rows.cast(ROW_SCHEMA), [Rejection(*values) for values in json.loads(metadata[_REJECTED_KEY])])
+    rows = with_present_names(rows).cast(ROW_SCHEMA)
+    return Ledger(rows, [Rejection(*values) for values in json.loads(metadata[_REJECTED_KEY])])
 
 
 def _ledger_location(dataset: str, shard: str) -> str:

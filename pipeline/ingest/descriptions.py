@@ -12,9 +12,11 @@ from pipeline.ingest.rejections import UnusableClipError
 ID_FIELDS = ("clip_id", "id", "ytid", "video_id")
 LABEL_FIELDS = ("labels", "mids", "label", "human_labels", "label_id", "label_ids")
 """Each holds one class or a list of them; a class is its mid, its display name, or its index."""
+MASK_FIELDS = ("label_mask", "judged")
+"""Each holds the classes whose label is known; earlier versions wrote the second."""
 
-MOST_BYTES = 1 << 20
-_MOST_ID_CHARACTERS = 1024
+MAX_BYTES = 1 << 20
+_MAX_ID_CHARACTERS = 1024
 
 Description = Mapping[str, Any]
 
@@ -60,7 +62,7 @@ def usable_clip_id(text: str) -> str:
     Raises:
         UnusableClipError: it is nothing that can be one.
     """
-    if not text or len(text) > _MOST_ID_CHARACTERS or has_control_characters(text):
+    if not text or len(text) > _MAX_ID_CHARACTERS or has_control_characters(text):
         raise UnusableClipError("unusable clip id", ascii(text)[:100])
     return text
 
@@ -105,14 +107,14 @@ def facts_of(description: Description) -> dict[str, int | float]:
     return {field: value for field, value in values.items() if value is not None}
 
 
-def judged_of(description: Description, vocabulary: Vocabulary) -> tuple[int, ...] | None:
-    """Give the classes that a json written by `pipeline ingest` calls judged, ascending; None where all are.
+def label_mask_of(description: Description, vocabulary: Vocabulary) -> tuple[int, ...] | None:
+    """Return the classes whose label is known by a json of `pipeline ingest`, ascending; None where all are.
 
     Raises:
         UnusableClipError: one is none of the classes.
     """
-    judged = description.get("judged")
-    return indices_of(judged, vocabulary) if "clip_id" in description and isinstance(judged, list) else None
+    known = next((description[field] for field in MASK_FIELDS if field in description), None)
+    return indices_of(known, vocabulary) if "clip_id" in description and isinstance(known, list) else None
 
 
 def _number(value: Any, kind: type) -> int | float | None:

@@ -20,7 +20,7 @@ import numpy as np
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.vocabulary import LabelClass, Vocabulary
 from pipeline.errors import DecodeError, ShardError, UsageError
-from pipeline.ingest.descriptions import LABEL_FIELDS, facts_of, judged_of, labels_of
+from pipeline.ingest.descriptions import LABEL_FIELDS, MASK_FIELDS, facts_of, label_mask_of, labels_of
 from pipeline.ingest.file_ranges import FileRanges
 from pipeline.ingest.rejections import Rejection, UnusableClipError
 from pipeline.ingest.sources import (
@@ -144,7 +144,7 @@ def _planned(
     labels = [index_of[label] for label in row["labels"]]
     if None in labels:
         return Rejection(row["clip_id"], f"{shard}/{row['clip_id']}", "unknown label")
-    judged = None if row["judged"] is None else [index_of[label] for label in row["judged"]]
+    known = None if row["label_mask"] is None else [index_of[label] for label in row["label_mask"]]
     return PlannedClip(
         clip_id=row["clip_id"],
         file=shard,
@@ -153,7 +153,7 @@ def _planned(
         member=row["clip_id"],
         position=row["offset"],
         size=row["size"],
-        judged=None if judged is None else tuple(sorted(label for label in judged if label is not None)),
+        label_mask=None if known is None else tuple(sorted(label for label in known if label is not None)),
         **{name: row[name] for name in ("start_seconds", "end_seconds", "format", "sample_rate", "frames", "crc32")},
     )
 
@@ -193,15 +193,15 @@ def _description(clip: PlannedClip, sample: Sample | None, vocabulary: Vocabular
     """Give the clip's json as it stands where it says what the manifest says, else with what it lacks."""
     found = (sample.description if sample else None) or {}
     told = facts_to_tell(clip, vocabulary, clip.sample_rate, clip.frames)
-    facts = {name: value for name, value in told.items() if name not in ("labels", "judged")}
+    facts = {name: value for name, value in told.items() if name not in ("labels", *MASK_FIELDS)}
     try:
         says_all = found.get("clip_id") == clip.clip_id and labels_of(found, vocabulary) == clip.labels
-        says_all = says_all and judged_of(found, vocabulary) == clip.judged
+        says_all = says_all and label_mask_of(found, vocabulary) == clip.label_mask
     except UnusableClipError:
         says_all = False
     if sample and says_all and _rounded(facts_of(found)) == _rounded(facts):
         return sample.spelled
-    replaced = {"clip_id", *LABEL_FIELDS, "sample_rate", "frames", "start_seconds", "end_seconds", "judged"}
+    replaced = {"clip_id", *LABEL_FIELDS, *MASK_FIELDS, "sample_rate", "frames", "start_seconds", "end_seconds"}
     others = {name: value for name, value in found.items() if name not in replaced}
     return json.dumps({"clip_id": clip.clip_id, **told, **others}, ensure_ascii=False).encode()
 

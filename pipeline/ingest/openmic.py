@@ -1,7 +1,7 @@
-"""OpenMIC-2018 (Humphrey, Durand, McFee 2018): 20,000 clips of 10 s, 20 instruments, each judged for a few of them.
+"""OpenMIC-2018 (Humphrey, Durand, McFee 2018): 20,000 clips of 10 s, 20 instruments, a few of them known for each.
 
-openmic-2018.npz has Y_true (clips, classes), the relevance from 0 to 1, and Y_mask (clips, classes), where somebody
-judged. class-map.json numbers the instruments, partitions/split01_{train,test}.csv list sample keys, and a clip is
+openmic-2018.npz has Y_true (clips, classes), the relevance from 0 to 1, and Y_mask (clips, classes), where that
+is known. class-map.json numbers the instruments, partitions/split01_{train,test}.csv list sample keys, and a clip is
 audio/KEY[:3]/KEY.ogg.
 """
 
@@ -76,8 +76,8 @@ class OpenMicSource(Source):
                 lacking = path if key in answers.row_of else f"labels of {key} in {_ARRAYS}"
                 raise ManifestError(f"{self.folder}: has no {lacking}. Unpack the publisher's archive again")
             row = answers.row_of[key]
-            labels, judged = (tuple(np.flatnonzero(of[row]).tolist()) for of in (answers.heard, answers.judged))
-            yield PlannedClip(key, path, file_version(self.folder / path), labels, judged=judged)
+            labels, known = (tuple(np.flatnonzero(of[row]).tolist()) for of in (answers.heard, answers.label_mask))
+            yield PlannedClip(key, path, file_version(self.folder / path), labels, label_mask=known)
 
     def open_reader(self) -> AbstractContextManager[ClipReader]:
         """Open the folder."""
@@ -89,7 +89,7 @@ class _Answers:
     row_of: dict[str, int]
     heard: np.ndarray
     """(clips, classes), bool."""
-    judged: np.ndarray
+    label_mask: np.ndarray
     """(clips, classes), bool."""
 
 
@@ -97,18 +97,18 @@ def _read_answers(folder: Path) -> _Answers:
     path = folder / _ARRAYS
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            relevance, judged = arrays["Y_true"], arrays["Y_mask"].astype(bool)
+            relevance, label_mask = arrays["Y_true"], arrays["Y_mask"].astype(bool)
             try:
                 keys = [str(key) for key in arrays["sample_key"]]
             except ValueError:  # Python objects, in the publisher's own file: a pickle, which nobody here opens
                 keys = _keys_of_table(folder)
     except (ValueError, KeyError, BadZipFile, EOFError) as error:
         raise ManifestError(f"{path}: should hold the arrays Y_true, Y_mask and sample_key ({error})") from error
-    if relevance.ndim != 2 or not relevance.shape == judged.shape == (len(keys), relevance.shape[1]):
+    if relevance.ndim != 2 or not relevance.shape == label_mask.shape == (len(keys), relevance.shape[1]):
         raise ManifestError(
-            f"{path}: {len(keys)} keys, Y_true {relevance.shape} and Y_mask {judged.shape} don't belong together"
+            f"{path}: {len(keys)} keys, Y_true {relevance.shape} and Y_mask {label_mask.shape} don't belong together"
         )
-    return _Answers({key: row for row, key in enumerate(keys)}, (relevance > _HEARD) & judged, judged)
+    return _Answers({key: row for row, key in enumerate(keys)}, (relevance > _HEARD) & label_mask, label_mask)
 
 
 def _keys_of_table(folder: Path) -> list[str]:

@@ -131,5 +131,5 @@ def _row(shard: str, clip: PlannedClip, sound: _Sound) -> dict[str, object]:
         "start_seconds": clip.start_seconds,
         "end_seconds": clip.end_seconds,
         "crc32": zlib.crc32(sound.audio),
-        "judged": clip.judged,
+        "label_mask": clip.label_mask,
     }

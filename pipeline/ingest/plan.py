@@ -39,7 +39,7 @@ PLAN_SCHEMA = pa.schema(
         pa.field("sample_rate", pa.int32()),
         pa.field("frames", pa.int64()),
         pa.field("crc32", pa.uint32()),
-        pa.field("judged", pa.list_(pa.int16())),
+        pa.field("label_mask", pa.list_(pa.int16())),
     ]
 )
 """The columns are the fields of `PlannedClip`."""
@@ -118,7 +118,7 @@ class PlannedShard:
         """Give the rows as objects."""
         rows = self.rows.to_pylist()
         for row in rows:
-            row |= {name: tuple(row[name]) for name in ("labels", "judged") if row[name] is not None}
+            row |= {name: tuple(row[name]) for name in ("labels", "label_mask") if row[name] is not None}
         return [PlannedClip(**row) for row in rows]
 
     def alone(self) -> "PlannedShard":

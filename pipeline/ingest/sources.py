@@ -38,8 +38,8 @@ class PlannedClip:
     frames: int | None = None
     crc32: int | None = None
     """Of the bytes, where the source says so."""
-    judged: tuple[int, ...] | None = None
-    """The classes that somebody judged whether the clip has them, ascending; None: all of them."""
+    label_mask: tuple[int, ...] | None = None
+    """The classes whose label is known, ascending; None: all of them."""
 
     @property
     def path(self) -> str:
@@ -94,8 +94,11 @@ def facts_to_tell(
     """Give what the json beside a clip's audio says: all that the manifest is made from, so it can be made again."""
     known = {"start_seconds": clip.start_seconds, "end_seconds": clip.end_seconds}
     known |= {"sample_rate": sample_rate_hz, "frames": frames}
-    known |= {"judged": None if clip.judged is None else [vocabulary.classes[label].mid for label in clip.judged]}
-    labels = [vocabulary.classes[label].mid for label in clip.labels]
+    labels, mask = (
+        None if classes is None else [vocabulary.classes[index].mid for index in classes]
+        for classes in (clip.labels, clip.label_mask)
+    )
+    known |= {"label_mask": mask}
     return {"labels": labels, **{name: value for name, value in known.items() if value is not None}}
 
 

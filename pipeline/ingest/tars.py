@@ -7,18 +7,18 @@ from typing import Any, BinaryIO
 
 import pyarrow as pa
 
-from pipeline.dataset.manifest import MOST_CLIP_BYTES
+from pipeline.dataset.manifest import MAX_CLIP_BYTES
 from pipeline.dataset.shards import AUDIO_FORMATS, UNREADABLE_FORMATS
 from pipeline.dataset.tar_index import TarMember, iter_members
 from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import ShardError
 from pipeline.ingest.dataset_folder import ROW_SCHEMA, Ledger
 from pipeline.ingest.descriptions import (
-    MOST_BYTES,
+    MAX_BYTES,
     Description,
     clip_id_of,
     facts_of,
-    judged_of,
+    label_mask_of,
     labels_of,
     parse_description,
 )
@@ -64,7 +64,7 @@ class Sample:
             raise UnusableClipError("json without audio")
         if self.format in UNREADABLE_FORMATS:
             raise UnusableClipError("unsupported format", self.format)
-        if not 0 < self.audio.size <= MOST_CLIP_BYTES:
+        if not 0 < self.audio.size <= MAX_CLIP_BYTES:
             raise UnusableClipError("empty file" if not self.audio.size else "too long", f"{self.audio.size} bytes")
         return self.audio
 
@@ -137,7 +137,7 @@ def _collect(stream: BinaryIO, member: TarMember, samples: dict[str, Sample], ch
     if extension == "json":
         if sample.description is not None:
             raise UnusableClipError("repeated member")
-        if member.size > MOST_BYTES:
+        if member.size > MAX_BYTES:
             raise UnusableClipError("unreadable json", f"{member.size} bytes")
         stream.seek(member.offset)
         sample.spelled = stream.read(member.size)
@@ -168,7 +168,7 @@ def _row(key: str, sample: Sample, rules: TarRules, taken_ids: set[str]) -> dict
         "format": sample.format,
         "labels": labels,
         "crc32": sample.crc32,
-        "judged": judged_of(description, rules.vocabulary),
+        "label_mask": label_mask_of(description, rules.vocabulary),
         **facts_of(description),
     }
 

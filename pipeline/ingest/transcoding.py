@@ -16,12 +16,12 @@ from pipeline.errors import DecodeError
 OPUS_RATES_HZ = (8_000, 12_000, 16_000, 24_000, 48_000)
 """The codec knows no others: RFC 6716, section 2."""
 HIGHEST_FLAC_RATE_HZ = 655_350
-_MOST_CHANNELS = {"flac": 8, "opus": 2}
+_MAX_CHANNELS = {"flac": 8, "opus": 2}
 _WIDE_SUBTYPES = frozenset({"PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAC_20", "ALAC_24", "ALAC_32"})
 """What has more than 16 bits to keep. The lossy codecs have not: their own noise is far above the 16th."""
 _OPUS_BITS_PER_SECOND = 64_000
 """Of each channel, on average."""
-_LEAST_OPUS_RATE, _MOST_OPUS_RATE = 6_000, 256_000
+_MIN_OPUS_RATE, _MAX_OPUS_RATE = 6_000, 256_000
 """Bits a second that libsndfile's compression levels 1 and 0 mean; the others lie evenly between them."""
 _BLOCK_FRAMES = 2**20
 
@@ -46,9 +46,9 @@ class Transcoding:
         rate = self.rate_for(facts.sample_rate_hz)
         if (facts.format, facts.sample_rate_hz) == (self.format, rate):
             return audio
-        if facts.channels > _MOST_CHANNELS[self.format]:
+        if facts.channels > _MAX_CHANNELS[self.format]:
             raise DecodeError(
-                "too many channels", f"{facts.channels}; {self.format} takes {_MOST_CHANNELS[self.format]}"
+                "too many channels", f"{facts.channels}; {self.format} takes {_MAX_CHANNELS[self.format]}"
             )
         try:
             return self._encode(audio, rate)
@@ -76,7 +76,7 @@ class Transcoding:
     def _open_target(self, stream: io.BytesIO, rate: int, channels: int, bits: int) -> soundfile.SoundFile:
         if self.format == "flac":
             return soundfile.SoundFile(stream, "w", rate, channels, f"PCM_{bits}", format="FLAC")
-        level = (_MOST_OPUS_RATE - _OPUS_BITS_PER_SECOND) / (_MOST_OPUS_RATE - _LEAST_OPUS_RATE)
+        level = (_MAX_OPUS_RATE - _OPUS_BITS_PER_SECOND) / (_MAX_OPUS_RATE - _MIN_OPUS_RATE)
         return soundfile.SoundFile(stream, "w", rate, channels, "OPUS", format="OGG", compression_level=level)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from pipeline.dataset.segments import read_segment_files
 from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import DecodeError
-from pipeline.ingest.descriptions import clip_id_of, facts_of, judged_of, labels_of
+from pipeline.ingest.descriptions import clip_id_of, facts_of, label_mask_of, labels_of
 from pipeline.ingest.file_ranges import FileRanges
 from pipeline.ingest.rejections import Rejection, UnusableClipError
 from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle, Source, from_folder, versioned_files
@@ -65,7 +65,7 @@ class WebdatasetSource(Source):
             raise UnusableClipError("audio without json")
         description = sample.description or {}
         labels = labels_of(description, vocabulary, may_lack=self.keep_unlabelled)
-        known = {**facts_of(description), "judged": judged_of(description, vocabulary)}
+        known = {**facts_of(description), "label_mask": label_mask_of(description, vocabulary)}
         return _planned(location, version, sample, clip_id_of(description, key), labels, known)
 
     def open_reader(self) -> AbstractContextManager[ClipReader]:
@@ -116,7 +116,7 @@ def _planned(
         size=audio.size,
         start_seconds=known.get("start_seconds"),
         end_seconds=known.get("end_seconds"),
-        judged=known.get("judged"),
+        label_mask=known.get("label_mask"),
     )
 
 

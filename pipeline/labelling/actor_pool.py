@@ -27,7 +27,7 @@ from pipeline.runtime.memory import keep_freed_memory
 
 _TRIES = 3
 """How often a shard is begun whose actor gets killed, by the kernel for its memory or with its machine."""
-_MOST_BATCHES = 100
+_MAX_BATCHES = 100
 """A task's first batch has nobody to decode it ahead: among this many it no longer matters."""
 _POLL_SECONDS = 0.5
 
@@ -74,7 +74,7 @@ def label_shards(
     layout = _fit_to_cluster(actors, cpus_per_actor, gpus_per_actor)
     board = _ProgressBoard.remote()  # pyright: ignore[reportAttributeAccessIssue]
     device = "cuda" if layout.gpus_per_actor else "cpu"
-    tasks = divide(shards, layout.actors, most_clips=_MOST_BATCHES * config.batch_size)
+    tasks = divide(shards, layout.actors, max_clips=_MAX_BATCHES * config.batch_size)
     numbers = [{"task": number} for number in range(len(tasks))]
     outcomes = ray.data.from_items(numbers, override_num_blocks=len(tasks)).map_batches(
         _LabelActor,
@@ -96,7 +96,7 @@ def label_shards(
         board.stop.remote()  # whatever ends the run, no actor begins another shard of its task
 
 
-def divide(shards: Mapping[str, int], actors: int, *, most_clips: int) -> list[tuple[str, ...]]:
+def divide(shards: Mapping[str, int], actors: int, *, max_clips: int) -> list[tuple[str, ...]]:
     """Divide shards into tasks, in their order: several small ones at first, one by one towards the end.
 
     An actor decodes the next shard of its task while it labels one, so a task of several wastes no time between them;
@@ -106,13 +106,13 @@ def divide(shards: Mapping[str, int], actors: int, *, most_clips: int) -> list[t
     Args:
         shards: their names, and how many clips each has.
         actors: how many share the work.
-        most_clips: a task that has this many takes no further shard.
+        max_clips: a task that has this many takes no further shard.
     """
     tasks: list[tuple[str, ...]] = []
     task: list[str] = []
     left, taken = sum(shards.values()), 0
     for shard, clips in shards.items():
-        if task and taken + clips > min(left / (2 * actors), most_clips):
+        if task and taken + clips > min(left / (2 * actors), max_clips):
             tasks.append(tuple(task))
             left, task, taken = left - taken, [], 0
         task.append(shard)
@@ -210,15 +210,15 @@ def _polling(board: Any, on_clips: Callable[[int], None]) -> Iterator[None]:
     ended = threading.Event()
 
     def poll() -> None:
-        seen = 0
+        done = 0
         while True:
             last_time = ended.wait(_POLL_SECONDS)
             try:
                 total = cast("int", ray.get(board.total.remote(), timeout=10))
             except RayError:  # progress is no reason to fail
-                total = seen
-            on_clips(total - seen)
-            seen = total
+                total = done
+            on_clips(total - done)
+            done = total
             if last_time:
                 return
 

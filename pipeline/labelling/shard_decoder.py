@@ -17,7 +17,7 @@ from torch import Tensor
 from pipeline.dataset.audio import load_waveforms
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.shards import read_clip_bytes
-from pipeline.dataset.views import ViewsStamp, draw_view, extra_seconds, see
+from pipeline.dataset.views import ViewsStamp, apply_view, draw_view, extra_seconds
 from pipeline.errors import DecodeError, PipelineError, ShardError
 from pipeline.logits.store import ClipFailure
 from pipeline.storage import files as storage
@@ -30,8 +30,8 @@ Waveforms = dict[int, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class SeenClips:
-    """A batch of clips as one view shows them."""
+class ViewedClips:
+    """A batch of clips in one view."""
 
     waveforms: dict[int, Tensor]
     """Sample rate in Hz → (batch, samples), float32."""
@@ -43,7 +43,7 @@ class SeenClips:
 class ClipBatch:
     """Some clips of one shard."""
 
-    views: tuple[SeenClips, ...]
+    views: tuple[ViewedClips, ...]
     """The same clips, view 0 first; none where no clip could be decoded."""
     rows: list[int]
     """The clips' rows in the manifest."""
@@ -143,7 +143,7 @@ class ShardDecoder:
         extra = 0.0 if self._views is None else extra_seconds(self._views.config)
         try:
             encoded = read_clip_bytes(reader, self._manifest, row)
-            whole = load_waveforms(encoded, sample_rates_hz=self._rates_hz, seconds=self._seconds + extra)
+            waveforms = load_waveforms(encoded, sample_rates_hz=self._rates_hz, seconds=self._seconds + extra)
         except DecodeError as error:
             return ClipFailure(clip_id=self._clip_id(row), reason=error.reason, detail=error.detail)
         except ShardError as error:
@@ -151,11 +151,14 @@ class ShardDecoder:
                 raise
             return ClipFailure(clip_id=self._clip_id(row), reason="shard unreadable", detail=str(error))
         if self._views is None:
-            return [whole]
+            return [waveforms]
         drawn = [draw_view(self._views.config, self._clip_id(row), number) for number in range(self._views.count)]
         lengths = {rate: round(self._seconds * rate) for rate in self._rates_hz}
         return [
-            {rate: see(whole[rate], view, sample_rate_hz=rate, samples=lengths[rate]) for rate in self._rates_hz}
+            {
+                rate: apply_view(waveforms[rate], view, sample_rate_hz=rate, samples=lengths[rate])
+                for rate in self._rates_hz
+            }
             for view in drawn
         ]
 
@@ -165,20 +168,20 @@ class ShardDecoder:
         good = [(row, found) for row, found in decoded if not isinstance(found, ClipFailure)]
         rows = [row for row, _ in good]
         count = 1 if self._views is None else self._views.count
-        views = tuple(self._show(rows, [found[number] for _, found in good], number) for number in range(count))
+        views = tuple(self._stack(rows, [found[number] for _, found in good], number) for number in range(count))
         return ClipBatch(views=views if rows else (), rows=rows, failures=failures)
 
-    def _show(self, rows: Sequence[int], seen: Sequence[Waveforms], number: int) -> SeenClips:
+    def _stack(self, rows: Sequence[int], clips: Sequence[Waveforms], number: int) -> ViewedClips:
         waveforms = {
-            rate: torch.from_numpy(np.stack([one[rate] for one in seen])) for rate in self._rates_hz if seen
+            rate: torch.from_numpy(np.stack([one[rate] for one in clips])) for rate in self._rates_hz if clips
         }  # (batch, samples) each
         if self._pin_memory:
             waveforms = {rate: tensor.pin_memory() for rate, tensor in waveforms.items()}
         if self._views is None or number == 0:  # edges that stay where they are need no banks of their own
-            return SeenClips(waveforms=waveforms, edge_shifts_hz=None)
+            return ViewedClips(waveforms=waveforms, edge_shifts_hz=None)
         drawn = [draw_view(self._views.config, self._clip_id(row), number) for row in rows]
         shifts = torch.tensor([(view.low_rise_hz, view.high_rise_hz) for view in drawn]).reshape(-1, 2)
-        return SeenClips(waveforms=waveforms, edge_shifts_hz=shifts)
+        return ViewedClips(waveforms=waveforms, edge_shifts_hz=shifts)
 
     def _clip_id(self, row: int) -> str:
         return self._manifest.clip_ids[row].as_py()

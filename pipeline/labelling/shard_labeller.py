@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import teacher
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import CheckpointError, PipelineError
-from pipeline.labelling.shard_decoder import ClipBatch, SeenClips, ShardDecoder
+from pipeline.labelling.shard_decoder import ClipBatch, ShardDecoder, ViewedClips
 from pipeline.labelling.teacher_spec import TeacherSpec
 from pipeline.logits.forms import mean_of_members
 from pipeline.logits.stamp import StoreStamp
@@ -130,7 +130,7 @@ class ShardLabeller:
                 break
             failures.update(batch.failures)
             if batch.rows:
-                logits.append(self._ask_teachers(batch))
+                logits.append(self._logits_of(batch))
                 labelled.extend(batch.rows)
             on_progress(len(labelled) + len(failures))
         failed = self._publish(shard, labelled, logits, failures)
@@ -146,18 +146,18 @@ class ShardLabeller:
         """Whether the teachers have nothing left to do; a GPU works on while this process waits for the next batch."""
         return all(event.query() for event in self._unfinished)
 
-    def _ask_teachers(self, batch: ClipBatch) -> Tensor:
-        """Give what the teachers say of each view: (teachers, batch, views, classes), float16, on the device.
+    def _logits_of(self, batch: ClipBatch) -> Tensor:
+        """Return each teacher's logits of each view: (teachers, batch, views, classes), float16, on the device.
 
         Where the members are not kept, their weighted mean stands for them, as a single teacher.
 
         Raises:
             PipelineError: the device's memory does not suffice even for a single clip.
         """
-        said = []
-        for seen in batch.views:
+        logits = []
+        for view in batch.views:
             try:
-                members = self._ensemble(self._on_device(seen), seen.edge_shifts_hz)  # (teachers, batch, classes)
+                members = self._ensemble(self._on_device(view), view.edge_shifts_hz)  # (teachers, batch, classes)
             except torch.OutOfMemoryError as error:
                 reason = str(error).splitlines()[0]
                 raise PipelineError(
@@ -167,17 +167,17 @@ class ShardLabeller:
                 ) from error
             kept = members if self._config.stamp.members else self._ensemble.mean(members)[None]
             # An overflow becomes infinite here and is found before the part is published.
-            said.append(kept.to(torch.float16))
+            logits.append(kept.to(torch.float16))
             self._keep_pace()
-        return torch.stack(said, dim=2)
+        return torch.stack(logits, dim=2)
 
-    def _on_device(self, seen: SeenClips) -> dict[int, Tensor]:
+    def _on_device(self, view: ViewedClips) -> dict[int, Tensor]:
         """Copy waveforms to the device; to a GPU while it still works at the views before."""
         if self._copies is None:
-            return {rate: tensor.to(self._config.device) for rate, tensor in seen.waveforms.items()}
+            return {rate: tensor.to(self._config.device) for rate, tensor in view.waveforms.items()}
         with torch.cuda.stream(self._copies):
             copied = {
-                rate: tensor.to(self._config.device, non_blocking=True) for rate, tensor in seen.waveforms.items()
+                rate: tensor.to(self._config.device, non_blocking=True) for rate, tensor in view.waveforms.items()
             }
         working = torch.cuda.current_stream()
         working.wait_stream(self._copies)
@@ -196,19 +196,19 @@ class ShardLabeller:
             self._unfinished.popleft().synchronize()
 
     def _publish(
-        self, shard: str, labelled: Sequence[int], logits: Sequence[Tensor], failures: dict[int, ClipFailure]
+        self, shard: str, labelled: Sequence[int], batches: Sequence[Tensor], failures: dict[int, ClipFailure]
     ) -> int:
-        """Publish the part with its failures; count them."""
+        """Publish the part with its failures; return how many there are."""
         stamp = self._config.stamp
         teachers = len(stamp.teachers) if stamp.members else 1
         nothing = np.empty((teachers, 0, stamp.view_count, stamp.classes), np.float16)
-        said = np.concatenate([nothing, *(one.cpu().numpy() for one in logits)], axis=1)
+        logits = np.concatenate([nothing, *(batch.cpu().numpy() for batch in batches)], axis=1)
         finite = np.array(
-            [np.isfinite(said[:, clip]).all() for clip in range(said.shape[1])], bool
+            [np.isfinite(logits[:, clip]).all() for clip in range(logits.shape[1])], bool
         )  # (labelled clips,)
         bad = [row for row, good in zip(labelled, finite.tolist(), strict=True) if not good]
         failures |= {row: ClipFailure(clip_id=self._clip_id(row), reason="non-finite logits", detail="") for row in bad}
-        rows = said[:, finite].reshape(teachers, -1, stamp.classes)  # (teachers, clips x views, classes)
+        rows = logits[:, finite].reshape(teachers, -1, stamp.classes)  # (teachers, clips x views, classes)
         publish_part(
             self._config.store,
             part_stem(shard),

@@ -181,8 +181,8 @@ def mean_of_members(members: np.ndarray, weights: Sequence[float]) -> np.ndarray
     A store that keeps its members gets its `logits` from here, when it is made and when it is weighed anew, so equal
     weights give equal bytes on every machine.
     """
-    shares = np.array(weights, np.float64) / np.sum(np.array(weights, np.float64))  # (teachers,)
+    normalized = np.array(weights, np.float64) / np.sum(np.array(weights, np.float64))  # (teachers,)
     total = np.zeros(members.shape[1:], np.float64)
-    for share, one in zip(shares, members, strict=True):
-        total += share * one  # one after the other: a sum in another order rounds otherwise
+    for weight, one in zip(normalized, members, strict=True):
+        total += weight * one  # one after the other: a sum in another order rounds otherwise
     return total.astype(np.float16)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from pipeline.redaction import redact
+from pipeline.runtime.renamed_settings import RENAMED
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -69,6 +70,7 @@ def differences(old: str, new: str, *, free: frozenset[str]) -> list[str]:
         free: top-level keys that may differ.
     """
     before, after = _flat(tomllib.loads(old)), _flat(tomllib.loads(new))
+    before = {RENAMED.get(key, key): value for key, value in before.items()}
     return [
         f"{key}: {before.get(key, 'none')} → {after.get(key, 'none')}"
         for key in sorted(before.keys() | after.keys())

@@ -1,4 +1,4 @@
-"""How models are judged: the figures of every training command, and scores that can be compared between clips."""
+"""The figures of every training command, and scores that can be compared between clips."""
 
 import numpy as np
 import torch
@@ -18,18 +18,18 @@ def comparable(logits: np.ndarray, task: Task) -> np.ndarray:
     return torch.from_numpy(np.asarray(logits)).log_softmax(dim=1).numpy()
 
 
-def judge(logits: np.ndarray, labels: np.ndarray, judged: np.ndarray | None = None) -> dict[str, float]:
+def judge(logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
     """Give the figures of one evaluation.
 
     Args:
         logits: (clips, classes).
         labels: (clips, classes), 0 or 1.
-        judged: (clips, classes) bool; what is False is left out. None scores all.
+        label_mask: (clips, classes) bool: where the label is known. None scores all.
 
     Returns:
         `mAP` and `roc_auc`, 0 to 1, `d_prime`, and `classes`: how many have a positive clip and so enter the means.
     """
-    scores = student.tagging_scores(logits, labels, judged=judged)
+    scores = student.tagging_scores(logits, labels, label_mask=label_mask)
     return {
         "mAP": scores.mean_average_precision,
         "roc_auc": scores.mean_roc_auc,

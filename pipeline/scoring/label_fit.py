@@ -13,7 +13,7 @@ import numpy as np
 
 from student import tagging_scores
 
-MOST_CLIPS = 8_000
+MAX_CLIPS = 8_000
 """Clips in a sample, over all stretches."""
 
 _STRETCHES = 8

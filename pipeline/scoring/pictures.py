@@ -63,7 +63,7 @@ def training_picture(
     teachers: SystemScores | None,
     class_names: Sequence[str],
     positives: np.ndarray,
-    most_classes: int = 32,
+    max_classes: int = 32,
 ) -> None:
     """Draw losses, mAP by epoch and average precision by class, and publish them as one PNG.
 
@@ -74,7 +74,7 @@ def training_picture(
         teachers: the wide bars behind them, and the line to reach in the upper right panel.
         class_names: (classes,), as in the vocabulary.
         positives: (classes,), clips that carry each class. Classes without any are not drawn.
-        most_classes: of the others, the ones with the most positives are drawn, up to this many.
+        max_classes: of the others, the ones with the most positives are drawn, up to this many.
     """
     names = [run.name for run in runs] + [student.name for student in students]
     colours = dict(zip(dict.fromkeys(names), RUN_COLOURS * len(names), strict=False))
@@ -84,7 +84,7 @@ def training_picture(
         _draw_losses(figure.add_subplot(grid[0, 0]), runs, colours)
         _draw_scores(figure.add_subplot(grid[0, 1]), runs, teachers, colours)
         systems = students if teachers is None else [teachers, *students]
-        chosen = _classes_to_draw(systems, positives, most_classes)
+        chosen = _classes_to_draw(systems, positives, max_classes)
         lower = figure.add_subplot(grid[1, :])
         _draw_classes(lower, chosen, class_names, students, teachers, colours)
         scored = int((positives > 0).sum())
@@ -151,9 +151,9 @@ def _finish_epochs(axes: Axes, runs: Sequence[TrainingCurves], legend: Literal["
         axes.legend(loc=legend)
 
 
-def _classes_to_draw(systems: Sequence[SystemScores], positives: np.ndarray, most_classes: int) -> np.ndarray:
+def _classes_to_draw(systems: Sequence[SystemScores], positives: np.ndarray, max_classes: int) -> np.ndarray:
     """Give the indices of the classes with the most positives, the best of the first system first."""
-    frequent = np.argsort(-positives, kind="stable")[:most_classes]
+    frequent = np.argsort(-positives, kind="stable")[:max_classes]
     frequent = frequent[positives[frequent] > 0]
     return frequent[np.argsort(-systems[0].average_precision[frequent], kind="stable")] if systems else frequent
 
@@ -187,5 +187,5 @@ def _draw_classes(
         axes.legend(loc="upper right")  # the bars fall towards the right
 
 
-def _shorten(name: str, most_characters: int = 21) -> str:
-    return name if len(name) <= most_characters else f"{name[: most_characters - 1].rstrip(' ,')}…"
+def _shorten(name: str, max_characters: int = 21) -> str:
+    return name if len(name) <= max_characters else f"{name[: max_characters - 1].rstrip(' ,')}…"

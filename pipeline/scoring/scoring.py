@@ -76,9 +76,9 @@ def run_models(
         broken: list[dict[int, str]] = [{} for _ in sharing]
         with progress_bar(f"scoring {', '.join(models[place].name for place in sharing)}", len(manifest)) as bar:
             for found in iter_predictions(networks, _watch(loader, failures, bar), device=device, precision=precision):
-                for target, faults, said in zip(logits, broken, found.logits, strict=True):
-                    target[found.rows] = said
-                    bad = found.rows[~np.isfinite(said).all(axis=1)].tolist()
+                for target, faults, predicted in zip(logits, broken, found.logits, strict=True):
+                    target[found.rows] = predicted
+                    bad = found.rows[~np.isfinite(predicted).all(axis=1)].tolist()
                     faults.update(dict.fromkeys(bad, "non-finite logits"))
         for place, target, faults in zip(sharing, logits, broken, strict=True):
             model = models[place]
@@ -117,7 +117,7 @@ def ensemble(members: Sequence[System]) -> System:
 
 
 def read_members(store: LogitStore, manifest: Manifest) -> list[System]:
-    """Give each teacher of a store as a system of its own, where the store keeps what each of them said.
+    """Give each teacher of a store as a system of its own, where the store keeps the logits of each.
 
     Raises:
         LogitStoreError: as `read_store`.
@@ -179,7 +179,7 @@ def score(systems: Sequence[System], manifest: Manifest, *, max_failed: float) -
     rows = np.setdiff1d(np.arange(len(manifest)), np.fromiter(failures, np.int64, len(failures)))
     everything = np.arange(len(manifest))
     labels = manifest.label_matrix(everything, dtype=bool)  # (clips, classes)
-    judged = manifest.judged_matrix(everything)
+    label_mask = manifest.label_mask(everything)
     return EvaluationReport(
         data=redact(manifest.location),
         clips=len(rows),
@@ -188,7 +188,7 @@ def score(systems: Sequence[System], manifest: Manifest, *, max_failed: float) -
         class_names=manifest.vocabulary.names,
         positives=manifest.label_counts(rows),
         failures=tuple((manifest.clip_ids[row].as_py(), failures[row]) for row in sorted(failures)),
-        systems=tuple(_score_one(system, rows, labels, judged) for system in _with_unlike_names(systems)),
+        systems=tuple(_score_one(system, rows, labels, label_mask) for system in _with_unlike_names(systems)),
     )
 
 
@@ -208,12 +208,12 @@ def _check_share(failures: Mapping[int, str], manifest: Manifest, max_failed: fl
     )
 
 
-def _score_one(system: System, rows: np.ndarray, labels: np.ndarray, judged: np.ndarray | None) -> SystemScores:
-    said, accurate = comparable(system.logits, system.task), None
+def _score_one(system: System, rows: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None) -> SystemScores:
+    logits, accurate = comparable(system.logits, system.task), None
     if system.task == "single-label":
         one_each = bool((labels[rows].sum(axis=1) == 1).all())
-        accurate = accuracy(said[rows], labels[rows]) if one_each else None
-    scores = tagging_scores(said, labels, rows, judged=judged)
+        accurate = accuracy(logits[rows], labels[rows]) if one_each else None
+    scores = tagging_scores(logits, labels, rows, label_mask=label_mask)
     return SystemScores(
         name=system.name,
         source=system.source,

@@ -38,18 +38,18 @@ class CacheFolder:
 
     Args:
         folder: a local folder; it may be cleared when no run uses it.
-        most_bytes: what it may take on the disk, give or take what one process writes between two looks, 64 MB at most.
+        max_bytes: what it may take on the disk, give or take what one process writes between two looks, 64 MB at most.
 
     Raises:
         UsageError: the limit is not above 0.
     """
 
-    def __init__(self, folder: Path, most_bytes: float) -> None:
-        if not most_bytes > 0:
-            raise UsageError(f"cache_size is {most_bytes / GIGABYTE:g} GB; choose a value above 0")
+    def __init__(self, folder: Path, max_bytes: float) -> None:
+        if not max_bytes > 0:
+            raise UsageError(f"cache_size is {max_bytes / GIGABYTE:g} GB; choose a value above 0")
         self.folder = folder
-        self.most_bytes = int(most_bytes)
-        self._step = max(1, min(_LARGEST_STEP_BYTES, self.most_bytes // 16))
+        self.max_bytes = int(max_bytes)
+        self._step = max(1, min(_LARGEST_STEP_BYTES, self.max_bytes // 16))
         self._allowed = 0
         self._next_look = 0.0
         self._locks: list[int] = []
@@ -94,11 +94,11 @@ class CacheFolder:
             groups = self._groups()
             used = sum(group.bytes for group in groups)
             for group in sorted(groups, key=lambda group: group.used_at):
-                if used + size <= self.most_bytes:
+                if used + size <= self.max_bytes:
                     break
                 if group.remove():
                     used -= group.bytes
-            return max(0, self.most_bytes - used)
+            return max(0, self.max_bytes - used)
         finally:
             os.close(lock)
 

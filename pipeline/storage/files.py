@@ -271,7 +271,7 @@ class RangeReader:
         mirror: keeps on the local disk what was read of a remote folder; without it every read asks the server.
     """
 
-    _MOST_OPEN = 64
+    _MAX_OPEN = 64
 
     def __init__(self, folder: str | Path, mirror: ShardMirror | None = None) -> None:
         self._folder = str(folder)
@@ -345,7 +345,7 @@ class RangeReader:
 
     def _descriptor(self, name: str) -> int:
         if name not in self._descriptors:
-            if len(self._descriptors) >= self._MOST_OPEN:
+            if len(self._descriptors) >= self._MAX_OPEN:
                 os.close(self._descriptors.pop(next(iter(self._descriptors))))
             try:
                 self._descriptors[name] = os.open(join_path(self._folder, name), os.O_RDONLY)

@@ -1,4 +1,4 @@
-"""A model in training, judged on a dataset by all ranks together, to the same figures as by one."""
+"""A model in training, evaluated on a dataset by all ranks together, to the same figures as by one."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -17,13 +17,13 @@ from pipeline.training.ranks import Ranks
 
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray | None], dict[str, float]]
 
-_MOST_CLIPS = 64
+_MAX_CLIPS = 64
 """In a batch. Nothing is learned from batches here, and a GPU is busy with this many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Evaluation:
-    """Judges a model on a dataset.
+    """Evaluates a model on a dataset.
 
     Every clip is scored once. Ranks take whole batches in turn, and the batches are the same for any number of ranks:
     a clip's logits can depend, in their last bits, on the batch that it is computed in.
@@ -31,7 +31,7 @@ class Evaluation:
 
     dataset: JoinedDataset
     score: Score
-    """(logits, labels, judged), all (clips, classes) → the figures; see `Learner.score`."""
+    """(logits, labels, label_mask), all (clips, classes) → the figures; see `Learner.score`."""
     batch_size: int
     """Clips in a batch; more than 64 are not taken at once."""
     workers: int
@@ -52,26 +52,26 @@ class Evaluation:
         failures: list[FailedClip] = []
         found = predict([model], self._batches(stop, failures), device=self.device, precision=self.precision)
         manifest = self.dataset.manifest
-        tally = FailureTally(manifest, most=self.max_failed)
+        tally = FailureTally(manifest, max_share=self.max_failed)
         tally.count(np.arange(len(manifest)), [one for some in self.ranks.collect(failures) for one in some])
         tally.check()
         if len(tally.failures) == len(manifest):  # a limit of 100 % allows it
-            raise TooManyFailuresError(f"{manifest.location}: {tally.summary()}, so nothing is left to judge by")
+            raise TooManyFailuresError(f"{manifest.location}: {tally.summary()}, so nothing is left to evaluate on")
         parts = self.ranks.collect((found.rows, found.logits))
-        return self.ranks.from_first(lambda: self._judge(parts))
+        return self.ranks.from_first(lambda: self._score(parts))
 
-    def _judge(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
+    def _score(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         rows = np.concatenate([rows for rows, _ in parts])
         logits = np.concatenate([logits[0] for rows, logits in parts if len(rows)])  # (clips, classes)
         order = np.argsort(rows)
         labels = self.dataset.manifest.label_matrix(rows[order])  # (clips, classes)
-        judged = self.dataset.manifest.judged_matrix(rows[order])
-        return {**self.score(logits[order], labels, judged), "clips": float(len(rows))}
+        label_mask = self.dataset.manifest.label_mask(rows[order])
+        return {**self.score(logits[order], labels, label_mask), "clips": float(len(rows))}
 
     def _batches(self, stop: StopRequest, failures: list[FailedClip]) -> Iterator[TrainingBatch]:
         """Load this rank's batches; ask all ranks before each whether to go on."""
         clips, ranks = len(self.dataset.manifest), self.ranks
-        batches = np.array_split(np.arange(clips), math.ceil(clips / min(self.batch_size, _MOST_CLIPS)))
+        batches = np.array_split(np.arange(clips), math.ceil(clips / min(self.batch_size, _MAX_CLIPS)))
         mine = batches[ranks.rank :: ranks.size]
         loaded = iter(batch_loader(self.dataset, mine, workers=min(self.workers, len(mine))))
         for _ in range(math.ceil(len(batches) / ranks.size)):  # rounds, in the last of which some ranks are idle

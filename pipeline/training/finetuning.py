@@ -140,41 +140,41 @@ class FinetuneLearner(Learner):
 
     def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
         """Mix the clips, tag them, and compare with the equally mixed labels: a scalar, in nats."""
-        config, chance = self._config, student.Chance(generator, batch.places, batch.whole)
-        judged = torch.ones_like(batch.labels) if batch.judged is None else batch.judged.to(batch.labels)
+        config, randomness = self._config, student.Randomness(generator, batch.positions, batch.global_batch_size)
+        label_mask = torch.ones_like(batch.labels) if batch.label_mask is None else batch.label_mask.to(batch.labels)
         with torch.no_grad():
-            waveforms = student.augment_waveforms(batch.waveforms, config.augment, chance)  # (batch, samples)
+            waveforms = student.augment_waveforms(batch.waveforms, config.augment, randomness)  # (batch, samples)
             # Twice the same partner would be one mix: the second time, pairs mix that are no neighbours.
             mixes = [
-                (student.draw_mix(chance, config.wavmix, distance=2), config.wavmix.of),
-                (student.draw_mix(chance, config.mixup), config.mixup.of),
+                (student.draw_mix(randomness, config.wavmix, distance=2), config.wavmix.of),
+                (student.draw_mix(randomness, config.mixup), config.mixup.of),
             ]
             for mix in (mix for mix, of in mixes if of == "waveform"):
                 waveforms = mix.of_waveforms(waveforms)
             features = self.model.front_end(waveforms, generator, batch.edge_shifts_hz)  # (batch, 1, mels, frames)
-            features = student.augment_features(features, config.augment, chance)
+            features = student.augment_features(features, config.augment, randomness)
             for mix in (mix for mix, of in mixes if of == "spectrogram"):
                 features = mix.of(features)
-            positives = batch.labels * judged  # (batch, classes)
+            positives = batch.labels * label_mask  # (batch, classes)
             for mix, _ in sorted(mixes, key=lambda one: one[1] == "spectrogram"):
-                positives, judged = mix.of(positives), mix.of(judged)
+                positives, label_mask = mix.of(positives), mix.of(label_mask)
         logits = network(features).float()  # (batch, classes)
         if self._task == "single-label":
             return F.cross_entropy(logits, positives, label_smoothing=config.label_smoothing)
-        return student.judged_bce(logits, positives, judged).mean()
+        return student.masked_bce(logits, positives, label_mask).mean()
 
-    def score(self, logits: np.ndarray, labels: np.ndarray, judged: np.ndarray | None = None) -> dict[str, float]:
+    def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
         """Give mAP, mean ROC AUC and d′, and accuracies where a clip has one class, or else the micro-averaged mAP."""
         if self._task == "single-label":
-            said = comparable(logits, self._task)
+            logits = comparable(logits, self._task)
             own = {
-                "accuracy": student.accuracy(said, labels),
-                "class_accuracy": student.class_accuracy(said, labels),
+                "accuracy": student.accuracy(logits, labels),
+                "class_accuracy": student.class_accuracy(logits, labels),
             }
-            return {**own, **judge(said, labels)}
-        known = np.ones(labels.shape, bool) if judged is None else judged
+            return {**own, **judge(logits, labels)}
+        known = np.ones(labels.shape, bool) if label_mask is None else label_mask
         micro = student.average_precision(logits[known], labels[known].astype(bool))
-        return {**judge(logits, labels, judged), "mAP_micro": micro}
+        return {**judge(logits, labels, label_mask), "mAP_micro": micro}
 
     def made(self) -> dict[str, Any]:
         """Say how to build the student, what its logits are for, and how long the sounds are that it knows."""
@@ -191,7 +191,7 @@ def train_on(config: FinetuneConfig, manifest: Manifest, eval_manifest: Manifest
     Args:
         config: the settings; its `run` is the folder of this very run.
         manifest: the clips to learn from.
-        eval_manifest: the clips to be judged on, if any.
+        eval_manifest: the clips to evaluate on, if any.
         task: whether a clip has one class or any number of them.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Layers that are about the whole batch although a process holds a part of it: batch norms and dropout.
+"""Layers over the global batch, of which a process holds a part: batch norm and dropout.
 
 They take the place of torch's own inside a model, under the same names, so checkpoints fit either way.
 """
@@ -9,22 +9,22 @@ from torch.distributed.nn.functional import all_reduce
 from torch.nn.modules.batchnorm import _BatchNorm
 
 
-class WholeBatchDropout(nn.Dropout):
-    """Dropout that leaves out of each clip what its place in the whole batch says, whatever part of it is at hand."""
+class GlobalBatchDropout(nn.Dropout):
+    """Dropout whose mask is drawn for the global batch, so that it does not matter which part of it is at hand."""
 
     _seed = 0
-    _places: Tensor | None = None
-    _whole = 0
+    _positions: Tensor | None = None
+    _global_batch_size = 0
 
-    def draw_for(self, seed: int, places: Tensor, whole: int) -> None:
-        """Say which clips come next.
+    def draw_for(self, seed: int, positions: Tensor, global_batch_size: int) -> None:
+        """Set which clips come next.
 
         Args:
             seed: of this layer in this step.
-            places: (batch,), int64: where the clips stand in the whole batch.
-            whole: clips of the whole batch.
+            positions: (batch,), int64: where the clips stand in the global batch.
+            global_batch_size: clips of the global batch.
         """
-        self._seed, self._places, self._whole = seed, places, whole
+        self._seed, self._positions, self._global_batch_size = seed, positions, global_batch_size
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop from (batch, …); the shape stays."""
@@ -32,17 +32,17 @@ class WholeBatchDropout(nn.Dropout):
 
     @torch.compiler.disable
     def _kept(self, features: Tensor) -> Tensor:
-        assert self._places is not None, "draw_for comes before a training step"
+        assert self._positions is not None, "draw_for comes before a training step"
         generator = torch.Generator(features.device).manual_seed(self._seed)
-        drawn = torch.rand(self._whole, *features.shape[1:], generator=generator, device=features.device)
-        kept = drawn[self._places.to(features.device)] >= self.p  # (batch, …)
+        drawn = torch.rand(self._global_batch_size, *features.shape[1:], generator=generator, device=features.device)
+        kept = drawn[self._positions.to(features.device)] >= self.p  # (batch, …)
         return kept.to(features.dtype) / (1 - self.p)
 
 
-class WholeBatchNorm(_BatchNorm):
+class GlobalBatchNorm(_BatchNorm):
     """Batch norm over the clips of all processes, on CPUs: what torch's `SyncBatchNorm` is on GPUs.
 
-    Mean and variance are summed over the processes, gradients too, so a batch shared out gives what a whole one gives.
+    Mean and variance are summed over the processes, gradients too, so that dividing the batch changes nothing.
     """
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -52,7 +52,7 @@ class WholeBatchNorm(_BatchNorm):
         """Normalise (batch, channels, …); the shape stays."""
         if not self.training or not torch.distributed.is_initialized():
             return super().forward(input)
-        rows = input.float().movedim(1, -1).flatten(0, -2)  # (batch * places, channels)
+        rows = input.float().movedim(1, -1).flatten(0, -2)  # (batch * pixels, channels)
         count = _sum_over_ranks(torch.tensor([float(len(rows))]))
         mean = _sum_over_ranks(rows.sum(dim=0)) / count  # (channels,)
         centred = rows - mean
@@ -78,19 +78,19 @@ def _sum_over_ranks(value: Tensor) -> Tensor:
     return all_reduce(value)  # pyright: ignore[reportReturnType]
 
 
-def draw_dropout_by_place(model: nn.Module) -> list[WholeBatchDropout]:
-    """Put `WholeBatchDropout` in the place of each dropout that drops anything; give those layers, in order."""
+def convert_dropout(model: nn.Module) -> list[GlobalBatchDropout]:
+    """Turn each dropout that drops anything into `GlobalBatchDropout`; return those layers, in order."""
     layers = [layer for layer in model.modules() if type(layer) is nn.Dropout and layer.p > 0]
     for layer in layers:
-        layer.__class__ = WholeBatchDropout
+        layer.__class__ = GlobalBatchDropout
     return layers  # pyright: ignore[reportReturnType]
 
 
-def share_batch_statistics(model: nn.Module, device: torch.device) -> None:
-    """Let each batch norm of a model see the clips of all processes."""
+def convert_batch_norm(model: nn.Module, device: torch.device) -> None:
+    """Turn each batch norm of a model into one over the global batch: on GPUs, torch's `SyncBatchNorm`."""
     if device.type == "cuda":
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
         return
     for layer in model.modules():
         if isinstance(layer, _BatchNorm):
-            layer.__class__ = WholeBatchNorm
+            layer.__class__ = GlobalBatchNorm

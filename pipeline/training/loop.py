@@ -1,8 +1,8 @@
 """The one training loop: batches in, step reports out. All training commands are settings around it.
 
-Everything random in a step comes from (seed, step) and a clip's place in the batch: which clips, how they are mixed,
-jitter, patchout, dropout. So the state of a run is its weights, its optimizer and a step number. A run that goes on
-from them repeats exactly what an uninterrupted one would have done, and it does not matter among how many processes,
+Everything random in a step comes from (seed, step) and a clip's position in the global batch: which clips, how they are
+mixed, jitter, patchout, dropout. So the state of a run is its weights, its optimizer and a step number. A run that goes
+on from them repeats exactly what an uninterrupted one would have done, and it does not matter among how many processes,
 or into how many pieces, a batch is divided.
 """
 
@@ -28,7 +28,7 @@ from pipeline.errors import UsageError
 from pipeline.models.device import Precision
 from pipeline.storage.cache import GIGABYTE, CacheFolder
 from pipeline.storage.files import local_path
-from pipeline.training.global_batch import draw_dropout_by_place, share_batch_statistics
+from pipeline.training.global_batch import convert_batch_norm, convert_dropout
 from pipeline.training.ranks import Ranks
 
 
@@ -42,14 +42,14 @@ class OptimizerConfig:
     """Share of a weight that decays each step, times the learning rate; 0 or more."""
     reference_batch: int = 120
     """Batch size, in clips, that the learning rate is meant for; other batch sizes scale it in proportion."""
-    most_gradient_norm: float | None = None
+    max_gradient_norm: float | None = None
     """Gradients longer than this (Euclidean norm over all weights) are shortened to it; without it, never."""
 
     def __post_init__(self) -> None:
         if self.weight_decay < 0 or self.reference_batch < 1:
             raise UsageError("optimizer: weight_decay must be 0 or more and reference_batch 1 or more")
-        if self.most_gradient_norm is not None and not self.most_gradient_norm > 0:
-            raise UsageError(f"optimizer.most_gradient_norm is {self.most_gradient_norm}; choose a value above 0")
+        if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
+            raise UsageError(f"optimizer.max_gradient_norm is {self.max_gradient_norm}; choose a value above 0")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,14 +121,14 @@ class TrainingConfig:
     average: AverageConfig = field(default_factory=AverageConfig)
     """Weight averaging."""
     precision: Precision = "float32"
-    """What the network computes in; weights, front end and loss stay float32. float16 scales the loss, and leaves out
+    """What the network computes in; weights, front end and loss stay float32. float16 scales the loss, and skips
     the steps in which a scaled gradient overflows."""
     channels_last: bool = False
     """Lay images out with the channels innermost, which convolutions on most machines prefer."""
     compile: bool = False
     """Let torch.compile translate the network first: minutes of preparation, then faster steps. Needs a compiler."""
     sync_batch_norm: bool = True
-    """With several ranks: batch norms see the whole batch, not each rank its share. Off is faster, but the result then
+    """With several ranks: batch norms see the global batch, not each rank its share. Off is faster, but the result then
     depends on the number of ranks."""
     seed: int = 0
     """Decides everything random, 0 or more."""
@@ -183,7 +183,7 @@ class TrainingConfig:
 
 
 class Learner(ABC):
-    """What a training command brings to the loop: a model, what it is to learn, and how it is judged.
+    """What a training command brings to the loop: a model, what it is to learn, and how it is scored.
 
     Args:
         model: the network, with its `front_end`.
@@ -201,19 +201,19 @@ class Learner(ABC):
 
         Args:
             network: the model as the loop wraps it; call it once.
-            batch: on the model's device; perhaps a part of the step's batch, see its `places` and `whole`.
-            generator: all chance comes from it. It starts alike for all parts of a step's batch, so what is drawn for
-                clips must be drawn for the whole batch.
+            batch: on the model's device; perhaps a part of the global batch, see its `positions`.
+            generator: all randomness comes from it. It starts alike for all parts of a global batch, so what is drawn
+                for clips must be drawn for the global batch.
         """
 
     @abstractmethod
-    def score(self, logits: np.ndarray, labels: np.ndarray, judged: np.ndarray | None = None) -> dict[str, float]:
-        """Judge predictions; one entry is called `best`.
+    def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
+        """Return metrics of predictions; the entry that `best` names decides.
 
         Args:
             logits: (clips, classes).
             labels: (clips, classes), 0 or 1.
-            judged: (clips, classes) bool, False where nobody knows the label; None where all are known.
+            label_mask: (clips, classes) bool, False where the label is unknown; None where all are known.
         """
 
     @abstractmethod
@@ -241,11 +241,11 @@ class StepReport:
     loss: float
     """Mean over those clips, in nats; 0 where none could be decoded and nothing was learned."""
     gradient_norm: float
-    """Euclidean norm over all weights, before any shortening; infinite or no number in a step that was left out."""
+    """Euclidean norm over all weights, before clipping; infinite or no number in a step that was skipped."""
     learning_rate: float
     ends_epoch: bool
     """Whether it was the last of its epoch."""
-    left_out: bool = False
+    skipped: bool = False
     """Whether a gradient scaled for float16 overflowed, so that no weight was changed."""
 
 
@@ -274,7 +274,7 @@ class Trainer:
         ranks: Ranks | None = None,
     ) -> None:
         self.step = 0
-        self.left_out = 0
+        self.skipped_steps = 0
         """Steps so far whose gradient overflowed."""
         self._learner, self._config, self._plan = learner, config, plan
         self._schedule, self._device, self._ranks = schedule, device, ranks or Ranks()
@@ -289,7 +289,7 @@ class Trainer:
         if config.channels_last:
             self._model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._average = _build_average(self._model, config.average)
-        self._dropouts = draw_dropout_by_place(self._model)
+        self._dropouts = convert_dropout(self._model)
         self._network = self._wrap(self._model)
         self._optimizer = _build_optimizer(learner, config.optimizer)
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
@@ -302,9 +302,9 @@ class Trainer:
             check_compiler(self._device)
         if self._ranks.size > 1:
             if config.sync_batch_norm:
-                share_batch_statistics(model, self._device)
+                convert_batch_norm(model, self._device)
             devices = [self._device] if self._device.type == "cuda" else None
-            # Batch norms that see the whole batch have the same statistics everywhere already.
+            # Batch norms that see the global batch have the same statistics everywhere already.
             network = DistributedDataParallel(
                 model, device_ids=devices, broadcast_buffers=not config.sync_batch_norm, gradient_as_bucket_view=True
             )
@@ -312,7 +312,7 @@ class Trainer:
 
     @property
     def share(self) -> slice:
-        """This rank's places in a batch."""
+        """This rank's positions in a global batch."""
         return slice(self._pieces[0].start, self._pieces[-1].stop)
 
     @property
@@ -330,7 +330,7 @@ class Trainer:
                 those before that step.
         """
         for batch in batches:
-            yield self._take(batch.placed(self.share.start, self._config.batch_size))
+            yield self._take(batch.within(self.share.start, self._config.batch_size))
 
     def _take(self, batch: TrainingBatch) -> StepReport:
         epoch = self._plan.epoch_of(self.step)
@@ -338,8 +338,8 @@ class Trainer:
         learning_rate = self._peak * self._schedule(epoch)
         (clips,) = self._ranks.add([int(batch.valid.sum())])
         loss, norm = self._learn(batch, clips, learning_rate) if clips else (0.0, 0.0)
-        left_out = not math.isfinite(norm)
-        self.left_out += left_out
+        skipped = not math.isfinite(norm)
+        self.skipped_steps += skipped
         self.step += 1
         ends_epoch = self.step % self._plan.steps_per_epoch == 0
         if self._average is not None and self._config.average.counts_step(epoch, ends_epoch):
@@ -352,7 +352,7 @@ class Trainer:
             gradient_norm=norm,
             learning_rate=learning_rate,
             ends_epoch=ends_epoch,
-            left_out=left_out,
+            skipped=skipped,
         )
 
     def _learn(self, batch: TrainingBatch, clips: int, learning_rate: float) -> tuple[float, float]:
@@ -369,8 +369,8 @@ class Trainer:
         if not math.isfinite(loss_value) or not (math.isfinite(norm_value) or overflowed):
             raise FloatingPointError(f"the loss is {loss_value} and the norm of its gradient {norm_value}")
         if math.isfinite(norm_value):
-            if self._config.optimizer.most_gradient_norm is not None:
-                clip_grads_with_norm_(self._model.parameters(), self._config.optimizer.most_gradient_norm, norm)
+            if self._config.optimizer.max_gradient_norm is not None:
+                clip_grads_with_norm_(self._model.parameters(), self._config.optimizer.max_gradient_norm, norm)
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate * group.get("lr_scale", 1.0)
             self._optimizer.step()
@@ -406,7 +406,7 @@ class Trainer:
         # What draws from the global generator, as torch's own layers do, at least repeats when the run does.
         torch.manual_seed(seed_for(seed, self.step, 0))
         for number, layer in enumerate(self._dropouts):
-            layer.draw_for(seed_for(seed, self.step, 2, number), part.places, part.whole)
+            layer.draw_for(seed_for(seed, self.step, 2, number), part.positions, part.global_batch_size)
         generator = torch.Generator().manual_seed(seed_for(seed, self.step, 1))
         dtype = torch.float16 if config.precision == "float16" else torch.bfloat16
         with torch.autocast(self._device.type, dtype, enabled=config.precision != "float32"):
@@ -428,7 +428,7 @@ class Trainer:
         """Give all that a later process needs to go on: tensors and plain values."""
         return {
             "step": self.step,
-            "left_out": self.left_out,
+            "skipped_steps": self.skipped_steps,
             "model": self._model.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
@@ -441,7 +441,9 @@ class Trainer:
         Raises:
             RuntimeError: it belongs to another model.
         """
-        self.step, self.left_out = state["step"], state["left_out"]
+        self.step = state["step"]
+        # As earlier versions called it.
+        self.skipped_steps = state["skipped_steps"] if "skipped_steps" in state else state["left_out"]
         self._model.load_state_dict(state["model"])
         self._optimizer.load_state_dict(state["optimizer"])
         self._scaler.load_state_dict(state["scaler"])

@@ -41,14 +41,14 @@ class Ranks:
         """Whether this is the one that writes and prints."""
         return self.rank == 0
 
-    def share(self, whole: int, pieces: int = 1) -> list[slice]:
-        """Give this process's places in a batch of `whole` clips, in `pieces` steps' worth; neighbours stay together.
+    def share(self, global_batch_size: int, pieces: int = 1) -> list[slice]:
+        """Return this process's positions in a global batch, in `pieces` slices; neighbours stay together.
 
-        Pairs of neighbours are mixed with each other (mixup), so every piece begins at an even place. Together the
-        pieces of all processes are the batch, each place once; sizes differ by two at most.
+        Pairs of neighbours are mixed with each other (mixup), so every piece begins at an even position. Together the
+        pieces of all processes are the global batch, each position once; sizes differ by two at most.
         """
-        pairs, parts = (whole + 1) // 2, self.size * pieces
-        bounds = [min(2 * (pairs * part // parts), whole) for part in range(parts + 1)]
+        pairs, parts = (global_batch_size + 1) // 2, self.size * pieces
+        bounds = [min(2 * (pairs * part // parts), global_batch_size) for part in range(parts + 1)]
         first = self.rank * pieces
         return [slice(bounds[part], bounds[part + 1]) for part in range(first, first + pieces)]
 
@@ -162,6 +162,6 @@ def _others_alive() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise PipelineError(
-            "another process of this run is gone; what it said last tells why. The same command with --resume goes on "
+            "another process of this run is gone; its last output tells why. The same command with --resume goes on "
             f"({str(error).splitlines()[0]})"
         ) from error

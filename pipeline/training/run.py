@@ -51,8 +51,8 @@ class RunResult:
     was evaluated."""
 
 
-class Listener(Protocol):
-    """What a model says about the sounds it takes."""
+class AudioModel(Protocol):
+    """A model that says which waveforms it takes."""
 
     @property
     def sample_rate_hz(self) -> int:
@@ -68,11 +68,11 @@ class Listener(Protocol):
 def open_clips(
     config: TrainingConfig,
     manifest: Manifest,
-    model: Listener,
+    model: AudioModel,
     logits: AlignedLogits | None = None,
     views: ViewsStamp | None = None,
 ) -> JoinedDataset:
-    """Join a dataset's clips with logits, in the form that `model` hears them in, and in the views that those are of.
+    """Join a dataset's clips with logits, in the form that `model` takes, and in the views that those are of.
 
     Raises:
         UsageError: decoded audio is to be kept, but the disk has no room for it.
@@ -106,7 +106,7 @@ def run_training(
         config: the settings.
         learner: the model and its loss.
         dataset: the clips to learn from.
-        eval_dataset: the clips to be judged on, if any.
+        eval_dataset: the clips to evaluate on, if any.
         schedule: epoch → what the learning rate is multiplied by.
         export_dtype: of the numbers in the files of weights.
 
@@ -163,7 +163,7 @@ def _check_eval(config: TrainingConfig, manifest: Manifest, eval_manifest: Manif
     if eval_manifest.vocabulary.sha256 != manifest.vocabulary.sha256:
         raise UsageError(f"--eval-data {config.eval_data}: has other classes than --data {config.data}")
     if not len(eval_manifest):
-        raise UsageError(f"--eval-data {config.eval_data}: holds no clips, so there is nothing to judge by")
+        raise UsageError(f"--eval-data {config.eval_data}: holds no clips, so there is nothing to evaluate on")
 
 
 def _what_logits_mean(vocabulary: Vocabulary) -> dict[str, Any]:
@@ -231,9 +231,9 @@ class TrainingRun:
         state: to go on from; None starts anew.
         trainer: the model in training.
         plan: which clips each step sees.
-        learner: judges predictions.
+        learner: scores predictions.
         dataset: the clips to learn from.
-        eval_dataset: the clips to be judged on, if any.
+        eval_dataset: the clips to evaluate on, if any.
         device: where the model is.
         ranks: the processes that train it together.
         metadata: goes into the headers of the weights' files.
@@ -266,7 +266,7 @@ class TrainingRun:
         self._trainer, self._plan, self._learner = trainer, plan, learner
         self._dataset, self._device, self._ranks, self._metadata = dataset, device, ranks, metadata
         self._export_dtype = export_dtype
-        self._tally = FailureTally(dataset.manifest, most=config.max_failed)
+        self._tally = FailureTally(dataset.manifest, max_share=config.max_failed)
         self._epochs_closed = 0
         self._epoch = _EpochFigures()
         self._best_score: float | None = None
@@ -372,10 +372,10 @@ class TrainingRun:
             self._bar.advance(self._config.batch_size, note=note)
         if report.step % self._config.log_every == 0:
             values = {"train/loss": report.loss, "train/learning_rate": report.learning_rate}
-            if not report.left_out:
+            if not report.skipped:
                 values["train/gradient_norm"] = report.gradient_norm
             if self._config.precision == "float16":
-                values["train/steps_left_out"] = float(self._trainer.left_out)
+                values["train/skipped_steps"] = float(self._trainer.skipped_steps)
             self._write(report.step, values, epoch=report.epoch)
 
     def _write(self, step: int, values: Mapping[str, float], *, epoch: int) -> None:
@@ -418,7 +418,7 @@ class TrainingRun:
         good = self._saved_path or "there is none yet"
         return TrainingDivergedError(
             f"step {self._trainer.step + 1}: {error}. The clips of the batch: {clip_ids}. The last good checkpoint: "
-            f"{good}. Try a lower --learning-rate, --optimizer.most-gradient-norm 1 or --precision float32"
+            f"{good}. Try a lower --learning-rate, --optimizer.max-gradient-norm 1 or --precision float32"
         )
 
     def _save(self) -> None:

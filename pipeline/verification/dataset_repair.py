@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.manifest import CLASSES_NAME, MANIFEST_NAME, VOCABULARY_KEY
+from pipeline.dataset.manifest import CLASSES_NAME, MANIFEST_NAME, VOCABULARY_KEY, with_present_names
 from pipeline.dataset.row_tables import table_of_rows
 from pipeline.dataset.vocabulary import read_vocabulary
 from pipeline.errors import ManifestError, PipelineError
@@ -17,7 +17,7 @@ from pipeline.storage import files as storage
 from pipeline.verification.datasets import MISPLACED, MISSING_SHARD, UNUSABLE_MANIFEST
 from pipeline.verification.faults import Fault, move_aside
 
-_KEPT = ("labels", "sample_rate", "frames", "start_seconds", "end_seconds", "judged")
+_KEPT = ("labels", "sample_rate", "frames", "start_seconds", "end_seconds", "label_mask")
 """What the old manifest knows better than the tars."""
 
 _MENDABLE = {UNUSABLE_MANIFEST, *MISPLACED}
@@ -85,7 +85,7 @@ def _known_rows(location: str, vocabulary_sha256: str) -> dict[str, Row]:
         return {}
     try:
         with storage.open_input(path) as stream:
-            table = pq.read_table(stream)
+            table = with_present_names(pq.read_table(stream))
         made_for = (table.schema.metadata or {}).get(VOCABULARY_KEY, b"").decode(errors="replace")
         wanted = [field.name for field in ROW_SCHEMA if field.name in table.column_names]
         rows = table.select(wanted).cast(pa.schema([ROW_SCHEMA.field(name) for name in wanted])).to_pylist()

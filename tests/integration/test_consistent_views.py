@@ -10,7 +10,7 @@ import torch
 from made_stores import stamp_for
 from safetensors.torch import load_file
 
-from pipeline.batches.join import JoinedDataset, SeenRows, batch_loader, kept_seconds
+from pipeline.batches.join import JoinedDataset, ViewedRows, batch_loader, kept_seconds
 from pipeline.batches.sampling import StreamConfig, plan_epochs
 from pipeline.batches.streaming import load_steps
 from pipeline.batches.waveform_cache import WaveformCache
@@ -67,7 +67,7 @@ def test_student_sees_what_the_teacher_saw_sample_for_sample(
     seen = 0
     for batch in decoder.batches(manifest.shards[0]):
         for number, teachers in enumerate(batch.views):
-            students = dataset[SeenRows(np.array(batch.rows), np.full(len(batch.rows), number))]
+            students = dataset[ViewedRows(np.array(batch.rows), np.full(len(batch.rows), number))]
             assert torch.equal(students.waveforms, teachers.waveforms[RATE_HZ])
             shifts = torch.zeros(len(batch.rows), 2) if teachers.edge_shifts_hz is None else teachers.edge_shifts_hz
             assert students.edge_shifts_hz is not None
@@ -79,16 +79,16 @@ def test_student_sees_what_the_teacher_saw_sample_for_sample(
 
 
 def test_views_of_a_clip_are_not_alike(manifest: Manifest, store: LogitStore, tmp_path: Path) -> None:
-    batch = joined(manifest, store, tmp_path)[SeenRows(np.array([2, 2, 2]), np.arange(3))]
+    batch = joined(manifest, store, tmp_path)[ViewedRows(np.array([2, 2, 2]), np.arange(3))]
     assert len({tuple(sound.tolist()) for sound in batch.waveforms}) == 3
     assert batch.edge_shifts_hz is not None
     assert len({tuple(shift.tolist()) for shift in batch.edge_shifts_hz}) == 3
 
 
 def test_view_that_begins_earlier_ends_in_sound(manifest: Manifest, store: LogitStore, tmp_path: Path) -> None:
-    config = ViewConfig(seed=0, most_gain_db=0.0)
+    config = ViewConfig(seed=0, max_gain_db=0.0)
     dataset = joined(manifest, store, tmp_path, views=ViewsStamp(count=60, config=config), logits=None)
-    batch = dataset[SeenRows(np.zeros(60, np.int64), np.arange(60))]
+    batch = dataset[ViewedRows(np.zeros(60, np.int64), np.arange(60))]
     silent_at_the_end = (batch.waveforms[:, -320:] == 0).all(dim=1)
     assert not silent_at_the_end.any(), "the clip goes on behind what is listened to"
     assert (batch.waveforms[:, :320] == 0).all(dim=1).any(), "later views begin with silence"
@@ -99,7 +99,7 @@ def test_decoded_audio_from_the_cache_gives_the_same_views(
 ) -> None:
     samples = round(RATE_HZ * kept_seconds(SECONDS, views))
     cache = WaveformCache(CacheFolder(tmp_path, 1e9), manifest, sample_rate_hz=RATE_HZ, samples=samples)
-    wanted = SeenRows(np.array([0, 1, 2, 3]), np.array([2, 1, 0, 1]))
+    wanted = ViewedRows(np.array([0, 1, 2, 3]), np.array([2, 1, 0, 1]))
     plain, cached = joined(manifest, store, tmp_path), joined(manifest, store, tmp_path, cache=cache)
     for _ in range(2):  # filled, then read
         assert torch.equal(cached[wanted].waveforms, plain[wanted].waveforms)
@@ -124,7 +124,7 @@ def test_view_of_a_step_is_the_same_wherever_the_run_begins_and_whoever_asks(
 
     def views_of(batches: list[np.ndarray], first_step: int, seed: int = 1) -> list[list[int]]:
         requests = dataset.requests(batches, seed=seed, first_step=first_step)
-        return [request.views.tolist() for request in requests if isinstance(request, SeenRows)]
+        return [request.views.tolist() for request in requests if isinstance(request, ViewedRows)]
 
     whole = views_of(batches, 0)
     assert views_of(batches[7:], 7) == whole[7:]

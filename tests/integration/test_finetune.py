@@ -212,7 +212,7 @@ class Says(nn.Module):
         return self.logits
 
 
-def batch_of(labels: torch.Tensor, judged: torch.Tensor | None) -> TrainingBatch:
+def batch_of(labels: torch.Tensor, label_mask: torch.Tensor | None) -> TrainingBatch:
     clips, classes = labels.shape
     return TrainingBatch(
         rows=torch.arange(clips),
@@ -221,9 +221,9 @@ def batch_of(labels: torch.Tensor, judged: torch.Tensor | None) -> TrainingBatch
         teacher_logits=torch.zeros(clips, classes),
         has_teacher=torch.zeros(clips, dtype=torch.bool),
         valid=torch.ones(clips, dtype=torch.bool),
-        judged=judged,
-        places=torch.arange(clips),
-        whole=clips,
+        label_mask=label_mask,
+        positions=torch.arange(clips),
+        global_batch_size=clips,
     )
 
 
@@ -241,18 +241,18 @@ def learner(task: Any, classes: int, **settings: Any) -> FinetuneLearner:
 
 def test_classes_that_nobody_judged_teach_nothing_mixed_or_not() -> None:
     labels = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
-    judged = torch.tensor([[True, True, False], [True, True, False], [False, True, False], [True, True, False]])
+    label_mask = torch.tensor([[True, True, False], [True, True, False], [False, True, False], [True, True, False]])
     for settings in (STILL, {}):
         says = Says(torch.linspace(-2, 2, 12).view(4, 3))
-        learner("multi-label", 3, **settings).loss(says, batch_of(labels, judged), torch.Generator()).backward()
+        learner("multi-label", 3, **settings).loss(says, batch_of(labels, label_mask), torch.Generator()).backward()
         assert says.logits.grad is not None
         assert says.logits.grad[:, 2].abs().max() == 0  # even where it is called positive
         assert says.logits.grad[:, 1].abs().min() > 0
         if settings:
             assert says.logits.grad[2, 0] == 0
             expected = nn.functional.binary_cross_entropy_with_logits(says.logits, labels, reduction="none")
-            loss = learner("multi-label", 3, **STILL).loss(says, batch_of(labels, judged), torch.Generator())
-            torch.testing.assert_close(loss, (expected * judged).mean())
+            loss = learner("multi-label", 3, **STILL).loss(says, batch_of(labels, label_mask), torch.Generator())
+            torch.testing.assert_close(loss, (expected * label_mask).mean())
 
 
 def test_single_label_loss_is_cross_entropy_with_targets_mixed_as_the_sounds_are() -> None:
@@ -264,9 +264,9 @@ def test_single_label_loss_is_cross_entropy_with_targets_mixed_as_the_sounds_are
     found = learner("single-label", 4, **only_mixup).loss(
         says, batch_of(labels, None), torch.Generator().manual_seed(5)
     )
-    chance = student.Chance.of_batch(4, torch.Generator().manual_seed(5))
-    student.draw_mix(chance, STILL["wavmix"], distance=2)  # pyright: ignore[reportArgumentType]
-    mix = student.draw_mix(chance, only_mixup["mixup"])  # pyright: ignore[reportArgumentType]
+    randomness = student.Randomness.of_batch(4, torch.Generator().manual_seed(5))
+    student.draw_mix(randomness, STILL["wavmix"], distance=2)  # pyright: ignore[reportArgumentType]
+    mix = student.draw_mix(randomness, only_mixup["mixup"])  # pyright: ignore[reportArgumentType]
     each = [
         nn.functional.cross_entropy(says.logits, target, reduction="none") for target in (torch.arange(4), mix.partner)
     ]
@@ -279,7 +279,7 @@ def test_scores_leave_out_what_nobody_judged_and_accuracy_is_of_the_highest_prob
     single = learner("single-label", 2)
     assert single.best == "accuracy"
     assert single.score(logits, one)["accuracy"] == 0.5
-    judged = np.array([[True, True], [True, True], [False, True], [False, True]])
-    scores = learner("multi-label", 2).score(logits, one, judged)
+    label_mask = np.array([[True, True], [True, True], [False, True], [False, True]])
+    scores = learner("multi-label", 2).score(logits, one, label_mask)
     assert scores["mAP"] == 1.0
     assert learner("multi-label", 2).score(logits, one)["mAP"] < 1

@@ -113,7 +113,7 @@ def test_masks_hide_bands_and_frames_whatever_axis_a_teacher_has_them_on(name: s
     augment = student.AugmentConfig(mask_frames=400)
     learner = TeacherLearner(model, student.MixupConfig(alpha=0), augment)
     features = torch.randn(3, 1000, 128) if frames_axis == 1 else torch.randn(3, 128, 1000)
-    masked = learner.mask(features, student.Chance.of_batch(3, torch.Generator().manual_seed(1)))
+    masked = learner.mask(features, student.Randomness.of_batch(3, torch.Generator().manual_seed(1)))
     changed = (masked != features).all(dim=3 - frames_axis)  # (batch, frames): hidden in every band
     assert changed.any(dim=1).all()
     torch.testing.assert_close(

@@ -76,6 +76,23 @@ def test_recipe_gives_flags_and_the_command_line_wins(tmp_path: Path, capsys: py
     assert "x" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", ["--optimizer.most-gradient-norm=-1", "--optimizer.most_gradient_norm=-1"])
+def test_flags_and_keys_under_their_earlier_names_are_read_and_named_once(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["train-student", "--data", "x", "--run", "y"]
+    assert cli.run([*command, flag]) == 2
+    note, error = capsys.readouterr().err.splitlines()
+    assert note.endswith(f"{flag.removesuffix('=-1')} is called --optimizer.max-gradient-norm now")
+    assert "optimizer.max_gradient_norm is -1" in error
+    recipe = tmp_path / "recipe.toml"
+    recipe.write_text("[optimizer]\nmost_gradient_norm = -2.0\n")
+    assert cli.run([*command, "--config", str(recipe)]) == 2
+    note, error = capsys.readouterr().err.splitlines()
+    assert note.endswith(f"{recipe}: optimizer.most_gradient_norm is called optimizer.max_gradient_norm now")
+    assert "optimizer.max_gradient_norm is -2" in error
+
+
 def test_unknown_key_in_a_recipe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "recipe.toml"
     recipe.write_text("epohcs = 3\n")

@@ -46,12 +46,12 @@ class TinyLearner(Learner):
 
     def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
         self.calls += 1
-        shaken = 0.1 * torch.randn(batch.whole, 16, generator=generator)[batch.places]
+        shaken = 0.1 * torch.randn(batch.global_batch_size, 16, generator=generator)[batch.positions]
         features = self.model.front_end(batch.waveforms) + shaken
         loss = nn.functional.binary_cross_entropy_with_logits(network(features), batch.labels)
         return loss * float("nan") if self.calls == self._nan_at else loss
 
-    def score(self, logits: np.ndarray, labels: np.ndarray, judged: np.ndarray | None = None) -> dict[str, float]:
+    def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
         return {"mAP": float((logits.argmax(axis=1) == labels.argmax(axis=1)).mean())}
 
     def made(self) -> dict[str, Any]:

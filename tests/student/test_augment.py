@@ -6,18 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from student.augment import MASKED, AugmentConfig, augment_features, augment_waveforms, gain, mask, roll
-from student.chance import Chance
+from student.randomness import Randomness
 
 ALL_ON = AugmentConfig(roll_samples=50, gain_db=6, mask_mels=8, mask_frames=12)
 
 
-def chance(clips: int, seed: int = 0) -> Chance:
-    return Chance.of_batch(clips, torch.Generator().manual_seed(seed))
+def randomness(clips: int, seed: int = 0) -> Randomness:
+    return Randomness.of_batch(clips, torch.Generator().manual_seed(seed))
 
 
 def test_everything_is_off_by_default() -> None:
     waveforms, features = torch.randn(2, 100), torch.randn(2, 1, 16, 20)
-    source = chance(2)
+    source = randomness(2)
     state = source.generator.get_state()
     assert torch.equal(augment_waveforms(waveforms, AugmentConfig(), source), waveforms)
     assert torch.equal(augment_features(features, AugmentConfig(), source), features)
@@ -28,7 +28,7 @@ def test_one_generator_state_gives_one_augmentation_and_inputs_stay() -> None:
     waveforms, features = torch.randn(4, 1000), torch.randn(4, 1, 16, 20)
     before = waveforms.clone(), features.clone()
     for augment, rows in ((augment_waveforms, waveforms), (augment_features, features)):
-        first, again, other = (augment(rows, ALL_ON, chance(4, seed)) for seed in (1, 1, 2))
+        first, again, other = (augment(rows, ALL_ON, randomness(4, seed)) for seed in (1, 1, 2))
         assert torch.equal(first, again)
         assert not torch.equal(first, other)
     assert torch.equal(waveforms, before[0])
@@ -38,8 +38,8 @@ def test_one_generator_state_gives_one_augmentation_and_inputs_stay() -> None:
 def test_a_part_of_a_batch_is_augmented_as_the_whole_batch_is() -> None:
     waveforms, features = torch.randn(6, 1000), torch.randn(6, 1, 16, 20)
     places = torch.tensor([1, 4, 5])
-    part = Chance(torch.Generator().manual_seed(2), places, 6)
-    whole = chance(6, 2)
+    part = Randomness(torch.Generator().manual_seed(2), places, 6)
+    whole = randomness(6, 2)
     assert torch.equal(
         augment_waveforms(waveforms[places], ALL_ON, part), augment_waveforms(waveforms, ALL_ON, whole)[places]
     )
@@ -51,12 +51,12 @@ def test_a_part_of_a_batch_is_augmented_as_the_whole_batch_is() -> None:
 def test_rolling_moves_each_clip_by_its_own_shift_within_the_range() -> None:
     waveforms = torch.zeros(2000, 100)
     waveforms[:, 50] = 1
-    places = roll(waveforms, 3, chance(2000)).argmax(dim=1)
+    places = roll(waveforms, 3, randomness(2000)).argmax(dim=1)
     assert set(places.tolist()) == set(range(47, 54))
 
 
 def test_gain_stays_within_its_decibels() -> None:
-    decibels = 20 * gain(torch.ones(5000, 1), 6.0, chance(5000)).log10()
+    decibels = 20 * gain(torch.ones(5000, 1), 6.0, randomness(5000)).log10()
     assert decibels.abs().max() <= 6.0001
     assert decibels.min() < -5.9
     assert decibels.max() > 5.9
@@ -66,7 +66,7 @@ def test_gain_stays_within_its_decibels() -> None:
 @given(seed=st.integers(0, 10_000), most=st.integers(1, 40), dim=st.sampled_from([2, 3]))
 def test_a_mask_hides_one_run_along_its_axis(seed, most, dim) -> None:
     features = torch.randn(3, 1, 16, 20)
-    masked = mask(features, most, chance(3, seed), dim=dim)
+    masked = mask(features, most, randomness(3, seed), dim=dim)
     changed = (masked != features).any(dim=5 - dim).squeeze(1)  # (batch, places along the axis)
     for clip, places in enumerate(changed):
         hidden = places.nonzero().flatten().tolist()

@@ -13,7 +13,7 @@ from student.losses import (
     blend_targets,
     clip_bce,
     distillation_loss,
-    judged_bce,
+    masked_bce,
     teacher_probabilities,
 )
 from student.mixup import Mix
@@ -148,12 +148,12 @@ def test_settings_out_of_range_are_refused(wrong) -> None:
 def test_judged_cross_entropy_counts_only_what_was_judged_and_mixes_like_the_clips() -> None:
     logits = torch.linspace(-30, 30, 12).view(4, 3)
     labels = torch.tensor([[1.0, 0, 1], [0, 0, 1], [1, 1, 0], [0, 1, 0]])
-    everything, judged = torch.ones(4, 3), torch.tensor([[1.0, 0, 1], [1, 1, 1], [0, 0, 0], [0, 1, 1]])
+    everything, label_mask = torch.ones(4, 3), torch.tensor([[1.0, 0, 1], [1, 1, 1], [0, 0, 0], [0, 1, 1]])
     each = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-    torch.testing.assert_close(judged_bce(logits, labels, everything), clip_bce(logits, labels))
-    torch.testing.assert_close(judged_bce(logits, labels * judged, judged), (each * judged).mean(dim=1))
+    torch.testing.assert_close(masked_bce(logits, labels, everything), clip_bce(logits, labels))
+    torch.testing.assert_close(masked_bce(logits, labels * label_mask, label_mask), (each * label_mask).mean(dim=1))
     mix = Mix(torch.tensor([1, 0, 3, 2]), torch.tensor([0.9, 0.6, 1.0, 0.7]))
     partner = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels[mix.partner], reduction="none")
     share = mix.share[:, None]
-    expected = (share * each * judged + (1 - share) * partner * judged[mix.partner]).mean(dim=1)
-    torch.testing.assert_close(judged_bce(logits, mix.of(labels * judged), mix.of(judged)), expected)
+    expected = (share * each * label_mask + (1 - share) * partner * label_mask[mix.partner]).mean(dim=1)
+    torch.testing.assert_close(masked_bce(logits, mix.of(labels * label_mask), mix.of(label_mask)), expected)

@@ -122,16 +122,16 @@ def test_what_cannot_be_scored_is_refused(scores, targets, complaint) -> None:
 
 def test_a_class_is_scored_on_the_clips_that_somebody_judged() -> None:
     rng = np.random.default_rng(1)
-    targets, judged = rng.random((60, 5)) < 0.3, rng.random((60, 5)) < 0.5
+    targets, label_mask = rng.random((60, 5)) < 0.3, rng.random((60, 5)) < 0.5
     scores = rng.standard_normal((60, 5)).astype(np.float32)
     rows = np.flatnonzero(rng.random(60) < 0.8)
-    found = tagging_scores(scores, targets, rows, judged=judged)
+    found = tagging_scores(scores, targets, rows, label_mask=label_mask)
     for column in range(5):
-        known = rows[judged[rows, column]]
+        known = rows[label_mask[rows, column]]
         assert found.average_precision[column] == average_precision(scores[known, column], targets[known, column])
         assert found.roc_auc[column] == roc_auc(scores[known, column], targets[known, column])
-    with pytest.raises(ValueError, match="judged"):
-        tagging_scores(scores, targets, judged=judged[:, :4])
+    with pytest.raises(ValueError, match="label_mask"):
+        tagging_scores(scores, targets, label_mask=label_mask[:, :4])
 
 
 def test_accuracy_is_the_share_of_clips_whose_class_scores_highest() -> None:

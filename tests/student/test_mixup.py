@@ -3,28 +3,28 @@
 import pytest
 import torch
 
-from student.chance import Chance
 from student.mixup import Mix, MixupConfig, draw_mix
+from student.randomness import Randomness
 
 
-def chance(clips: int, seed: int = 0) -> Chance:
-    return Chance.of_batch(clips, torch.Generator().manual_seed(seed))
+def randomness(clips: int, seed: int = 0) -> Randomness:
+    return Randomness.of_batch(clips, torch.Generator().manual_seed(seed))
 
 
 def test_one_generator_state_gives_one_mix() -> None:
-    first, again, other = (draw_mix(chance(16, seed), MixupConfig()) for seed in (3, 3, 4))
+    first, again, other = (draw_mix(randomness(16, seed), MixupConfig()) for seed in (3, 3, 4))
     assert torch.equal(first.share, again.share)
     assert not torch.equal(first.share, other.share)
 
 
 def test_the_global_generators_are_left_alone() -> None:
     state = torch.random.get_rng_state()
-    draw_mix(chance(16), MixupConfig())
+    draw_mix(randomness(16), MixupConfig())
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_every_clip_is_somebodys_partner_and_keeps_the_larger_share() -> None:
-    mix = draw_mix(chance(1000), MixupConfig())
+    mix = draw_mix(randomness(1000), MixupConfig())
     assert sorted(mix.partner.tolist()) == list(range(1000))
     assert (mix.partner != torch.arange(1000)).all()
     assert torch.equal(mix.partner[mix.partner], torch.arange(1000))
@@ -34,7 +34,7 @@ def test_every_clip_is_somebodys_partner_and_keeps_the_larger_share() -> None:
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 2.0])
 def test_shares_follow_the_folded_beta_distribution(alpha) -> None:
-    shares = draw_mix(chance(200_000), MixupConfig(alpha=alpha)).share
+    shares = draw_mix(randomness(200_000), MixupConfig(alpha=alpha)).share
     reference = torch.distributions.Beta(alpha, alpha).sample((200_000,))
     reference = torch.maximum(reference, 1 - reference)
     for quantile in (0.1, 0.25, 0.5, 0.75):
@@ -52,14 +52,14 @@ def test_waveforms_spectrograms_and_targets_are_mixed_alike(shape) -> None:
 
 
 def test_a_part_of_a_batch_is_mixed_as_the_whole_batch_is() -> None:
-    rows, whole = torch.randn(7, 3), draw_mix(chance(7, 5), MixupConfig())
+    rows, whole = torch.randn(7, 3), draw_mix(randomness(7, 5), MixupConfig())
     for places in (range(4), range(4, 7)):
-        part = Chance(torch.Generator().manual_seed(5), torch.tensor(places), 7)
+        part = Randomness(torch.Generator().manual_seed(5), torch.tensor(places), 7)
         assert torch.equal(draw_mix(part, MixupConfig()).of(rows[places]), whole.of(rows)[places])
 
 
 def test_a_clip_whose_partner_is_missing_stays_as_it_is() -> None:
-    there = Chance(torch.Generator().manual_seed(5), torch.tensor([0, 1, 3, 6]), 7)
+    there = Randomness(torch.Generator().manual_seed(5), torch.tensor([0, 1, 3, 6]), 7)
     rows, mix = torch.randn(4, 3), draw_mix(there, MixupConfig())
     assert mix.partner.tolist() == [1, 0, 2, 3]
     assert mix.share[2:].tolist() == [1, 1]
@@ -67,7 +67,7 @@ def test_a_clip_whose_partner_is_missing_stays_as_it_is() -> None:
 
 
 def test_a_rate_below_one_leaves_the_rest_unmixed() -> None:
-    share = draw_mix(chance(10_000), MixupConfig(alpha=2.0, rate=0.3)).share
+    share = draw_mix(randomness(10_000), MixupConfig(alpha=2.0, rate=0.3)).share
     assert (share < 1).float().mean().item() == pytest.approx(0.3, abs=0.02)
 
 
@@ -83,7 +83,7 @@ def test_waveforms_lose_their_mean_where_they_are_mixed() -> None:
 
 def test_alpha_zero_mixes_nothing() -> None:
     rows = torch.randn(5, 3)
-    assert torch.equal(draw_mix(chance(5), MixupConfig(alpha=0)).of(rows), rows)
+    assert torch.equal(draw_mix(randomness(5), MixupConfig(alpha=0)).of(rows), rows)
 
 
 @pytest.mark.parametrize(("name", "value"), [("alpha", -1), ("rate", 1.5)])
@@ -93,7 +93,7 @@ def test_values_out_of_range_are_refused(name: str, value: float) -> None:
 
 
 def test_clips_that_are_mixed_twice_meet_two_others() -> None:
-    near, far = (draw_mix(chance(8), MixupConfig(), distance=distance).partner.tolist() for distance in (1, 2))
+    near, far = (draw_mix(randomness(8), MixupConfig(), distance=distance).partner.tolist() for distance in (1, 2))
     assert (near, far) == ([1, 0, 3, 2, 5, 4, 7, 6], [2, 3, 0, 1, 6, 7, 4, 5])
-    odd = draw_mix(chance(7), MixupConfig(), distance=2)  # 5 would meet 7
+    odd = draw_mix(randomness(7), MixupConfig(), distance=2)  # 5 would meet 7
     assert (odd.partner[5], odd.share[5]) == (5, 1.0)

@@ -62,15 +62,15 @@ class Loudness(nn.Module):
     sample_rate_hz = 16000
     input_seconds = 1.0
 
-    def __init__(self, most_clips: int = 100) -> None:
+    def __init__(self, max_clips: int = 100) -> None:
         super().__init__()
         self.front_end = nn.Identity()
-        self.most_clips = most_clips
+        self.max_clips = max_clips
         self.asked: list[int] = []
 
     def forward(self, features: Tensor) -> Tensor:
         self.asked.append(len(features))
-        if len(features) > self.most_clips:
+        if len(features) > self.max_clips:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore about it.")
         return features.square().mean(dim=1, keepdim=True).expand(-1, 7)  # (batch, classes)
 
@@ -126,7 +126,7 @@ def test_lower_precision_stays_near_float32_and_leaves_the_front_end_alone(
 
 def test_batch_too_large_for_the_memory_is_halved_once_and_loses_nothing(caplog: pytest.LogCaptureFixture) -> None:
     waveforms = {16000: torch.rand(7, 16000, generator=torch.Generator().manual_seed(0))}
-    small = Loudness(most_clips=2)
+    small = Loudness(max_clips=2)
     ensemble = Ensemble([small], [1])
     assert torch.equal(ensemble(waveforms), Ensemble([Loudness()], [1])(waveforms))
     assert small.asked == [7, 3, 1, 1, 1, 1, 1, 1, 1]
@@ -156,7 +156,7 @@ def test_moved_edges_reach_the_members_that_can_move_them_also_in_a_halved_batch
 
 def test_memory_too_small_for_one_clip_is_an_error() -> None:
     with pytest.raises(torch.OutOfMemoryError):
-        Ensemble([Loudness(most_clips=0)], [1])({16000: torch.rand(2, 16000)})
+        Ensemble([Loudness(max_clips=0)], [1])({16000: torch.rand(2, 16000)})
 
 
 def test_no_clips_get_no_answers() -> None:

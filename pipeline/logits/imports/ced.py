@@ -32,7 +32,7 @@ from pipeline.storage.mapped_arrays import forget_pages, scratch_array
 _ROWS_AT_ONCE = 1 << 14
 _DATASETS = {"topk_values": ("f", 2), "topk_indexes": ("i", 2), "seeds": ("i", 1)}
 """Name → kind of number, and axes."""
-_MOST_LATER_CHUNKS = 0.01
+_MAX_LATER_CHUNKS = 0.01
 _DAMAGE = (OSError, RuntimeError, ValueError, KeyError)
 """What h5py raises."""
 
@@ -179,7 +179,7 @@ def _names(epoch: _EpochFile) -> pa.StringArray:
     if "start" not in columns:
         return names
     later = table["start"].cast(pa.float64()).to_numpy() > 0  # (rows,); null, which is NaN here, is no later chunk
-    if later.mean() > _MOST_LATER_CHUNKS:
+    if later.mean() > _MAX_LATER_CHUNKS:
         raise ForeignLogitsError(
             f"{epoch.table}: {int(later.sum())} of {len(later)} rows are of later chunks of sounds cut into pieces. A "
             "store has one row for a whole clip of ten seconds; make the files with chunk_length 10"

@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from pipeline.errors import ForeignLogitsError
 
-_MOST_BYTES = 1 << 30
+_MAX_BYTES = 1 << 30
 """AudioSet's 1.9 million names are about 40 MB."""
-_MOST_NAME_BYTES = 1024
+_MAX_NAME_BYTES = 1024
 
 _PROTO, _PROTOCOLS = 0x80, range(2, 6)
 _EMPTY_DICT, _MARK, _SET_ITEM, _SET_ITEMS, _STOP = b"}(su."
@@ -47,8 +47,8 @@ def read_name_index(path: Path) -> NameIndex:
         ForeignLogitsError: the file is damaged, too large, or holds anything but such a dict.
     """
     size = path.stat().st_size
-    if size > _MOST_BYTES:
-        raise ForeignLogitsError(f"{path}: {size:,} bytes are no index of names; at most {_MOST_BYTES:,} are read")
+    if size > _MAX_BYTES:
+        raise ForeignLogitsError(f"{path}: {size:,} bytes are no index of names; at most {_MAX_BYTES:,} are read")
     reader = _Reader(path.read_bytes(), str(path))
     reader.read_dict()
     buffers = [None, pa.py_buffer(reader.ends), pa.py_buffer(reader.text)]
@@ -89,10 +89,10 @@ class _Reader:
     def _item(self, code: int) -> None:
         width = _TEXTS.get(code) or self._refuse(code)
         length = int.from_bytes(self._take(width), "little")
-        if length > _MOST_NAME_BYTES:
+        if length > _MAX_NAME_BYTES:
             raise ForeignLogitsError(
                 f"{self._location}: the name at byte {self._position} claims {length:,} bytes; at most "
-                f"{_MOST_NAME_BYTES:,} are a name"
+                f"{_MAX_NAME_BYTES:,} are a name"
             )
         self.text += self._take(length)
         self.ends.append(len(self.text))

@@ -12,7 +12,7 @@ from pipeline.storage.remote.failures import code_of, explain, status_of, tries_
 
 MERGE_GAP_BYTES = 64 << 10
 """Ranges of one file that lie closer than this share a request, which costs as much as some hundred kB."""
-_MOST_MERGED_BYTES = 8 << 20
+_MAX_MERGED_BYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +56,7 @@ def _merged(ranges: Sequence[ByteRange]) -> list[_Group]:
         if last is not None and last.range.location == wanted.location:
             begin, end = last.range.offset, last.range.offset + last.range.size
             new_end = max(end, wanted.offset + wanted.size)
-            if wanted.offset - end <= MERGE_GAP_BYTES and (
-                new_end - begin <= _MOST_MERGED_BYTES or wanted.offset < end
-            ):
+            if wanted.offset - end <= MERGE_GAP_BYTES and (new_end - begin <= _MAX_MERGED_BYTES or wanted.offset < end):
                 last.range = ByteRange(wanted.location, begin, new_end - begin)
                 last.members.append(place)
                 continue

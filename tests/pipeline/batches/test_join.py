@@ -96,14 +96,14 @@ def test_rare_classes_are_drawn_more_often(manifest: Manifest) -> None:
 
 
 def test_failures_count_once_a_clip_and_survive_a_checkpoint(manifest: Manifest, dataset: JoinedDataset) -> None:
-    tally = FailureTally(manifest, most=0.5)
+    tally = FailureTally(manifest, max_share=0.5)
     for _ in range(3):
         batch = dataset[np.array([4, 5, 6, 7])]
         tally.count(batch.rows.numpy(), batch.failures)
     assert [clip_id for clip_id, *_ in tally.failures] == ["clip5"]
     assert tally.summary().startswith("1 of 4 clips can't be used (25.0 %): 1 ")
     tally.check()
-    strict = FailureTally(manifest, most=0.2)
+    strict = FailureTally(manifest, max_share=0.2)
     strict.load_state_dict(tally.state_dict())
     assert strict.failures == tally.failures
     with pytest.raises(TooManyFailuresError, match=r"1 of 4 .* the limit is 20 %. The first is clip5"):

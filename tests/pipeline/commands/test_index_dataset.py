@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.commands.index_dataset import IndexConfig, run
-from pipeline.dataset.manifest import MOST_CLIP_BYTES, read_manifest
+from pipeline.dataset.manifest import MAX_CLIP_BYTES, read_manifest
 from pipeline.dataset.shards import read_clip_bytes
 from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest.dataset_folder import UNFINISHED
@@ -226,7 +226,7 @@ def test_a_sound_of_more_than_two_gigabytes_is_left_out_unread(tmp_path: Path) -
     write_tar(tmp_path / "a.tar", {"b.json": {"labels": [0]}, "c.wav": b"w", "c.json": {"labels": [0]}})
     ordinary = (tmp_path / "a.tar").read_bytes()
     huge = tarfile.TarInfo("b.wav")
-    huge.size = MOST_CLIP_BYTES + 1
+    huge.size = MAX_CLIP_BYTES + 1
     with (tmp_path / "a.tar").open("wb") as stream:
         stream.write(huge.tobuf(format=tarfile.GNU_FORMAT))
         stream.seek(512 + -(-huge.size // 512) * 512)  # a hole: no byte of it takes room

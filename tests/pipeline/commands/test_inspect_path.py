@@ -87,7 +87,7 @@ def test_what_is_none_of_these_is_named(tmp_path: Path, data: Manifest) -> None:
 
 def test_a_store_says_its_form(data: Manifest, store: str, tmp_path: Path, show: Callable[..., str]) -> None:
     plain = StoreStamp.from_json((Path(store) / "store.json").read_bytes(), store)
-    views = ViewsStamp(count=2, config=ViewConfig(seed=7, most_shift_ms=50))
+    views = ViewsStamp(count=2, config=ViewConfig(seed=7, max_shift_ms=50))
     imported = ImportStamp(
         layout="ced-hdf5",
         files=(SourceFile(name="logits.h5", size=2_000_000, sha256="d" * 64),),

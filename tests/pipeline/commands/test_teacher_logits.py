@@ -148,13 +148,13 @@ def test_shards_are_divided_into_ever_smaller_tasks() -> None:
     from pipeline.labelling.actor_pool import divide
 
     shards = {f"shard{number}": 10 for number in range(40)}
-    tasks = divide(shards, 2, most_clips=1000)
+    tasks = divide(shards, 2, max_clips=1000)
     assert [shard for task in tasks for shard in task] == list(shards)
     sizes = [len(task) for task in tasks]
     assert sizes == [10, 7, 5, 4, 3, 2, 2, 1, 1, 1, 1, 1, 1, 1]
-    assert [len(task) for task in divide(shards, 2, most_clips=20)][:3] == [2, 2, 2]
-    assert [len(task) for task in divide({"one": 5000, "two": 5000}, 1, most_clips=1000)] == [1, 1]
-    assert divide({}, 3, most_clips=1000) == []
+    assert [len(task) for task in divide(shards, 2, max_clips=20)][:3] == [2, 2, 2]
+    assert [len(task) for task in divide({"one": 5000, "two": 5000}, 1, max_clips=1000)] == [1, 1]
+    assert divide({}, 3, max_clips=1000) == []
 
 
 @pytest.mark.ray

@@ -112,9 +112,9 @@ def test_channels_are_averaged() -> None:
 
 def test_only_the_wanted_seconds_are_read() -> None:
     data = encode(tone(440, 3.0, 8_000), 8_000)
-    assert len(decode(data, most_seconds=1.5).samples) == 12_000
-    assert len(decode(data, most_seconds=99).samples) == 24_000
-    np.testing.assert_array_equal(decode(data, most_seconds=1.5).samples, decode(data).samples[:12_000])
+    assert len(decode(data, max_seconds=1.5).samples) == 12_000
+    assert len(decode(data, max_seconds=99).samples) == 24_000
+    np.testing.assert_array_equal(decode(data, max_seconds=1.5).samples, decode(data).samples[:12_000])
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_reading_in_blocks_changes_no_sample(format: str, subtype: str, monkeypa
 def test_half_an_hour_costs_no_more_memory_than_the_seconds_that_are_read(torture_dir: Path) -> None:
     data = (torture_dir / "files" / "silence_30min.flac").read_bytes()
     tracemalloc.start()
-    decode(data, most_seconds=10)
+    decode(data, max_seconds=10)
     inspect_sound(data)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -168,7 +168,7 @@ def test_one_non_finite_sample_is_refused(value: float) -> None:
 def test_clips_that_are_too_long_are_refused(torture_dir: Path) -> None:
     data = (torture_dir / "files" / "silence_30min.flac").read_bytes()
     with pytest.raises(DecodeError, match="too long"):
-        inspect_sound(data, most_seconds=60)
+        inspect_sound(data, max_seconds=60)
     assert inspect_sound(data).frames == 28_800_000
 
 

@@ -76,6 +76,32 @@ def test_labels_come_as_a_multi_hot_matrix_of_any_rows(dataset: Path) -> None:
     assert (indptr.tolist(), indices.tolist()) == ([0, 2, 2, 3, 4], [0, 2, 1, 2])
 
 
+def test_a_column_of_an_earlier_version_is_read_and_written_under_its_present_name(
+    dataset: Path, three_classes: Vocabulary, caplog: pytest.LogCaptureFixture
+) -> None:
+    mask = pa.array([[0, 1], None, [], [2]], pa.list_(pa.int16()))
+    present = Manifest("here", table().append_column("label_mask", mask), three_classes)
+    replace(dataset, table().append_column("judged", mask))
+    caplog.set_level("INFO", "pipeline")
+    earlier = read_manifest(dataset)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{dataset}/{MANIFEST_NAME}: its column judged is read as label_mask, as it is called now"
+    ]
+    found = earlier.label_mask(np.arange(4))
+    assert found is not None
+    assert found.tolist() == [[True, True, False], [True] * 3, [False] * 3, [False, False, True]]
+    assert earlier.identity == present.identity, "runs and stores of before go on"
+    write_manifest(dataset, earlier.table, three_classes)
+    assert pq.read_table(dataset / MANIFEST_NAME)["label_mask"].to_pylist() == mask.to_pylist()
+    assert "judged" not in pq.read_schema(dataset / MANIFEST_NAME).names
+
+
+def test_where_a_column_has_both_names_the_present_one_counts(dataset: Path) -> None:
+    mask = pa.array([[0], [1], [2], []], pa.list_(pa.int16()))
+    replace(dataset, table().append_column("judged", pa.array(["a", "b", "c", "d"])).append_column("label_mask", mask))
+    assert read_manifest(dataset).table["label_mask"].to_pylist() == mask.to_pylist()
+
+
 def test_a_shard_knows_its_rows(dataset: Path) -> None:
     manifest = read_manifest(dataset)
     assert manifest.rows_of_shard("train-0.tar").tolist() == [0, 2]

@@ -3,7 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from pipeline.dataset.views import View, ViewConfig, draw_view, extra_seconds, see
+from pipeline.dataset.views import View, ViewConfig, apply_view, draw_view, extra_seconds
 from pipeline.errors import UsageError
 
 CONFIG = ViewConfig(seed=3)
@@ -24,7 +24,7 @@ def test_view_0_is_the_clip_as_it_is() -> None:
     view = draw_view(CONFIG, "a", 0)
     assert replace(view, seed=0) == STILL
     sound = np.linspace(-1, 1, 50, dtype=np.float32)
-    np.testing.assert_array_equal(see(sound, view, sample_rate_hz=8000, samples=40), sound[:40])
+    np.testing.assert_array_equal(apply_view(sound, view, sample_rate_hz=8000, samples=40), sound[:40])
 
 
 def test_views_differ_by_seed_clip_and_number_and_fill_their_ranges() -> None:
@@ -43,7 +43,7 @@ def test_views_differ_by_seed_clip_and_number_and_fill_their_ranges() -> None:
 
 
 def test_ranges_of_nothing_change_nothing() -> None:
-    config = ViewConfig(most_shift_ms=0, most_gain_db=0.0, low_jitter_hz=1, high_jitter_hz=1)
+    config = ViewConfig(max_shift_ms=0, max_gain_db=0.0, low_jitter_hz=1, high_jitter_hz=1)
     assert replace(draw_view(config, "a", 1), seed=0) == STILL
     assert extra_seconds(config) == 0
 
@@ -51,28 +51,26 @@ def test_ranges_of_nothing_change_nothing() -> None:
 @pytest.mark.parametrize("rate", [16_000, 32_000])
 def test_later_view_begins_with_silence_and_earlier_one_ends_in_what_follows(rate: int) -> None:
     sound = np.arange(1, 2 * rate + 1, dtype=np.float32)
-    later = see(sound, replace(STILL, shift_ms=100), sample_rate_hz=rate, samples=rate)
+    later = apply_view(sound, replace(STILL, shift_ms=100), sample_rate_hz=rate, samples=rate)
     assert not later[: rate // 10].any()
     np.testing.assert_array_equal(later[rate // 10 :], sound[: rate - rate // 10])
-    earlier = see(sound, replace(STILL, shift_ms=-100), sample_rate_hz=rate, samples=rate)
+    earlier = apply_view(sound, replace(STILL, shift_ms=-100), sample_rate_hz=rate, samples=rate)
     np.testing.assert_array_equal(earlier, sound[rate // 10 : rate + rate // 10])
 
 
 def test_sound_that_ends_is_followed_by_silence() -> None:
-    seen = see(np.ones(800, np.float32), replace(STILL, shift_ms=-50), sample_rate_hz=8000, samples=800)
-    assert seen.tolist() == [1.0] * 400 + [0.0] * 400
-    far = see(np.ones(800, np.float32), replace(STILL, shift_ms=500), sample_rate_hz=8000, samples=800)
+    shifted = apply_view(np.ones(800, np.float32), replace(STILL, shift_ms=-50), sample_rate_hz=8000, samples=800)
+    assert shifted.tolist() == [1.0] * 400 + [0.0] * 400
+    far = apply_view(np.ones(800, np.float32), replace(STILL, shift_ms=500), sample_rate_hz=8000, samples=800)
     assert not far.any()
 
 
 def test_gain_is_in_decibels() -> None:
-    loud = see(np.full(8, 0.25, np.float32), replace(STILL, gain_db=6.0), sample_rate_hz=8000, samples=8)
+    loud = apply_view(np.full(8, 0.25, np.float32), replace(STILL, gain_db=6.0), sample_rate_hz=8000, samples=8)
     np.testing.assert_allclose(loud, 0.25 * 10**0.3, rtol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"seed": -1}, {"most_shift_ms": -1}, {"most_gain_db": 61.0}, {"low_jitter_hz": 0}]
-)
+@pytest.mark.parametrize("settings", [{"seed": -1}, {"max_shift_ms": -1}, {"max_gain_db": 61.0}, {"low_jitter_hz": 0}])
 def test_settings_out_of_range_are_refused(settings: dict) -> None:
     with pytest.raises(UsageError, match=next(iter(settings))):
         ViewConfig(**settings)

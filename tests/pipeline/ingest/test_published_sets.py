@@ -1,3 +1,5 @@
+import io
+import tarfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -5,12 +7,14 @@ from pathlib import Path
 import numpy as np
 import published_layouts as layouts
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from pipeline.commands import index_dataset, reshard_dataset
-from pipeline.dataset.manifest import join_manifests, read_manifest, write_manifest
+from pipeline.dataset.manifest import MANIFEST_NAME, join_manifests, read_manifest, write_manifest
 from pipeline.errors import ManifestError, PipelineError, UsageError
 from pipeline.ingest.copying import CopyConfig
+from pipeline.ingest.dataset_folder import DatasetFolder, Ledger, publish_ledger
 from pipeline.ingest.esc50 import Esc50
 from pipeline.ingest.fsd50k import Fsd50k
 from pipeline.ingest.ingesting import IngestConfig, ingest
@@ -19,6 +23,9 @@ from pipeline.ingest.published_sets import PublishedSet
 from pipeline.ingest.sources import PlannedClip
 from pipeline.ingest.tau_urban import TauUrban
 from pipeline.ingest.webdataset import WebdatasetSource
+from pipeline.verification.dataset_repair import repair_dataset
+from pipeline.verification.datasets import UNUSABLE_MANIFEST
+from pipeline.verification.faults import Fault
 
 LAYOUTS: list[tuple[type[PublishedSet], Callable[[Path], Path]]] = [
     (Esc50, layouts.esc50),
@@ -70,7 +77,7 @@ def test_openmic_tells_what_was_judged_and_opens_no_pickle(tmp_path: Path, pickl
     source = OpenMic().source(OpenMic.find(tmp_path), "train")
     clips = [clip for clip in source.scan(source.own_vocabulary(), Counter()) if isinstance(clip, PlannedClip)]
     assert [clip.labels for clip in clips] == [(0,), (), (2,), (), (1,), ()]
-    assert [clip.judged for clip in clips] == [(0, 1), (1, 2), (0, 2), (0, 1), (1, 2), (0, 2)]
+    assert [clip.label_mask for clip in clips] == [(0, 1), (1, 2), (0, 2), (0, 1), (1, 2), (0, 2)]
     assert len(read(OpenMic(), tmp_path, "test")) == 4
 
 
@@ -142,11 +149,11 @@ def test_parts_side_by_side_are_one_dataset_and_keep_what_was_judged(tmp_path: P
         ingest(IngestConfig(out=str(tmp_path / "data" / part), name="openmic"), source)
     together = join_manifests(str(tmp_path / "data"), ("train", "test"))
     assert (len(together), together.shards) == (10, ["train/openmic-000000.tar", "test/openmic-000000.tar"])
-    judged = together.judged_matrix(np.array([0, 9]))
-    assert judged is not None
-    assert judged.tolist() == [[True, True, False], [True, True, False]]
+    label_mask = together.label_mask(np.array([0, 9]))
+    assert label_mask is not None
+    assert label_mask.tolist() == [[True, True, False], [True, True, False]]
     train = read_manifest(tmp_path / "data" / "train")
-    blind = train.table.set_column(train.table.column_names.index("judged"), "judged", [[None] * 6])
+    blind = train.table.set_column(train.table.column_names.index("label_mask"), "label_mask", [[None] * 6])
     assert type(train)(train.location, blind, train.vocabulary).identity != train.identity
     with pytest.raises(ManifestError, match="earlier row"):
         join_manifests(str(tmp_path / "data"), ("train", "train/../train"))
@@ -157,18 +164,65 @@ def test_what_was_judged_survives_copies_and_a_manifest_made_anew(tmp_path: Path
     data = str(tmp_path / "train")
     ingest(IngestConfig(out=data, name="openmic"), OpenMic().source(OpenMic.find(tmp_path), "train"))
     made = read_manifest(data)
-    before = made.table["judged"].to_pylist()
+    before = made.table["label_mask"].to_pylist()
     assert before == [[0, 1], [1, 2], [0, 2], [0, 1], [1, 2], [0, 2]]
     copies = CopyConfig(clips_per_shard=2)
     reshard_dataset.run(reshard_dataset.ReshardConfig(data, out=str(tmp_path / "copy"), copies=copies))
     ingest(IngestConfig(out=str(tmp_path / "again"), classes=f"{data}/classes.csv"), WebdatasetSource((data,)))
     index_dataset.run(index_dataset.IndexConfig(str(tmp_path / "copy")))
     for name in ("copy", "again"):
-        assert read_manifest(tmp_path / name).table["judged"].to_pylist() == before
+        assert read_manifest(tmp_path / name).table["label_mask"].to_pylist() == before
     changed = [[0], *before[1:]]  # the manifest is what counts, and a copy's tars say what it says
-    place = made.table.column_names.index("judged")
+    place = made.table.column_names.index("label_mask")
     column = pa.array(changed, pa.list_(pa.int16()))
-    write_manifest(data, made.table.set_column(place, "judged", column), made.vocabulary)
+    write_manifest(data, made.table.set_column(place, "label_mask", column), made.vocabulary)
     reshard_dataset.run(reshard_dataset.ReshardConfig(data, out=str(tmp_path / "later"), copies=copies))
     index_dataset.run(index_dataset.IndexConfig(str(tmp_path / "later")))
-    assert read_manifest(tmp_path / "later").table["judged"].to_pylist() == changed
+    assert read_manifest(tmp_path / "later").table["label_mask"].to_pylist() == changed
+
+
+def test_the_label_mask_of_an_earlier_version_is_read_out_of_tars_manifests_and_ledgers(tmp_path: Path) -> None:
+    layouts.openmic(tmp_path)
+    source = OpenMic().source(OpenMic.find(tmp_path), "train")
+    ingest(IngestConfig(out=str(tmp_path / "now"), name="openmic"), source)
+    old = tmp_path / "old"
+    rewrite_as_before(tmp_path / "now", old)
+    now = read_manifest(tmp_path / "now")
+    wanted = now.table["label_mask"].to_pylist()
+    index_dataset.run(index_dataset.IndexConfig(str(old)))
+    assert read_manifest(old).table["label_mask"].to_pylist() == wanted
+
+    table = read_manifest(old).table
+    earlier = table.rename_columns(["judged" if name == "label_mask" else name for name in table.column_names])
+    metadata = pq.read_schema(old / MANIFEST_NAME).metadata
+    plain = earlier.set_column(1, "shard", earlier["shard"].cast(pa.string()))
+    pq.write_table(plain.replace_schema_metadata(metadata), old / MANIFEST_NAME)
+    assert read_manifest(old).identity == now.identity
+    copies = CopyConfig(clips_per_shard=2)
+    reshard_dataset.run(reshard_dataset.ReshardConfig(str(old), out=str(tmp_path / "copy"), copies=copies))
+    assert read_manifest(tmp_path / "copy").table["label_mask"].to_pylist() == wanted
+    changed = [[0], *wanted[1:]]  # the manifest is what counts
+    place = plain.column_names.index("judged")
+    other = plain.set_column(place, "judged", pa.array(changed, pa.list_(pa.int16())))
+    pq.write_table(other.replace_schema_metadata(metadata), old / MANIFEST_NAME)
+    repair_dataset(str(old), [Fault(UNUSABLE_MANIFEST, MANIFEST_NAME)])
+    assert pq.read_table(old / MANIFEST_NAME)["label_mask"].to_pylist() == changed
+
+    folder = DatasetFolder(str(tmp_path / "begun"), "openmic")
+    publish_ledger(folder.location, "openmic-000000.tar", "print", Ledger(earlier, []))
+    (found,) = folder.ledgers({"openmic-000000.tar": "print"})
+    assert found.rows["label_mask"].to_pylist() == wanted
+
+
+def rewrite_as_before(dataset: Path, folder: Path) -> None:
+    """Copy a dataset's tars with the descriptions that an earlier version wrote."""
+    folder.mkdir()
+    (folder / "classes.csv").write_bytes((dataset / "classes.csv").read_bytes())
+    for tar in dataset.glob("*.tar"):
+        with tarfile.open(tar) as source, tarfile.open(folder / tar.name, "w") as target:
+            for member in source:
+                content = source.extractfile(member).read()  # pyright: ignore[reportOptionalMemberAccess]
+                if member.name.endswith(".json"):
+                    content = content.replace(b'"label_mask"', b'"judged"')
+                    member.size = len(content)
+                target.addfile(member, io.BytesIO(content))

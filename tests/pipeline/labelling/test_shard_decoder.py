@@ -76,7 +76,7 @@ def test_another_shard_than_was_announced_is_read_all_the_same(manifest: Manifes
 
 
 def test_views_of_a_batch_share_their_clips_and_the_first_is_plain(manifest: Manifest) -> None:
-    views = ViewsStamp(count=3, config=ViewConfig(seed=1, most_shift_ms=20))
+    views = ViewsStamp(count=3, config=ViewConfig(seed=1, max_shift_ms=20))
     decoder, plain = decoder_of(manifest, views=views), decoder_of(manifest)
     batches = list(decoder.batches(FIRST))
     for batch, clean in zip(batches, plain.batches(FIRST), strict=True):

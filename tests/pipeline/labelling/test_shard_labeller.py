@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import teacher
 from pipeline.dataset.audio import load_waveform
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.views import ViewConfig, ViewsStamp, draw_view, see
+from pipeline.dataset.views import ViewConfig, ViewsStamp, apply_view, draw_view
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.labelling.shard_labeller import LabellerConfig, ShardLabeller, ShardReport
 from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
@@ -310,7 +310,7 @@ def test_each_view_is_what_the_teacher_says_of_exactly_that_sound(
         expected = ask(
             spec,
             good,
-            lambda clip_id, waveform, rate, samples, by_id=by_id: see(
+            lambda clip_id, waveform, rate, samples, by_id=by_id: apply_view(
                 waveform, by_id[clip_id], sample_rate_hz=rate, samples=samples
             ),
             edge_shifts_hz=shifts,

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 
+from pipeline.dataset.views import ViewConfig, ViewsStamp
 from pipeline.errors import LogitStoreError
 from pipeline.logits.stamp import StoreStamp, TeacherStamp
 
@@ -34,6 +35,15 @@ def test_differences_name_the_field_and_both_values() -> None:
 def test_what_is_no_stamp_is_refused_with_its_place(text: bytes) -> None:
     with pytest.raises(LogitStoreError, match=r"store\.json: its stamp can't be read"):
         StoreStamp.from_json(text, "store.json")
+
+
+def test_stamp_of_an_earlier_version_equals_that_of_the_same_views_now() -> None:
+    views = ViewsStamp(count=3, config=ViewConfig(seed=5, max_shift_ms=50, max_gain_db=3.0))
+    now = replace(STAMP, views=views)
+    earlier = now.to_json().replace(b'"max_shift_ms"', b'"most_shift_ms"').replace(b'"max_gain_db"', b'"most_gain_db"')
+    assert earlier.count(b"most_") == 2
+    assert StoreStamp.from_json(earlier, "store.json") == now
+    assert StoreStamp.from_json(now.to_json(), "store.json") == now
 
 
 def test_field_of_a_newer_version_is_refused() -> None:

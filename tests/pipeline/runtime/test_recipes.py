@@ -105,6 +105,13 @@ def test_differences_name_the_setting_and_both_values() -> None:
     assert differences(old, old, free=frozenset()) == []
 
 
+def test_a_setting_under_its_earlier_name_is_no_difference() -> None:
+    old, new = "[optimizer]\nmost_gradient_norm = 1.0\n", "[optimizer]\nmax_gradient_norm = 1.0\n"
+    assert differences(old, new, free=frozenset()) == []
+    changed = new.replace("1.0", "2.0")
+    assert differences(old, changed, free=frozenset()) == ["optimizer.max_gradient_norm: 1.0 → 2.0"]
+
+
 def test_options_from_a_command_line_are_read_as_values() -> None:
     given = {
         "width-mult": "0.3",

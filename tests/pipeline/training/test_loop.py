@@ -105,7 +105,7 @@ def test_a_loss_that_is_not_finite_stops_before_it_touches_the_weights(clips: Jo
 
 
 def test_long_gradients_are_shortened(clips: JoinedDataset) -> None:
-    free, bound = Bench(clips), Bench(clips, replace(SETTINGS, optimizer=OptimizerConfig(most_gradient_norm=1e-9)))
+    free, bound = Bench(clips), Bench(clips, replace(SETTINGS, optimizer=OptimizerConfig(max_gradient_norm=1e-9)))
     free.run(1)
     bound.run(1)
     start = TinyLearner().model.state_dict()["network.0.weight"]
@@ -150,22 +150,33 @@ class Loud(TinyLearner):
         return loss + self.factor * (loss - loss.detach())
 
 
-def test_float16_leaves_out_steps_whose_scaled_gradient_overflows_and_goes_on(clips: JoinedDataset) -> None:
+def test_float16_skips_steps_whose_scaled_gradient_overflows_and_goes_on(clips: JoinedDataset) -> None:
     half = replace(SETTINGS, precision="float16")
     bench = Bench(clips, half, learner=Loud(300))
     before = bench.weights
     first = bench.run(1)[0]
-    assert first.left_out
+    assert first.skipped
     assert math.isfinite(first.loss)
     assert_identical({key: bench.weights[key] for key in before if "network.0" in key}, before, some=True)
     reports = [first, *bench.run(9)]
-    assert bench.trainer.left_out == sum(report.left_out for report in reports)
-    assert not reports[-1].left_out
+    assert bench.trainer.skipped_steps == sum(report.skipped for report in reports)
+    assert not reports[-1].skipped
     restored = Bench(clips, half, learner=Loud(300))
     restored.trainer.load_state_dict(copy.deepcopy(bench.trainer.state_dict()))
-    assert restored.trainer.left_out == bench.trainer.left_out
+    assert restored.trainer.skipped_steps == bench.trainer.skipped_steps
     assert restored.run(2) == bench.run(2)
     assert_identical(restored.weights, bench.weights)
+
+
+def test_the_state_of_an_earlier_version_goes_on(clips: JoinedDataset) -> None:
+    bench, later = Bench(clips, SETTINGS), Bench(clips, SETTINGS)
+    bench.run(3)
+    bench.trainer.skipped_steps = 2
+    state = copy.deepcopy(bench.trainer.state_dict())
+    state["left_out"] = state.pop("skipped_steps")
+    later.trainer.load_state_dict(state)
+    assert later.trainer.skipped_steps == 2
+    assert later.run(2) == bench.run(2)
 
 
 def test_float16_gradients_that_overflow_at_any_scale_are_divergence(clips: JoinedDataset) -> None:

@@ -49,7 +49,7 @@ def settings(data: Path, run: Path) -> TrainingConfig:
         checkpoint_minutes=0,
         keep_checkpoints=100,
         log_every=1,
-        optimizer=OptimizerConfig(most_gradient_norm=0.5),
+        optimizer=OptimizerConfig(max_gradient_norm=0.5),
         average=AverageConfig(kind="ema", decay=0.5),
         device="cpu",
     )

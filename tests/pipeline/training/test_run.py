@@ -138,7 +138,7 @@ def test_a_folder_that_holds_something_is_not_written_over(config: TrainingConfi
 class Unlucky(TinyLearner):
     """Gets worse whatever it learns."""
 
-    def score(self, logits: np.ndarray, labels: np.ndarray, judged: np.ndarray | None = None) -> dict[str, float]:
+    def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
         return {"mAP": 0.0}
 
 
