@@ -130,7 +130,7 @@ class Target:
 
 
 def targets() -> list[Target]:
-    """Give all readers that are fuzzed."""
+    """Returns all readers that are fuzzed."""
     numbers = [b"\x80" + bytes(10) + b"\x7f", b"\xff" * 12, b"77777777777\0", b"-1", b"00000000000\0", b"\x80" * 12]
     kinds = [bytes([kind]) for kind in b"0123456789xgLKSV\0"]
     pax = [b"21 path=../../evil\n\n", b"18 size=99999999\n", b"11 size=-1\n", b"99999999 path=x\n", b"0 =\n"]
@@ -178,7 +178,7 @@ def mutated(target: Target, dice: random.Random) -> bytes:
 
 
 def mend_headers(tar: bytes) -> bytes:
-    """Give every block that looks like a tar header a right checksum, so that damage gets past that check."""
+    """Put a right checksum into every block that looks like a tar header, so that damage gets past that check."""
     data = bytearray(tar)
     for start in range(0, len(data) - 511, 512):
         block = data[start : start + 512]

@@ -87,7 +87,7 @@ def write_files(folder: Path, ids: np.ndarray) -> None:
 
 
 def measured(work: Callable[[], int]) -> dict[str, float]:
-    """Give clips, seconds, and by how many bytes the peak of the process's memory rose."""
+    """Returns clips, seconds, and by how many bytes the peak of the process's memory rose."""
     before = _memory("VmRSS")
     started = time.perf_counter()
     clips = work()
@@ -95,7 +95,7 @@ def measured(work: Callable[[], int]) -> dict[str, float]:
 
 
 def _memory(field: str) -> int:
-    """Give a figure of this process in bytes: VmRSS is what it has now, VmHWM the most that it had."""
+    """Returns a figure of this process in bytes: VmRSS is what it has now, VmHWM the most that it had."""
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split(f"{field}:")[1].split()[0])
 

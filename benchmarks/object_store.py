@@ -34,7 +34,7 @@ FOLDER = f"s3://{BUCKET}/shards"
 
 
 def ranges(rows: np.ndarray) -> list[storage.StoredRange]:
-    """Give the places of clips, (clips,) int64."""
+    """Returns the places of clips, (clips,) int64."""
     return [
         storage.StoredRange(f"{row // SHARD_CLIPS}.tar", row % SHARD_CLIPS * CLIP_BYTES, CLIP_BYTES - 1024)
         for row in rows.tolist()
@@ -42,7 +42,7 @@ def ranges(rows: np.ndarray) -> list[storage.StoredRange]:
 
 
 def measure(proxy: Proxy, batches: list[list[storage.StoredRange]], read: Callable[..., object]) -> tuple[float, float]:
-    """Give clips a second, and requests a clip."""
+    """Returns clips a second, and requests a clip."""
     proxy.requests.clear()
     started = time.perf_counter()
     for batch in batches:

@@ -213,7 +213,7 @@ Sides = dict[str, Connection]
 
 @contextmanager
 def started(ways: list[Way], options: argparse.Namespace) -> Iterator[Sides]:
-    """Give a connection to a process of each way, for as long as the block lasts."""
+    """Yields a connection to a process of each way, for as long as the block lasts."""
     context = multiprocessing.get_context("spawn")
     sides: Sides = {}
     processes = []

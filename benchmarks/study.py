@@ -46,7 +46,7 @@ class Condition:
         return f"lambda{self.label_share:g}-mixup{self.mixup_alpha:g}"
 
     def flags(self, store: Path) -> list[str]:
-        """Give the flags of `pipeline train-student`."""
+        """Returns the flags of `pipeline train-student`."""
         flags = ["--mixup.alpha", str(self.mixup_alpha)]
         if self.label_share < 1:
             flags += ["--store", str(store), "--distill.teacher-weight", str(1 - self.label_share)]
@@ -95,20 +95,20 @@ class Study:
         print(f"{folder.name}: mAP {self.scores(condition, seed)[-1]:.4f}", flush=True)
 
     def folder(self, condition: Condition, seed: int) -> Path:
-        """Give the run folder of one student."""
+        """Returns the run folder of one student."""
         return self.out / f"{condition.folder}-seed{seed}"
 
     def scores(self, condition: Condition, seed: int) -> list[float]:
-        """Give mAP, 0 to 1, at each evaluation of one student; the last one is what the study reports."""
+        """Returns mAP, 0 to 1, at each evaluation of one student; the last one is what the study reports."""
         return [line["eval/mAP"] for line in read_metrics(self.folder(condition, seed)) if "eval/mAP" in line]
 
     def score_epochs(self) -> list[float]:
-        """Give the epochs of those evaluations."""
+        """Returns the epochs of those evaluations."""
         lines = read_metrics(self.folder(CONDITIONS[0], self.seeds[0]))
         return [line["epoch"] + 1 for line in lines if "eval/mAP" in line]
 
     def teachers_map(self) -> float:
-        """Give the mAP of the stored logits on the evaluation clips, 0 to 1."""
+        """Returns the mAP of the stored logits on the evaluation clips, 0 to 1."""
         report = self.out / "teachers"
         where = ["--data", str(self.out / "eval"), "--store", str(self.out / "eval-logits"), "--out", str(report)]
         pipeline("evaluate", *where)
@@ -148,7 +148,7 @@ class Result:
 
 
 def gain(result: Result, baseline: Result) -> tuple[float, float]:
-    """Give the mean and the standard deviation of mAP above the baseline's, seed by seed."""
+    """Returns the mean and the standard deviation of mAP above the baseline's, seed by seed."""
     gains = [mine - its for mine, its in zip(result.finals, baseline.finals, strict=True)]
     return mean(gains), spread(gains)
 
@@ -159,7 +159,7 @@ def spread(values: Sequence[float]) -> float:
 
 
 def table(results: Sequence[Result], teachers_map: float) -> Iterator[str]:
-    """Give the lines of a Markdown table."""
+    """Yields the lines of a Markdown table."""
     seeds = len(results[0].finals)
     yield f"| student | mAP, mean of {seeds} seeds | standard deviation | above labels alone, same mixup and seed |"
     yield "|---|---:|---:|---:|"

@@ -71,7 +71,7 @@ def build_theirs(model: str, device: str) -> nn.Module:
 
 
 def ask_theirs(model: str, network: nn.Module, device: str) -> Asker:
-    """Ask as the README of `hear21passt` and the model page of `transformers` do."""
+    """Run the network as the README of `hear21passt` and the model page of `transformers` do."""
     if model == PASST:
 
         def ask(waveforms: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ def ask_theirs(model: str, network: nn.Module, device: str) -> Asker:
 
 
 def ask_ours(model: str, weights: dict[str, Tensor], precision: torch.dtype, device: str) -> Asker:
-    """Ask as stage 1 does."""
+    """Run the network as stage 1 does."""
     network = teacher.create_model(model, weights).to(device)
     ensemble = teacher.Ensemble([network], [1.0], precision)
     return lambda waveforms: ensemble({RATES_HZ[model]: waveforms.to(device)})[0]
@@ -110,7 +110,7 @@ def build_system(model: str, name: str, device: str) -> System:
 
 
 def system_names(model: str, device: str) -> list[str]:
-    """Name what is compared; float16 is for GPUs, few CPUs have instructions for it."""
+    """Returns the names of what is compared; float16 is for GPUs, few CPUs have instructions for it."""
     return [THEIRS[model], "float32", "bfloat16", *(["float16"] if device != "cpu" else [])]
 
 
@@ -210,7 +210,7 @@ def compare_memory(models: list[str], *, batch: int, device: str) -> None:
 
 
 def run_alone(run: str, *, batch: int, device: str) -> None:
-    """Ask one system once, loading as its users do, and print the process's peak as JSON."""
+    """Run one system once, loading as its users do, and print the process's peak as JSON."""
     models, name = run.rsplit(":", 1)
     before = peak_megabytes(device)
     if name in THEIRS.values():

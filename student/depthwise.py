@@ -92,7 +92,7 @@ def _backward(
     dilation: int,
     wanted: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
-    """Give the gradients for maps and weight, those that are wanted."""
+    """Returns the gradients for maps and weight, those that are wanted."""
     gradients = torch.ops.aten.convolution_backward(
         gradient,
         maps,

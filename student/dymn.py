@@ -20,7 +20,7 @@ from student.tagger import Tagger
 def kernel_temperature(
     epoch: float, *, start: float = 30.0, end: float = 1.0, fall: float = 1.0, late_fall: float = 0.02
 ) -> float:
-    """Say how soft the choice among a dynamic convolution's kernels is at an epoch.
+    """Returns the temperature of the softmax over a dynamic convolution's kernels at an epoch.
 
     It falls by `fall` an epoch from `start` to 1, and from there by `late_fall` an epoch, never below `end`.
     High temperatures train all kernels alike at first (arXiv:2310.15648, Equation 5 and Section V).

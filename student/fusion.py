@@ -11,7 +11,7 @@ from student.tagger import Tagger
 
 
 def fuse(model: Tagger) -> Tagger:
-    """Give a copy for inference: batch norms folded into their convolutions, weights laid out channels-last.
+    """Returns a copy for inference: batch norms folded into their convolutions, weights laid out channels-last.
 
     The logits stay the same to rounding. The copy's parameters go by other names than a checkpoint's, so save and train
     the original.

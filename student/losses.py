@@ -54,7 +54,7 @@ def clip_bce(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def masked_bce(logits: Tensor, positives: Tensor, label_mask: Tensor) -> Tensor:
-    """Return each clip's binary cross entropy over the classes whose label is known.
+    """Returns each clip's binary cross entropy over the classes whose label is known.
 
     For clips as they are this is the cross entropy of the known classes, the others counting nothing, averaged over
     all classes, as EfficientAT does for OpenMIC. Mixed clips have mixed `positives` and `label_mask`: the loss is then
@@ -74,7 +74,7 @@ def masked_bce(logits: Tensor, positives: Tensor, label_mask: Tensor) -> Tensor:
 
 
 def blend_targets(labels: Tensor, teacher_probs: Tensor, has_teacher: Tensor, config: DistillConfig) -> Tensor:
-    """Say what each clip is to be recognised as: its labels and its teacher's view in one.
+    """Returns each clip's target: its labels and its teacher's probabilities in one.
 
     Cross entropy is linear in its target, so the loss against this blend *is* the weighted sum of the label loss and
     the teacher loss, value and gradient.

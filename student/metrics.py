@@ -104,7 +104,7 @@ def tagging_scores(
 
 
 def accuracy(scores: NDArray, targets: NDArray) -> float:
-    """Give the share of the clips whose highest score is that of their one class.
+    """Returns the share of the clips whose highest score is that of their one class.
 
     Of equal scores the class that comes first counts, as with scikit-learn's `accuracy_score` of the argmax.
 

@@ -18,7 +18,7 @@ FETCH_GROUP = "audioset_distill.fetch"
 
 
 def fetch_weights(url: str) -> str | Path:
-    """Give a released file, fetched if it isn't in the user's cache yet."""
+    """Returns a released file, fetched if it isn't in the user's cache yet."""
     for entry_point in entry_points(group=FETCH_GROUP):
         return entry_point.load()(url)
     file = Path(torch.hub.get_dir()) / "checkpoints" / unquote(url.rpartition("/")[2])

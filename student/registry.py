@@ -125,7 +125,7 @@ _CARD_BY_NAME: Mapping[str, ModelCard] = {card.name: card for card in _CARDS}
 
 
 def model_names() -> tuple[str, ...]:
-    """List every registered name: widths first, then released models."""
+    """Returns every registered name: widths first, then released models."""
     return tuple(_CARD_BY_NAME)
 
 
@@ -142,7 +142,7 @@ def model_card(name: str) -> ModelCard:
 
 
 def released_weights(card: ModelCard) -> str:
-    """Say where a model's weights were released.
+    """Returns the URL of a model's released weights.
 
     Raises:
         ValueError: nowhere.
@@ -219,7 +219,7 @@ def load_weights(model: Tagger, checkpoint: str | Path | Mapping[str, Tensor], *
 
 
 def looks_like(state_dict: Mapping[str, Tensor]) -> str | None:
-    """Name the first registered model whose keys and shapes a checkpoint has, whatever its number of classes."""
+    """Returns the first registered model whose keys and shapes a checkpoint has, whatever its number of classes."""
     tried = set()
     for card in _CARDS:
         last = state_dict.get(card.network.last_convolution)

@@ -42,7 +42,7 @@ class ScheduleConfig:
 
 
 def learning_rate_multiplier(epoch: float, config: ScheduleConfig) -> float:
-    """Say what the learning rate is multiplied by at an epoch.
+    """Returns the factor of the learning rate at an epoch.
 
     Args:
         epoch: 0 at the start; whole numbers give the recipe's steps, fractions a smooth curve.

@@ -74,7 +74,7 @@ def shapes_of(state_dict: Mapping[str, Tensor]) -> Shapes:
 
 
 def describe_difference(expected: Shapes, found: Shapes, most: int = 5) -> str:
-    """Say in one line which keys and shapes differ, at most `most` of each kind; empty if none does."""
+    """Returns in one line which keys and shapes differ, at most `most` of each kind; empty if none does."""
     kinds = {
         "missing": [f"{key} {expected[key]}" for key in expected if key not in found],
         "unknown": [f"{key} {found[key]}" for key in found if key not in expected],

@@ -66,11 +66,11 @@ class Tagger(nn.Module, ABC):
         return self.forward_features(features).mean(dim=(2, 3))
 
     def get_classifier(self) -> nn.Module:
-        """Return the head, as timm's models do."""
+        """Returns the head, as timm's models do."""
         return self.classifier
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Give the head a fresh last layer; 0 classes make the model return what that layer would see.
+        """Replace the head's last layer by a fresh one; with 0 classes the model returns that layer's input.
 
         Raises:
             ValueError: another pooling is asked for; each head has its own.

@@ -60,7 +60,7 @@ _TIMM_LAYERS: Mapping[str, tuple[tuple[str, str], ...]] = {
 
 
 def from_imagenet(tensors: Mapping[str, Tensor]) -> dict[str, Tensor] | None:
-    """Spell timm's or torchvision's MobileNetV3-Large as MN does; None for a checkpoint that is neither."""
+    """Returns timm's or torchvision's MobileNetV3-Large under MN's keys; None for a checkpoint that is neither."""
     if "conv_stem.weight" in tensors and "conv_head.weight" in tensors:
         renamed = {_from_timm(key, tensors): value for key, value in tensors.items()}
     elif "classifier.3.weight" in tensors and "features.16.0.weight" in tensors:

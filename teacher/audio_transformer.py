@@ -192,11 +192,11 @@ class AudioTransformer(nn.Module, ABC):
         return self
 
     def get_classifier(self) -> nn.Linear:
-        """Return the last linear layer, as timm's users expect."""
+        """Returns the last linear layer, as timm's users expect."""
         return cast(nn.Linear, self.head[-1])
 
     def reset_classifier(self, num_classes: int) -> None:
-        """Give the model a fresh last layer for another number of classes."""
+        """Replace the last layer by a fresh one for another number of classes."""
         old = self.get_classifier().weight
         fresh = nn.Linear(self.embed_dim, num_classes, device=old.device, dtype=old.dtype)
         _initialise_linear(fresh)
@@ -204,14 +204,14 @@ class AudioTransformer(nn.Module, ABC):
         self.num_classes = num_classes
 
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Say at which depth each parameter is, in timm's words, for layer-wise learning rates; `coarse` is unused."""
+        """Returns each parameter's depth, in timm's words, for layer-wise learning rates; `coarse` is unused."""
         return {
             "stem": r"^(?:cls_token|dist_token|\w*pos_embed|patch_embed|init_bn)",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 
     def no_weight_decay(self) -> set[str]:
-        """Name the parameters that weight decay leaves alone: tokens and position encodings."""
+        """Returns the names of the parameters without weight decay: tokens and position encodings."""
         return {name for name, _ in self.named_parameters(recurse=False)}
 
 

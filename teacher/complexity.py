@@ -41,7 +41,7 @@ def count_complexity(card: ModelCard) -> Complexity:
 
 @cache
 def _features_shape(config: FrontEndConfig, seconds: float) -> torch.Size:
-    """Let the front end say what it makes of one clip: (1, mels, frames) or AST's (1, frames, mels)."""
+    """Returns the shape of one clip's features: (1, mels, frames) or AST's (1, frames, mels)."""
     front_end = build_front_end(config).eval()
     return front_end(torch.zeros(1, round(seconds * config.sample_rate_hz))).shape
 

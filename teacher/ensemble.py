@@ -61,7 +61,7 @@ class Ensemble(nn.Module):
 
     @torch.inference_mode()
     def forward(self, waveforms: Mapping[int, Tensor], edge_shifts_hz: Tensor | None = None) -> Tensor:
-        """Ask all members.
+        """Returns the logits of all members.
 
         Args:
             waveforms: sample rate in Hz → (batch, samples), float32, -1 to 1: the same clips at each of
@@ -103,7 +103,7 @@ class Ensemble(nn.Module):
         return torch.cat(pieces, dim=1)
 
     def mean(self, logits: Tensor) -> Tensor:
-        """Return the weighted mean of the members' logits: (teachers, batch, classes) → (batch, classes), float32."""
+        """Returns the weighted mean of the members' logits: (teachers, batch, classes) → (batch, classes), float32."""
         return ensemble_logits(logits.unbind(), self.weights)
 
     def _ask(self, waveforms: Mapping[int, Tensor], edge_shifts_hz: Tensor | None) -> Tensor:

@@ -102,7 +102,7 @@ class FrontEnd(nn.Module, ABC):
 
     @abstractmethod
     def features(self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None) -> Tensor:
-        """Do the arithmetic of one family; `forward` describes arguments and result."""
+        """Compute the features of one family; `forward` describes arguments and result."""
 
     def _apply(self, fn, recurse: bool = True) -> Self:
         """Move with the model, but keep windows and filters in float32 when the weights become half precision."""

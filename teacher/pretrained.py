@@ -21,7 +21,7 @@ _HUB_FILE = re.compile(r"https://huggingface\.co/([^/]+/[^/]+)/resolve/([^/]+)/(
 
 
 def fetch_weights(url: str) -> str | Path:
-    """Give a released file, fetched if it isn't in the user's cache yet."""
+    """Returns a released file, fetched if it isn't in the user's cache yet."""
     for entry_point in entry_points(group=FETCH_GROUP):
         return entry_point.load()(url)
     if hub_file := _HUB_FILE.fullmatch(url):

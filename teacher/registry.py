@@ -194,12 +194,12 @@ ALIASES: Mapping[str, str] = {
 
 
 def model_names() -> list[str]:
-    """Name every registered teacher, without aliases."""
+    """Returns the names of all registered teachers, without aliases."""
     return list(CARDS)
 
 
 def aliases_of(name: str) -> list[str]:
-    """Name a teacher's aliases."""
+    """Returns a teacher's aliases."""
     return [alias for alias, stands_for in ALIASES.items() if stands_for == name]
 
 
@@ -217,7 +217,7 @@ def model_card(name: str) -> ModelCard:
 
 
 def released_weights(card: ModelCard) -> str:
-    """Say where a model's weights were released.
+    """Returns the URL of a model's released weights.
 
     Raises:
         ValueError: nowhere.

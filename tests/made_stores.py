@@ -11,7 +11,7 @@ from pipeline.logits.store import ClipFailure, LogitStore, open_store, part_stem
 
 
 def stamp_for(manifest: Manifest, *teachers: str) -> StoreStamp:
-    """Give the stamp of a store for a dataset's classes, by teachers of equal weight that exist in name only."""
+    """Returns the stamp of a store for a dataset's classes, by teachers of equal weight that exist in name only."""
     return StoreStamp(
         teachers=tuple(
             TeacherStamp(name=name, weight=1.0, sha256="a" * 64, front_end="mel") for name in teachers or ("by hand",)

@@ -106,7 +106,7 @@ class TrainingBatch:
         return replace(self, **{name: tensor[clips] for name, tensor in self._tensors().items()})
 
     def within(self, first: int, global_batch_size: int) -> "TrainingBatch":
-        """Return the same clips as those from position `first` on of a global batch."""
+        """Returns the same clips as those from position `first` on of a global batch."""
         return replace(self, positions=torch.arange(first, first + len(self)), global_batch_size=global_batch_size)
 
     def to(self, device: torch.device) -> "TrainingBatch":
@@ -248,7 +248,7 @@ class JoinedDataset(Dataset[TrainingBatch]):
         return waveform
 
     def _teacher_logits(self, wanted: np.ndarray | ViewedRows) -> tuple[np.ndarray, np.ndarray]:
-        """Give (batch, classes) float32 and (batch,) bool."""
+        """Returns (batch, classes) float32 and (batch,) bool."""
         rows, views = (wanted.rows, wanted.views) if isinstance(wanted, ViewedRows) else (wanted, None)
         if self._logits is None:
             return np.zeros((len(rows), len(self.manifest.vocabulary)), np.float32), np.zeros(len(rows), bool)
@@ -258,17 +258,17 @@ class JoinedDataset(Dataset[TrainingBatch]):
 
 
 def kept_seconds(seconds: float, views: ViewsStamp | None) -> float:
-    """Give how much of a clip has to be decoded for a model that listens to `seconds` of it, in any view."""
+    """Returns how much of a clip has to be decoded for a model that listens to `seconds` of it, in any view."""
     return seconds if views is None else seconds + extra_seconds(views.config)
 
 
 def loader_processes(workers: int) -> int:
-    """Give how many processes load where `workers` are asked for: no more than there are usable cores."""
+    """Returns how many processes load where `workers` are asked for: no more than there are usable cores."""
     return min(workers, usable_cores())
 
 
 def _empty_for_the_main_process(batch: int, samples: int) -> Tensor:
-    """Give (batch, samples) float32, any values, in memory that the main process sees too where a worker asks."""
+    """Returns (batch, samples) float32, any values, in memory that the main process sees too where a worker asks."""
     if get_worker_info() is None:
         return torch.empty(batch, samples)
     # As torch's own collating does it. The waveforms are written once, where they will be read: for each page that the
@@ -338,11 +338,11 @@ class FailureTally:
         return [(self.clip_id(row), *self._failed[row]) for row in sorted(self._failed)]
 
     def clip_id(self, row: int) -> str:
-        """Name the clip at `row`."""
+        """Returns the id of the clip at `row`."""
         return self._manifest.clip_ids[row].as_py()
 
     def summary(self) -> str:
-        """Say how many clips failed, and why: `3 of 640 clips can't be used (0.5 %): 2 undecodable, …`."""
+        """Returns how many clips failed, and why: `3 of 640 clips can't be used (0.5 %): 2 undecodable, …`."""
         drawn, failed = int(self._drawn.sum()), len(self._failed)
         text = f"{failed} of {drawn} clips can't be used ({100 * failed / max(drawn, 1):.1f} %)"
         reasons = Counter(reason for reason, _ in self._failed.values()).most_common()
@@ -362,7 +362,7 @@ class FailureTally:
             )
 
     def state_dict(self) -> dict[str, Any]:
-        """Give what a checkpoint keeps."""
+        """Returns what a checkpoint keeps."""
         return {"drawn": torch.from_numpy(np.packbits(self._drawn)), "failed": dict(self._failed)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

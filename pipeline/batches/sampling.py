@@ -51,7 +51,7 @@ class StreamConfig:
 
 
 def sampling_weights(manifest: Manifest) -> np.ndarray:
-    """Return the weight of each clip: the sum over its classes of 1000 / (100 + count of the class), so rare ones gain.
+    """Returns each clip's weight: the sum over its classes of 1000 / (100 + count of the class), so rare ones gain.
 
     Returns:
         (clips,), float64. A clip without labels weighs nothing and is never drawn.
@@ -65,7 +65,7 @@ def sampling_weights(manifest: Manifest) -> np.ndarray:
 
 
 def seed_for(*path: int) -> int:
-    """Give the seed, 0 to 2^63 - 1, of what `path` names, such as (run's seed, step): unrelated for unequal paths."""
+    """Returns the seed, 0 to 2^63 - 1, of a path such as (run's seed, step): unrelated for unequal paths."""
     # NumPy promises that SeedSequence gives the same words in all its versions.
     return int(np.random.SeedSequence(path).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
@@ -167,11 +167,11 @@ class EpochPlan:
         return self._drawn // self.batch_size
 
     def epoch_of(self, step: int) -> int:
-        """Give the epoch, from 0, that a step belongs to."""
+        """Returns the epoch, from 0, that a step belongs to."""
         return step // self.steps_per_epoch
 
     def order(self, epoch: int) -> np.ndarray:
-        """Give the rows of an epoch, (steps x batch,) int64, batch after batch."""
+        """Returns the rows of an epoch, (steps x batch,) int64, batch after batch."""
         drawn = epoch_order(self.weights, self._drawn, seed=self.seed, epoch=epoch)
         drawn = drawn[: self.steps_per_epoch * self.batch_size]
         if self.numbers is None:
@@ -183,7 +183,7 @@ class EpochPlan:
         return np.take_along_axis(batches, np.argsort(turn[batches], axis=1), axis=1).reshape(-1)
 
     def batch_at(self, step: int) -> np.ndarray:
-        """Give the rows, (batch,) int64, of one step."""
+        """Returns the rows, (batch,) int64, of one step."""
         return next(self.batches(step))
 
     def batches(self, first_step: int = 0, end_step: int | None = None) -> Iterator[np.ndarray]:
@@ -243,7 +243,7 @@ class StreamPlan(EpochPlan):
         return visits
 
     def order(self, epoch: int) -> np.ndarray:
-        """Give the rows of an epoch, (steps x batch,) int64, batch after batch."""
+        """Returns the rows of an epoch, (steps x batch,) int64, batch after batch."""
         drawn = self._drawn_in_turn(epoch)
         steps, readers = self.steps_per_epoch, self.stream.readers
         reader_of_step = self.reader_of(epoch * steps + np.arange(steps))  # (steps,)
@@ -259,18 +259,18 @@ class StreamPlan(EpochPlan):
         return batches.reshape(-1)
 
     def share(self, rank: int) -> slice:
-        """Return one process's positions in every global batch; they begin at an even one, for neighbours are mixed."""
+        """Returns a rank's positions in every global batch; they begin at an even one, for neighbours are mixed."""
         pairs = (self.batch_size + 1) // 2
         first, end = (min(2 * (pairs * part // self.ranks), self.batch_size) for part in (rank, rank + 1))
         return slice(first, end)
 
     def reader_of(self, step: IntOrArray) -> IntOrArray:
-        """Give the number of the reader, the same in every process, that a step's clips come from."""
+        """Returns the number of the reader, the same in every process, that a step's clips come from."""
         # Counted over all epochs, so that a reader stays with its worker from one epoch to the next.
         return step % self.stream.readers
 
     def _drawn_in_turn(self, epoch: int) -> np.ndarray:
-        """Give the rows that the epoch keeps, in the order in which their shards are read."""
+        """Returns the rows that the epoch keeps, in the order in which their shards are read."""
         visits = self.visits(epoch)
         met = np.empty(len(visits), dtype=np.int64)
         met[visits] = np.arange(len(visits))  # (clips,), rows in the order of the pass

@@ -104,7 +104,7 @@ def stream_requests(
 
 
 def stream_workers(readers: int, workers: int) -> int:
-    """Give the largest number of loader processes up to `workers` that share `readers` evenly; 0 stays 0.
+    """Returns the largest number of loader processes up to `workers` that share `readers` evenly; 0 stays 0.
 
     Loaders ask their workers in turn, so with such a number each reader's requests all reach the same worker.
     """
@@ -198,7 +198,7 @@ def _checked(manifest: Manifest, row: int, audio: bytes) -> bytes | PipelineErro
 
 
 def _clips_of(location: str) -> Iterator[tuple[str, bytes]]:
-    """Give the id and the encoded audio of each clip of a tar.
+    """Yields the id and the encoded audio of each clip of a tar.
 
     They are those of its index where the members of each clip lie side by side, as WebDataset wants them.
     """

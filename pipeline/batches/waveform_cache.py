@@ -63,7 +63,7 @@ class WaveformCache:
         _log.info("decoded audio is kept in %s: %.2f GB when complete, now %.2f", self.path, full / 1e9, used / 1e9)
 
     def read(self, row: int) -> np.ndarray | None:
-        """Give the waveform, (samples,) float32, of the clip at `row`; None where it is not there yet."""
+        """Returns the waveform, (samples,) float32, of the clip at `row`; None where it is not there yet."""
         record = os.pread(self._open(), self._record_bytes, row * self._record_bytes)
         if len(record) < self._record_bytes or record[:_HEADER_BYTES] != _checksum(record[_HEADER_BYTES:]):
             return None

@@ -149,7 +149,7 @@ def _open_source(config: ImportLogitsConfig, own: Vocabulary) -> ForeignLogits:
 def _numbers(
     config: ImportLogitsConfig, source: ForeignLogits, own: Vocabulary, wanted: Vocabulary
 ) -> np.ndarray | None:
-    """Give the number in the files of each of the dataset's classes; None where they are the same."""
+    """Returns the number in the files of each of the dataset's classes; None where they are the same."""
     if source.classes != len(own):
         list_of = config.classes or f"{config.data}, whose class list counts unless --classes names another,"
         raise UsageError(f"{source.files[0]}: has {source.classes} numbers a row, but {list_of} has {len(own)} classes")
@@ -211,7 +211,7 @@ class _Clips:
     """The clips that are open, ascending."""
 
     def logits(self, clips: np.ndarray) -> np.ndarray:
-        """Give the logits of clips that have rows: (clips,) → (clips, classes), float16; infinite where too large."""
+        """Returns the logits of clips that have rows: (clips, classes), float16; infinite where too large."""
         starts = self.found.bounds[clips]
         counts = self.found.bounds[clips + 1] - starts  # (clips,), 1 or more
         if counts.max(initial=1) == 1:

@@ -164,7 +164,7 @@ def _stamp(config: TeacherLogitsConfig, teachers: StoreStamp) -> StoreStamp:
 
 
 def _precision(config: TeacherLogitsConfig) -> Precision:
-    """Give the precision that is asked for, or the fastest on this machine."""
+    """Returns the precision that is asked for, or the fastest on this machine."""
     if config.precision != "auto":
         return config.precision
     return fastest_precision("cpu" if config.gpus_per_actor == 0 else choose_device("auto"))
@@ -237,7 +237,7 @@ def _log_speed(outcomes: Sequence["ShardOutcome"], seconds: float) -> None:
 def _conclude(
     manifest: Manifest, store: str, parts: Sequence[LogitPart], errors: Mapping[str, str], limit: float
 ) -> None:
-    """Say how complete the store is, and fail where it is not complete enough."""
+    """Log how complete the store is, and fail where it is not complete enough."""
     failures = Counter(failure.reason for part in parts for failure in part.failures)
     reasons = ", ".join(f"{count} {reason}" for reason, count in failures.most_common())
     clips, failed = len(manifest), failures.total()

@@ -104,16 +104,16 @@ class StudentLearner(Learner):
         return student.distillation_loss(logits, batch.labels, teacher_probs, batch.has_teacher, self._distill, mix=mix)
 
     def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
-        """Give mAP, mean ROC AUC and d′."""
+        """Returns mAP, mean ROC AUC and d′."""
         return judge(logits, labels, label_mask)
 
     def begin_epoch(self, network: nn.Module, epoch: int) -> None:
-        """Let the temperature of a DyMN's kernels fall."""
+        """Lower the temperature of a DyMN's kernels."""
         if isinstance(network, student.DyMN):
             network.update_params(epoch)
 
     def made(self) -> dict[str, Any]:
-        """Say how to build the student; a DyMN at the temperature that it has now."""
+        """Returns how to build the student; a DyMN at the temperature that it has now."""
         kwargs = dict(self._options)
         if isinstance(self.model, student.DyMN):
             kwargs["T_max"] = self.model.temperature
@@ -158,7 +158,7 @@ def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult
 
 
 def _open_logits(config: TrainStudentConfig, manifest: Manifest) -> tuple[AlignedLogits | None, ViewsStamp | None]:
-    """Give the teachers' logits, if there are any, and which views of the clips they are of."""
+    """Returns the teachers' logits, if there are any, and which views of the clips they are of."""
     if config.store is None:
         _log.info("no --store: the student learns from the labels alone")
         return None, None

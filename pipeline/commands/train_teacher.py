@@ -146,11 +146,11 @@ class TeacherLearner(Learner):
         return masked.mT if time_first else masked
 
     def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
-        """Give mAP, mean ROC AUC and d′."""
+        """Returns mAP, mean ROC AUC and d′."""
         return judge(logits, labels, label_mask)
 
     def made(self) -> dict[str, Any]:
-        """Say how to build the teacher. Patchout is no part of what was learned, so the files don't hand it on."""
+        """Returns how to build the teacher. Patchout is no part of what was learned, so the files don't hand it on."""
         return {"stage": "teacher", "model": self.model.model_name, "kwargs": {}}
 
     def parameter_groups(self, config: OptimizerConfig) -> list[dict[str, Any]]:

@@ -134,7 +134,7 @@ def fit_length(samples: np.ndarray, length: int) -> np.ndarray:
 
 
 def load_waveform(data: bytes, *, sample_rate_hz: int, seconds: float) -> np.ndarray:
-    """Give the first `seconds` of a clip as a model takes them: (round(seconds * sample_rate_hz),), float32, mono.
+    """Returns the first `seconds` of a clip as a model takes them: (round(seconds * sample_rate_hz),), float32, mono.
 
     Raises:
         DecodeError: as `decode`.
@@ -143,7 +143,7 @@ def load_waveform(data: bytes, *, sample_rate_hz: int, seconds: float) -> np.nda
 
 
 def load_waveforms(data: bytes, *, sample_rates_hz: Iterable[int], seconds: float) -> dict[int, np.ndarray]:
-    """Do what `load_waveform` does for several rates, with one decode: rate in Hz → waveform.
+    """Returns what `load_waveform` does, for several rates with one decode: rate in Hz → waveform.
 
     Raises:
         DecodeError: as `decode`.
@@ -192,7 +192,7 @@ def _open(data: bytes) -> Iterator[soundfile.SoundFile]:
 
 
 def _container(data: bytes) -> str:
-    """Tell the container by its first bytes.
+    """Returns the container, by its first bytes.
 
     Raises:
         DecodeError: it is not one that can be decoded. libsndfile would also try formats of the nineties whose
@@ -212,7 +212,7 @@ def _container(data: bytes) -> str:
 
 
 def _blocks(file: soundfile.SoundFile, wanted: int) -> Iterator[np.ndarray]:
-    """Give at most `wanted` mono samples, block by block, and fail where the stream does."""
+    """Yields at most `wanted` mono samples, block by block, and fails where the stream does."""
     got = 0
     # SoundFile.frames is the header's claim; it only ever makes the buffer smaller.
     most = max(1, min(_BLOCK_VALUES // file.channels, wanted, file.frames))

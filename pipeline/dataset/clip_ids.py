@@ -11,17 +11,17 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
 def has_control_characters(text: str) -> bool:
-    """Tell whether `text` holds what breaks lines, lists and terminals; no id, name or label may."""
+    """Returns whether `text` holds what breaks lines, lists and terminals; no id, name or label may."""
     return _CONTROL.search(text) is not None
 
 
 def is_youtube_id(text: str) -> bool:
-    """Tell whether `text` has the form of a YouTube id: 11 characters, each a letter, a digit, `-` or `_`."""
+    """Returns whether `text` has the form of a YouTube id: 11 characters, each a letter, a digit, `-` or `_`."""
     return _YOUTUBE_ID.fullmatch(text) is not None
 
 
 def clip_id_of_stem(stem: str, listed: Container[str] = ()) -> str:
-    """Give the id of the clip whose file is called `stem` (the name without its extension).
+    """Returns the id of the clip whose file is called `stem` (the name without its extension).
 
     AudioSet's copies spell `<id>` also as `Y<id>`, `<id>_<start>` and `<id>_<start>_<end>`. The list that the clips
     come from decides in doubt; without one, what has the form of a YouTube id is one, and any other stem is itself
@@ -39,7 +39,7 @@ def clip_id_of_stem(stem: str, listed: Container[str] = ()) -> str:
 
 
 def clip_id_of_path(path: str, listed: Container[str] = ()) -> str:
-    """Give the id of the clip at `path`, whichever kind of file, archive or table names it so.
+    """Returns the id of the clip at `path`, whichever kind of file, archive or table names it so.
 
     Where the name at its end is no clip of the list and no YouTube id, the whole path is the id: only the folders may
     tell `dog/1` from `cat/1`.
@@ -60,7 +60,7 @@ def without_extension(path: str) -> str:
 
 
 def _readings(stem: str) -> Iterator[str]:
-    """Give what `stem` may stand for, the most literal first."""
+    """Yields what `stem` may stand for, the most literal first."""
     without_end = _TIMES.sub("", stem)
     without_times = _TIMES.sub("", without_end)
     for text in dict.fromkeys((stem, without_end, without_times)):

@@ -17,7 +17,7 @@ class Clip:
 
 
 def to_shard_key(clip_id: str) -> str:
-    """Spell a clip id as a WebDataset key; `from_shard_key` gives it back.
+    """Returns a clip id as a WebDataset key; `from_shard_key` gives it back.
 
     Letters, digits and most punctuation stay, so a YouTube id is its own key.
 
@@ -34,7 +34,7 @@ def to_shard_key(clip_id: str) -> str:
 
 
 def from_shard_key(key: str) -> str:
-    """Give back the clip id that `to_shard_key` spelled as `key`.
+    """Returns the clip id that `to_shard_key` spelled as `key`.
 
     Foreign keys pass through unchanged where they hold no percent-encoded character.
     """

@@ -130,7 +130,7 @@ class Manifest:
             getattr(self, name)
 
     def label_matrix(self, rows: np.ndarray, dtype: type = np.float32) -> np.ndarray:
-        """Give the labels of `rows` as a multi-hot matrix (rows, classes)."""
+        """Returns the labels of `rows` as a multi-hot matrix (rows, classes)."""
         indptr, indices = self.labels_csr
         rows = np.asarray(rows)
         counts = indptr[rows + 1] - indptr[rows]  # (rows,)
@@ -141,7 +141,7 @@ class Manifest:
         return matrix
 
     def label_mask(self, rows: np.ndarray) -> np.ndarray | None:
-        """Return where the labels of `rows` are known: (rows, classes) bool; None where all of all clips are.
+        """Returns where the labels of `rows` are known: (rows, classes) bool; None where all of all clips are.
 
         A class whose label is unknown is neither there nor absent: nothing is learned from it, and nothing scored.
         """
@@ -162,7 +162,7 @@ class Manifest:
         return [None if classes is None else np.array(classes, np.int64) for classes in column.to_pylist()]
 
     def label_counts(self, rows: np.ndarray | None = None) -> np.ndarray:
-        """Give how many clips, or how many of those at `rows`, carry each class: (classes,) int64."""
+        """Returns how many clips, or how many of those at `rows`, carry each class: (classes,) int64."""
         indptr, indices = self.labels_csr
         if rows is not None:
             chosen = np.zeros(len(self), dtype=bool)
@@ -171,7 +171,7 @@ class Manifest:
         return np.bincount(indices, minlength=len(self.vocabulary)).astype(np.int64)
 
     def rows_of_shard(self, shard: str) -> np.ndarray:
-        """Give the rows of one shard, ascending.
+        """Returns the rows of one shard, ascending.
 
         Raises:
             KeyError: no row names that shard.
@@ -181,7 +181,7 @@ class Manifest:
         return order[bounds[position] : bounds[position + 1]]
 
     def shard_identity(self, shard: str) -> str:
-        """Give a hex digest that changes when the shard's clips or their bytes do.
+        """Returns a hex digest that changes when the shard's clips or their bytes do.
 
         Raises:
             KeyError: no row names that shard.
@@ -316,7 +316,7 @@ def write_manifest(dataset: str | Path, table: pa.Table, vocabulary: Vocabulary)
 
 
 def is_safe_name(name: str) -> bool:
-    """Tell whether `name` stays inside the folder that it is joined to: relative, no `..`, no control characters."""
+    """Returns whether `name` stays inside the folder that it is joined to: relative, no `..`, no control characters."""
     return bool(name) and not name.startswith("/") and ".." not in name.split("/") and not has_control_characters(name)
 
 

@@ -27,7 +27,7 @@ def check_ogg(data: bytes) -> None:
 
 
 def with_serial_number(data: bytes, number: int) -> bytes:
-    """Give a file of one logical stream a serial number; encoders draw one, so that equal sounds give unequal files.
+    """Put a serial number into a file of one stream: encoders draw one, and equal sounds give unequal files.
 
     Raises:
         DecodeError: it is no unbroken run of Ogg pages.
@@ -40,7 +40,7 @@ def with_serial_number(data: bytes, number: int) -> bytes:
 
 
 def _pages(data: bytes) -> Iterator[tuple[int, int]]:
-    """Give where each page begins and ends."""
+    """Yields where each page begins and ends."""
     offset = page = 0
     while offset < len(data):
         header = data[offset : offset + _HEADER.size]

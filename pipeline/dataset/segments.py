@@ -101,7 +101,7 @@ def _find_repeats(segments: pa.Table, places: _Places) -> None:
 
 
 def _lines(csv_path: str) -> Iterator[tuple[int, str]]:
-    """Give (number, text) for each line that isn't a comment."""
+    """Yields (number, text) for each line that isn't a comment."""
     with storage.open_input(csv_path) as stream:
         try:
             for number, line in enumerate(io.TextIOWrapper(stream, encoding="utf-8-sig", newline=""), start=1):

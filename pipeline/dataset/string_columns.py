@@ -10,18 +10,18 @@ _ROWS_AT_ONCE = 1 << 16
 
 
 def string_lengths(strings: pa.StringArray) -> np.ndarray:
-    """Give the length of each string in bytes: (rows,) int32."""
+    """Returns the length of each string in bytes: (rows,) int32."""
     return np.diff(_offsets(strings))
 
 
 def string_bytes(strings: pa.StringArray) -> bytes:
-    """Spell strings so that no two lists of strings share a spelling: all lengths, then all bytes."""
+    """Returns strings as bytes, so that no two lists of strings give the same: all lengths, then all bytes."""
     offsets = _offsets(strings)
     return np.diff(offsets).astype("<i8").tobytes() + _data(strings)[offsets[0] : offsets[-1]].tobytes()
 
 
 def string_hashes(strings: pa.StringArray) -> np.ndarray:
-    """Give a 64-bit hash of each string: (rows,) uint64, the same on every machine."""
+    """Returns a 64-bit hash of each string: (rows,) uint64, the same on every machine."""
     offsets, data = _offsets(strings), _data(strings)
     weights = np.random.Generator(np.random.PCG64(0)).integers(0, 2**64, 4096, dtype=np.uint64) | np.uint64(1)
     hashes = np.empty(len(strings), dtype=np.uint64)
@@ -37,7 +37,7 @@ def string_hashes(strings: pa.StringArray) -> np.ndarray:
 
 
 def repeated_rows(strings: pa.StringArray) -> np.ndarray:
-    """Give the rows, ascending, whose string an earlier row has: int64."""
+    """Returns the rows, ascending, whose string an earlier row has: int64."""
     hashes = string_hashes(strings)
     in_order = np.sort(hashes)
     shared = np.unique(in_order[1:][in_order[1:] == in_order[:-1]])
@@ -52,7 +52,7 @@ def repeated_rows(strings: pa.StringArray) -> np.ndarray:
 
 
 def first_rows(wanted: pa.StringArray, strings: pa.StringArray) -> np.ndarray:
-    """Give the first row of `strings` that each wanted string is at: (wanted,) int32; all have to occur."""
+    """Returns the first row of `strings` that each wanted string is at: (wanted,) int32; all have to occur."""
     rows = pc.call_function("index_in", [wanted], pc.SetLookupOptions(strings))
     return cast("pa.Int32Array", rows).to_numpy()
 

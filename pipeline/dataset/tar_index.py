@@ -33,7 +33,7 @@ class TarMember:
 
 
 def iter_members(stream: BinaryIO, where: str) -> Iterator[TarMember]:
-    """Give the members of an uncompressed tar in order, folders left out.
+    """Yields the members of an uncompressed tar in order, folders left out.
 
     Between two members the stream may be read or moved by the caller; the tar's own place is kept.
 

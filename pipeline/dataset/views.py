@@ -76,7 +76,7 @@ class View:
 
 
 def draw_view(config: ViewConfig, clip_id: str, number: int) -> View:
-    """Give a clip's view of that number; number 0 changes nothing.
+    """Returns a clip's view of that number; number 0 changes nothing.
 
     The rule `blake2b-1`, for other readers: the view's seed is the first 8 bytes, big-endian, halved, of
     BLAKE2b(`"{config.seed} {number} {clip_id}"`); BLAKE2b of the seed's 8 bytes gives four 64-bit words, and word x
@@ -108,7 +108,7 @@ def extra_seconds(config: ViewConfig) -> float:
 
 
 def apply_view(waveform: np.ndarray, view: View, *, sample_rate_hz: int, samples: int) -> np.ndarray:
-    """Return the waveform of a view; its mel bands are the front end's part.
+    """Returns the waveform of a view; its mel bands are the front end's part.
 
     Sample n of the view is sample n - shift of the clip, times the gain: not rolled in a circle, so that a view does
     not depend on how long a model listens.

@@ -50,7 +50,7 @@ class Vocabulary:
         return tuple(label.name for label in self.classes)
 
     def index_of(self, mid: str) -> int:
-        """Give the position of the class `mid`.
+        """Returns the position of the class `mid`.
 
         Raises:
             KeyError: there is no such class.
@@ -69,7 +69,7 @@ class Vocabulary:
         return {label.name: label.index for label in self.classes if names.count(label.name) == 1}
 
     def to_csv_bytes(self) -> bytes:
-        """Spell the list as `class_labels_indices.csv` does: AudioSet's own list gives AudioSet's own bytes."""
+        """Returns the list as `class_labels_indices.csv` does: AudioSet's own list gives AudioSet's own bytes."""
         lines = [",".join(_HEADER)]
         lines += [f"{label.index},{_quote_if_needed(label.mid)},{_quote(label.name)}" for label in self.classes]
         return ("\n".join(lines) + "\n").encode()
@@ -85,7 +85,7 @@ def _quote_if_needed(text: str) -> str:
 
 @cache
 def audioset_vocabulary() -> Vocabulary:
-    """Give AudioSet's 527 classes, from the list in `manifests`."""
+    """Returns AudioSet's 527 classes, from the list in `manifests`."""
     return parse_vocabulary(
         files("manifests").joinpath("audioset_classes.csv").read_bytes(), "manifests/audioset_classes.csv"
     )

@@ -32,7 +32,7 @@ class AudioFile:
 
 
 def find_audio_files(folder: Path) -> Iterator[AudioFile]:
-    """Give the audio files below `folder`, by their extensions; links are followed, but no folder is walked twice.
+    """Yields the audio files below `folder`, by their extensions; links are followed, but no folder is walked twice.
 
     Folders and names come in the order of their characters' codes.
     """
@@ -47,7 +47,7 @@ def find_audio_files(folder: Path) -> Iterator[AudioFile]:
 
 
 def file_version(path: Path) -> str:
-    """Give what changes when a file does: size and modification time."""
+    """Returns what changes when a file does: size and modification time."""
     try:
         stat = path.stat()
     except OSError:
@@ -78,7 +78,7 @@ def _read_file(path: Path) -> bytes:
 
 
 def _is_new(folder: str, visited: set[tuple[int, int]]) -> bool:
-    """Tell whether `folder` was not walked yet; links can make a circle."""
+    """Returns whether `folder` was not walked yet; links can make a circle."""
     stat = os.stat(folder)
     key = stat.st_dev, stat.st_ino
     is_new = key not in visited

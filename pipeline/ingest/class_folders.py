@@ -28,7 +28,7 @@ class ClassFoldersSource(Source):
     """Take each path as the id, even where its name looks like a YouTube id with a prefix or times."""
 
     def own_vocabulary(self) -> Vocabulary:
-        """Give the folders' names that hold sounds, in the order of their characters' codes."""
+        """Returns the folders' names that hold sounds, in the order of their characters' codes."""
         labels = (_label(file.path) for file in find_audio_files(self.folder))
         return vocabulary_of((label for label in labels if label), str(self.folder))
 

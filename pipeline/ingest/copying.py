@@ -25,7 +25,7 @@ class CopyConfig:
     """Replace a dataset that is there."""
 
     def of(self, out: str) -> IngestConfig:
-        """Give the settings of the copy at `out`; raises UsageError where one is out of range."""
+        """Returns the settings of the copy at `out`; raises UsageError where one is out of range."""
         return IngestConfig(
             out=out,
             name=self.name,

@@ -59,12 +59,12 @@ class DatasetFolder:
 
     @property
     def first_number(self) -> int:
-        """Give the number of the first shard to make: behind those that are there."""
+        """Returns the number of the first shard to make: behind those that are there."""
         numbers = [int(shard[len(self.name) + 1 : -4]) for shard in self._kept if self._is_of_this_name(shard)]
         return max(numbers, default=-1) + 1
 
     def check(self, *, overwrite: bool) -> None:
-        """See that the shards may be made.
+        """Check that the shards may be made.
 
         Raises:
             UsageError: the folder is a finished dataset that nobody asked to replace, or holds tars that no ingest of
@@ -101,7 +101,7 @@ class DatasetFolder:
         storage.remove_staged(self.location)
 
     def finished_shards(self, fingerprints: Mapping[str, str]) -> set[str]:
-        """Give the shards that a stopped run finished, and remove the tars that are of no use.
+        """Returns the shards that a stopped run finished, and removes the tars that are of no use.
 
         Args:
             fingerprints: name of each planned shard → digest of its plan.
@@ -117,7 +117,7 @@ class DatasetFolder:
         return finished
 
     def ledgers(self, fingerprints: Mapping[str, str]) -> list[Ledger]:
-        """Give the ledgers of all shards, in order.
+        """Returns the ledgers of all shards, in order.
 
         Raises:
             ManifestError: a shard is not made.

@@ -37,7 +37,7 @@ def parse_description(content: bytes) -> Description:
 
 
 def clip_id_of(description: Description, key: str, listed: Container[str] = ()) -> str:
-    """Give a clip's id: what its json says, else what its name in the tar says.
+    """Returns a clip's id: what its json says, else what its name in the tar says.
 
     Args:
         description: the clip's json.
@@ -57,7 +57,7 @@ def clip_id_of(description: Description, key: str, listed: Container[str] = ()) 
 
 
 def usable_clip_id(text: str) -> str:
-    """Give an id back.
+    """Returns the id.
 
     Raises:
         UnusableClipError: it is nothing that can be one.
@@ -68,7 +68,7 @@ def usable_clip_id(text: str) -> str:
 
 
 def labels_of(description: Description, vocabulary: Vocabulary, *, may_lack: bool = False) -> tuple[int, ...]:
-    """Give a clip's class indices, ascending.
+    """Returns a clip's class indices, ascending.
 
     Args:
         description: the clip's json.
@@ -99,7 +99,7 @@ def labels_of(description: Description, vocabulary: Vocabulary, *, may_lack: boo
 
 
 def facts_of(description: Description) -> dict[str, int | float]:
-    """Give what a json written by `pipeline ingest` says of the sound itself; anyone else's may mean other things."""
+    """Returns what a json of `pipeline ingest` says of the sound itself; anyone else's may mean other things."""
     if "clip_id" not in description:
         return {}
     wanted = {"sample_rate": int, "frames": int, "start_seconds": float, "end_seconds": float}
@@ -108,7 +108,7 @@ def facts_of(description: Description) -> dict[str, int | float]:
 
 
 def label_mask_of(description: Description, vocabulary: Vocabulary) -> tuple[int, ...] | None:
-    """Return the classes whose label is known by a json of `pipeline ingest`, ascending; None where all are.
+    """Returns the classes whose label is known by a json of `pipeline ingest`, ascending; None where all are.
 
     Raises:
         UnusableClipError: one is none of the classes.
@@ -124,7 +124,7 @@ def _number(value: Any, kind: type) -> int | float | None:
 
 
 def indices_of(labels: Iterable[object], vocabulary: Vocabulary) -> tuple[int, ...]:
-    """Give the class indices, ascending, of labels that are mids, display names or indices.
+    """Returns the class indices, ascending, of labels that are mids, display names or indices.
 
     Raises:
         UnusableClipError: one is none of the classes.

@@ -24,7 +24,7 @@ class Esc50(PublishedSet):
     )
 
     def source(self, folder: Path, part: str) -> Source:
-        """Give the clips of one fold."""
+        """Returns the clips of one fold."""
         need(folder, Esc50, "meta/esc50.csv", "audio")
         table = folder / "meta/esc50.csv"
         fold = part.removeprefix("fold")
@@ -33,7 +33,7 @@ class Esc50(PublishedSet):
 
 
 def _classes(table: Path) -> Vocabulary:
-    """Give the categories in the order of their numbers, which is that of upstream's logits."""
+    """Returns the categories in the order of their numbers, which is that of upstream's logits."""
     with table.open(encoding="utf-8-sig", newline="") as stream:
         try:
             pairs = {(int(row["target"]), row["category"]) for row in csv.DictReader(stream)}

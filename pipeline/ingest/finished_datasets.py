@@ -57,7 +57,7 @@ class FinishedDatasets(Source):
     """What paths that aren't absolute are relative to."""
 
     def own_vocabulary(self) -> Vocabulary:
-        """Give the classes that the copies' labels point into."""
+        """Returns the classes that the copies' labels point into."""
         return self.vocabulary
 
     def scan(self, vocabulary: Vocabulary, notes: Counter[str]) -> Iterator[PlannedClip | Rejection]:
@@ -110,14 +110,14 @@ def joined_vocabulary(vocabularies: Sequence[tuple[str, Vocabulary]]) -> Vocabul
 
 
 def _renumbering(old: Vocabulary, new: Vocabulary) -> dict[int, int | None]:
-    """Give old class index → new one, by mid, else by name; None where the new list has no such class."""
+    """Returns old class index → new one, by mid, else by name; None where the new list has no such class."""
     if old.sha256 == new.sha256:
         return {index: index for index in range(len(old))}
     return {label.index: new.index_by_mid.get(label.mid, new.index_by_name.get(label.name)) for label in old.classes}
 
 
 def _versions(manifest: Manifest) -> dict[str, str]:
-    """Give shard → what changes when it does.
+    """Returns shard → what changes when it does.
 
     Raises:
         ShardError: a shard is missing.
@@ -190,7 +190,7 @@ def _read(ranges: FileRanges, clip: PlannedClip, sample: Sample | None, vocabula
 
 
 def _description(clip: PlannedClip, sample: Sample | None, vocabulary: Vocabulary) -> bytes:
-    """Give the clip's json as it stands where it says what the manifest says, else with what it lacks."""
+    """Returns the clip's json as it stands where it says what the manifest says, else with what it lacks."""
     found = (sample.description if sample else None) or {}
     told = facts_to_tell(clip, vocabulary, clip.sample_rate, clip.frames)
     facts = {name: value for name, value in told.items() if name not in ("labels", *MASK_FIELDS)}

@@ -23,7 +23,7 @@ class Fsd50k(PublishedSet):
     rounds = (Round(name="split", learn=("train",), watch="val", test="eval"),)
 
     def source(self, folder: Path, part: str) -> Source:
-        """Give the clips of train, val or eval."""
+        """Returns the clips of train, val or eval."""
         half = "eval" if part == "eval" else "dev"
         audio = f"FSD50K.{half}_audio"
         need(folder, Fsd50k, f"{_TRUTH}/{half}.csv", f"{_TRUTH}/vocabulary.csv", audio)

@@ -69,7 +69,7 @@ class Hdf5Source(Source):
         return _open_reader(self.working_folder, self.read_row)
 
     def check(self, file: h5py.File, location: str, classes: int) -> None:
-        """See that a file has the datasets that are read; the subclass adds their widths.
+        """Check that a file has the datasets that are read; the subclass adds their widths.
 
         Raises:
             ManifestError: it has not.
@@ -96,7 +96,7 @@ class Hdf5Source(Source):
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """Give a dataset that `Hdf5Source.check` has seen."""
+    """Returns a dataset that `Hdf5Source.check` has seen."""
     return cast("h5py.Dataset", file[name])
 
 

@@ -98,7 +98,7 @@ class _Cursor:
         self._sounds: pa.Array = pa.array([], pa.binary())
 
     def read(self, clip: PlannedClip) -> bytes | DecodeError | None:
-        """Give a clip's bytes, None where the table has none, or what is wrong with the file there.
+        """Returns a clip's bytes, None where the table has none, or what is wrong with the file there.
 
         Raises:
             OSError: a store behind a URL does not answer.

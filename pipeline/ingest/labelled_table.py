@@ -37,7 +37,7 @@ class TableColumns:
 
     @property
     def needed(self) -> tuple[str, ...]:
-        """Give the columns that have to be there."""
+        """Returns the columns that have to be there."""
         return (self.path, self.label, *([self.id] if self.id else []), *(name for name, _ in self.only))
 
 
@@ -52,7 +52,7 @@ class LabelledTableSource(Source):
     """Take each path as the id, even where its name looks like a YouTube id with a prefix or times."""
 
     def own_vocabulary(self) -> Vocabulary:
-        """Give the labels that occur, in the order of their characters' codes, numbers by their value."""
+        """Returns the labels that occur, in the order of their characters' codes, numbers by their value."""
         rows = (row for table in self.tables for row in _rows(table, self.columns))
         labels = (label for row in rows if isinstance(row, _Row) for label in row.labels)
         return vocabulary_of(labels, " ".join(self.tables))
@@ -88,7 +88,7 @@ class LabelledTableSource(Source):
         return PlannedClip(clip_id, path, file_version(self.audio / path), clip.labels)
 
     def _find(self, named: str) -> str | None:
-        """Give the path of the file, relative to the folder where it is in it; it may lack its extension."""
+        """Returns the path of the file, relative to the folder where it is in it; it may lack its extension."""
         location = Path(named)
         path = location.relative_to(self.audio) if location.is_relative_to(self.audio) else location
         spellings = [path.as_posix(), *(f"{path.as_posix()}.{extension}" for extension in sorted(AUDIO_FORMATS))]

@@ -35,7 +35,7 @@ class OpenMic(PublishedSet):
     rounds = (Round(name="split01", learn=("train",), watch="test"),)
 
     def source(self, folder: Path, part: str) -> Source:
-        """Give the clips of train or test."""
+        """Returns the clips of train or test."""
         need(folder, OpenMic, _ARRAYS, "class-map.json", f"partitions/split01_{part}.csv", "audio")
         return OpenMicSource(folder, part)
 
@@ -48,7 +48,7 @@ class OpenMicSource(Source):
     partition: str
 
     def own_vocabulary(self) -> Vocabulary:
-        """Give the instruments in the order of class-map.json."""
+        """Returns the instruments in the order of class-map.json."""
         path = self.folder / "class-map.json"
         try:
             numbers = json.loads(path.read_bytes())
@@ -112,7 +112,7 @@ def _read_answers(folder: Path) -> _Answers:
 
 
 def _keys_of_table(folder: Path) -> list[str]:
-    """Give the rows' keys from the table that the arrays were made of: its keys, sorted."""
+    """Returns the rows' keys from the table that the arrays were made of: its keys, sorted."""
     need(folder, OpenMic, _TABLE)
     with (folder / _TABLE).open(encoding="utf-8-sig", newline="") as stream:
         return sorted({row["sample_key"] for row in csv.DictReader(stream)})

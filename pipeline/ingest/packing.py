@@ -95,7 +95,7 @@ def _prepare(clip: PlannedClip, handle: ReadHandle, encode: Encoding | None) -> 
 def _ordered_map(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int
 ) -> Iterator[tuple[Item, Result]]:
-    """Give (item, result) in the items' order, from threads that are a bounded number of items ahead."""
+    """Yields (item, result) in the items' order, from threads that are a bounded number of items ahead."""
     pool = ThreadPoolExecutor(workers, thread_name_prefix="check")
     under_way: deque[tuple[Item, Future[Result]]] = deque()
     try:
@@ -120,7 +120,7 @@ def _write(writer: ShardWriter, clip: PlannedClip, sound: _Sound, shard: Planned
 
 
 def _row(shard: str, clip: PlannedClip, sound: _Sound) -> dict[str, object]:
-    """Give the manifest's columns of one clip, but for its place."""
+    """Returns the manifest's columns of one clip, but for its place."""
     return {
         "clip_id": clip.clip_id,
         "shard": shard,

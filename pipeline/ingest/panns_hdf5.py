@@ -25,7 +25,7 @@ class PannsHdf5Source(Hdf5Source):
     sound: ClassVar[str] = "waveform"
 
     def check(self, file: h5py.File, location: str, classes: int) -> None:
-        """See that a file has the datasets, a sample rate, and as many classes as the class list.
+        """Check that a file has the datasets, a sample rate, and as many classes as the class list.
 
         Raises:
             ManifestError: it has not.
@@ -53,7 +53,7 @@ class PannsHdf5Source(Hdf5Source):
 
     @staticmethod
     def read_row(file: h5py.File, row: int) -> bytes:
-        """Give the waveform of one row as a FLAC file; nothing of int16 is lost."""
+        """Returns the waveform of one row as a FLAC file; nothing of int16 is lost."""
         samples = dataset(file, "waveform")[row]  # (samples,)
         if samples.dtype != np.int16 and not np.isfinite(samples).all():
             raise DecodeError("non-finite samples")

@@ -17,7 +17,7 @@ class PasstHdf5Source(Hdf5Source):
     sound: ClassVar[str] = "mp3"
 
     def check(self, file: h5py.File, location: str, classes: int) -> None:
-        """See that a file has the datasets, and as many classes as the class list.
+        """Check that a file has the datasets, and as many classes as the class list.
 
         Raises:
             ManifestError: it has not.
@@ -36,5 +36,5 @@ class PasstHdf5Source(Hdf5Source):
 
     @staticmethod
     def read_row(file: h5py.File, row: int) -> bytes:
-        """Give the MP3 file of one row, byte for byte."""
+        """Returns the MP3 file of one row, byte for byte."""
         return dataset(file, "mp3")[row].astype(np.uint8, copy=False).tobytes()

@@ -115,18 +115,18 @@ class PlannedShard:
         return self.rows.num_rows
 
     def clips(self) -> list[PlannedClip]:
-        """Give the rows as objects."""
+        """Returns the rows as objects."""
         rows = self.rows.to_pylist()
         for row in rows:
             row |= {name: tuple(row[name]) for name in ("labels", "label_mask") if row[name] is not None}
         return [PlannedClip(**row) for row in rows]
 
     def alone(self) -> "PlannedShard":
-        """Give the shard without the memory of the plan that it is a slice of, to be sent elsewhere."""
+        """Returns the shard without the memory of the plan that it is a slice of, to be sent elsewhere."""
         return PlannedShard(self.name, self.rows.cast(_PLAIN_SCHEMA).combine_chunks(), self.vocabulary, self.recipe)
 
     def fingerprint(self) -> str:
-        """Give a digest that changes when the shard would."""
+        """Returns a digest that changes when the shard would."""
         digest = sha256(f"{self.name} {self.vocabulary.sha256} {self.recipe} ".encode())
         for column in self.rows.cast(_PLAIN_SCHEMA).combine_chunks().itercolumns():
             for part in _spelled(column.chunk(0)):
@@ -146,7 +146,7 @@ def plan_shards(
 
 
 def _spelled(column: pa.Array) -> Iterator[bytes]:
-    """Give a column's values as bytes; Arrow's own buffers also hold what lies around a slice."""
+    """Yields a column's values as bytes; Arrow's own buffers also hold what lies around a slice."""
     if pa.types.is_string(column.type):
         yield string_bytes(cast("pa.StringArray", column))
     elif pa.types.is_list(column.type):
@@ -202,7 +202,7 @@ def _without_repeats(clips: pa.Table, taken_ids: pa.StringArray) -> tuple[pa.Tab
 
 
 def _paths(clips: pa.Table) -> pa.Array:
-    """Give `PlannedClip.path` of each row."""
+    """Returns `PlannedClip.path` of each row."""
     files = clips["file"].cast(pa.string()).combine_chunks()
     members = clips["member"].combine_chunks()
     joined = _call("binary_join_element_wise", files, members, pa.scalar("/"))

@@ -33,7 +33,7 @@ class Round:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """Name the parts that it needs."""
+        """Returns the names of the parts that it needs."""
         return (*self.learn, self.watch, *([self.test] if self.test else []))
 
 
@@ -48,17 +48,17 @@ class PublishedSet(ABC):
 
     @classmethod
     def parts(cls) -> tuple[str, ...]:
-        """Name the parts, each once."""
+        """Returns the names of the parts, each once."""
         return tuple(sorted({part for one in cls.rounds for part in one.parts}))
 
     @classmethod
     def find(cls, folder: Path) -> Path:
-        """Give the set's own folder: `folder`, or the one in it that the archive made."""
+        """Returns the set's own folder: `folder`, or the one in it that the archive made."""
         return folder / cls.archive if (folder / cls.archive).is_dir() else folder
 
     @abstractmethod
     def source(self, folder: Path, part: str) -> Source:
-        """Give the clips of one part.
+        """Returns the clips of one part.
 
         Args:
             folder: the set's own, from `find`.
@@ -77,7 +77,7 @@ class PublishedTableSource(LabelledTableSource):
     classes: Vocabulary
 
     def own_vocabulary(self) -> Vocabulary:
-        """Give the publisher's classes, in the publisher's order."""
+        """Returns the publisher's classes, in the publisher's order."""
         return self.classes
 
     def scan(self, vocabulary: Vocabulary, notes: Counter[str]) -> Iterator[PlannedClip | Rejection]:
@@ -96,7 +96,7 @@ class PublishedTableSource(LabelledTableSource):
 
 
 def need(folder: Path, published: type[PublishedSet], *names: str) -> None:
-    """See that files and folders of a layout are there.
+    """Check that files and folders of a layout are there.
 
     Raises:
         UsageError: one is not.

@@ -68,7 +68,7 @@ class Source(ABC):
     """A place that clips come from; small, and pickled to wherever a shard is packed."""
 
     def own_vocabulary(self) -> Vocabulary:
-        """Give the classes that count unless the user names others: AudioSet's, or what the data itself holds."""
+        """Returns the classes that count unless the user names others: AudioSet's, or what the data itself holds."""
         return audioset_vocabulary()
 
     @abstractmethod
@@ -91,7 +91,7 @@ class Source(ABC):
 def facts_to_tell(
     clip: PlannedClip, vocabulary: Vocabulary, sample_rate_hz: int | None, frames: int | None
 ) -> dict[str, object]:
-    """Give what the json beside a clip's audio says: all that the manifest is made from, so it can be made again."""
+    """Returns what the json beside a clip's audio says: all that the manifest is made from, so it can be made again."""
     known = {"start_seconds": clip.start_seconds, "end_seconds": clip.end_seconds}
     known |= {"sample_rate": sample_rate_hz, "frames": frames}
     labels, mask = (
@@ -103,7 +103,7 @@ def facts_to_tell(
 
 
 def versioned_files(paths: Iterable[str], extensions: Sequence[str], flag: str) -> list[tuple[str, str]]:
-    """Give (location, version) of the files that `paths` name; a folder stands for its files with the extensions.
+    """Returns (location, version) of the files that `paths` name; a folder stands for its files with the extensions.
 
     Args:
         paths: files and folders, local or URLs.
@@ -129,12 +129,12 @@ def versioned_files(paths: Iterable[str], extensions: Sequence[str], flag: str) 
 
 
 def from_folder(folder: str, location: str) -> str:
-    """Give where `location` is, as a user in the working folder `folder` means it; others work in other folders."""
+    """Returns where `location` is, as a user in the working folder `folder` means it; others work in other folders."""
     return location if storage.is_remote(location) else str(Path(folder) / storage.local_path(location))
 
 
 def local_folder(path: str, flag: str) -> Path:
-    """Give a folder that has to be local.
+    """Returns a folder that has to be local.
 
     Args:
         path: what the user gave.

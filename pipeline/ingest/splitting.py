@@ -30,7 +30,7 @@ class Split:
     stratify: bool = False
 
     def of_eval(self, manifest: Manifest) -> np.ndarray:
-        """Tell which clips are for evaluation: (clips,) bool."""
+        """Returns which clips are for evaluation: (clips,) bool."""
         numbers = hash_numbers(manifest.clip_ids.to_pylist(), self.seed)
         return _stratified(manifest, numbers, self.eval_share) if self.stratify else numbers < self.eval_share
 
@@ -43,12 +43,12 @@ class Side:
     is_eval: bool
 
     def __call__(self, manifest: Manifest) -> np.ndarray:
-        """Tell which clips are on this side: (clips,) bool."""
+        """Returns which clips are on this side: (clips,) bool."""
         return self.split.of_eval(manifest) == self.is_eval
 
 
 def hash_numbers(clip_ids: list[str], seed: int) -> np.ndarray:
-    """Give each id a number, 0 or more and below 1, the same on every machine: (clips,) float64."""
+    """Returns a number for each id, 0 or more and below 1, the same on every machine: (clips,) float64."""
     start = sha256(f"{seed} ".encode())
     numbers = np.empty(len(clip_ids), np.uint64)
     for row, clip_id in enumerate(clip_ids):
@@ -76,7 +76,7 @@ def _quota(clips: int, share: float) -> int:
 
 
 def _clips_of_classes(manifest: Manifest, order: np.ndarray) -> list[np.ndarray]:
-    """Give the rows of each class by falling rarity, and last of the clips without labels; each in `order`."""
+    """Returns the rows of each class by falling rarity, and last of the clips without labels; each in `order`."""
     indptr, labels = manifest.labels_csr
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order))

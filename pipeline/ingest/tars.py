@@ -55,7 +55,7 @@ class Sample:
     """The description's json as it stands in the tar."""
 
     def checked_audio(self) -> TarMember:
-        """Give the audio member.
+        """Returns the audio member.
 
         Raises:
             UnusableClipError: there is none, or it can't be a sound.
@@ -75,7 +75,7 @@ class Sample:
 
 
 def is_tar(name: str) -> bool:
-    """Tell whether a file is called like a tar. Compressed ones can't be read in place; they count, to be named."""
+    """Returns whether a file is called like a tar. Compressed ones can't be read in place; they count, to be named."""
     return name.endswith((".tar", ".tgz")) or ".tar." in name
 
 
@@ -151,7 +151,7 @@ def _collect(stream: BinaryIO, member: TarMember, samples: dict[str, Sample], ch
 
 
 def _row(key: str, sample: Sample, rules: TarRules, taken_ids: set[str]) -> dict[str, Any]:
-    """Give the manifest's columns of one clip, but for its shard."""
+    """Returns the manifest's columns of one clip, but for its shard."""
     audio = sample.checked_audio()
     if sample.description is None and not rules.keep_unlabelled:
         raise UnusableClipError("audio without json")

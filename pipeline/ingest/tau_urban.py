@@ -21,7 +21,7 @@ class TauUrban(PublishedSet):
     rounds = (Round(name="fold1", learn=("train",), watch="evaluate"),)
 
     def source(self, folder: Path, part: str) -> Source:
-        """Give the clips of train or evaluate."""
+        """Returns the clips of train or evaluate."""
         table = f"evaluation_setup/fold1_{part}.csv"
         need(folder, TauUrban, "meta.csv", table, "audio")
         columns = TableColumns(path="filename", label="scene_label", delimiter="\t")
@@ -30,7 +30,7 @@ class TauUrban(PublishedSet):
 
 
 def _classes(table: Path) -> Vocabulary:
-    """Give the scenes in alphabetical order, as everybody numbers them."""
+    """Returns the scenes in alphabetical order, as everybody numbers them."""
     with table.open(encoding="utf-8-sig", newline="") as stream:
         reader = csv.DictReader(stream, delimiter="\t")
         if "scene_label" not in (reader.fieldnames or ()):

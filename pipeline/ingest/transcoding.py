@@ -56,7 +56,7 @@ class Transcoding:
             raise DecodeError("can't be encoded", str(error)) from error
 
     def rate_for(self, own_rate_hz: int) -> int:
-        """Give the rate that a sound of some rate gets, in Hz."""
+        """Returns the rate that a sound of some rate gets, in Hz."""
         if self.sample_rate_hz is not None:
             return self.sample_rate_hz
         if self.format == "flac":
@@ -91,7 +91,7 @@ def quantise(samples: np.ndarray, bits: Literal[16, 24]) -> np.ndarray:
 
 
 def _resampled(source: soundfile.SoundFile, rate: int) -> Iterator[np.ndarray]:
-    """Give a sound's blocks at a rate: (samples, channels), float32."""
+    """Yields a sound's blocks at a rate: (samples, channels), float32."""
     if rate == source.samplerate:
         yield from _blocks(source)
         return

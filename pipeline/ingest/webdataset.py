@@ -82,7 +82,7 @@ class _ListLabeller:
         self._is_found = bytearray(len(self._row_of))
 
     def clip(self, location: str, version: str, key: str, sample: Sample) -> PlannedClip | None:
-        """Give the clip, or None where no list has it.
+        """Returns the clip, or None where no list has it.
 
         Raises:
             UnusableClipError: it can't be a sound.
@@ -96,7 +96,7 @@ class _ListLabeller:
         return _planned(location, version, sample, clip_id, tuple(segment["labels"]), segment)
 
     def missing(self) -> Iterator[Rejection]:
-        """Give the listed clips that no tar has."""
+        """Yields the listed clips that no tar has."""
         for clip_id, row in self._row_of.items():
             if not self._is_found[row]:
                 yield Rejection(clip_id, None, "file missing")

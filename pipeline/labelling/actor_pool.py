@@ -183,7 +183,7 @@ class _ProgressBoard:
         self._stopped = False
 
     def begin(self, shard: str) -> tuple[int, ShardOutcome | None]:
-        """Give how often the shard was begun, this time included, and how it ended, if it has."""
+        """Returns how often the shard was begun, this time included, and how it ended, if it has."""
         if self._stopped:
             return self._begun[shard], ShardOutcome(shard=shard, error="the run was stopped", ends_run=True)
         if shard not in self._ended:

@@ -145,7 +145,7 @@ def _plain(name: str) -> str:
 
 @torch.inference_mode()
 def check_answer(name: str, network: nn.Module, classes: int) -> None:
-    """Ask about one silent clip, so that a wrong teacher is known before a run begins.
+    """Run a teacher on one silent clip, so that a wrong one is known before a run begins.
 
     Raises:
         CheckpointError: it gives something else than a logit for each class.
@@ -165,7 +165,7 @@ def check_answer(name: str, network: nn.Module, classes: int) -> None:
 
 
 def describe_front_end(front_end: nn.Module) -> str:
-    """Say how waveforms become features, in the same words on every machine."""
+    """Returns how waveforms become features, in the same words on every machine."""
     return re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(front_end).split()))
 
 

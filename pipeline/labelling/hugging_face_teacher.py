@@ -54,7 +54,7 @@ class HuggingFaceTeacher(nn.Module):
 
 
 def locate(repo_id: str, folder: str | None, *, offline: bool) -> Path:
-    """Give the weights' file of a model; its settings lie beside it.
+    """Returns the weights' file of a model; its settings lie beside it.
 
     Args:
         repo_id: ORG/NAME on the Hugging Face Hub.

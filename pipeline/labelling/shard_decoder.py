@@ -88,12 +88,12 @@ class ShardDecoder:
         self._assembler.shutdown(cancel_futures=True)
 
     def rows_of(self, shard: str) -> np.ndarray:
-        """Give a shard's rows, (clips,) int64, in the order of its bytes, which is that of its batches."""
+        """Returns a shard's rows, (clips,) int64, in the order of its bytes, which is that of its batches."""
         rows = self._manifest.rows_of_shard(shard)
         return rows[np.argsort(self._manifest.offsets[rows], kind="stable")]
 
     def batches(self, shard: str, following: str | None = None) -> Iterator[ClipBatch]:
-        """Give a shard's batches.
+        """Yields a shard's batches.
 
         Args:
             shard: its name in the manifest.
@@ -131,7 +131,7 @@ class ShardDecoder:
             return None
 
     def _prepare(self, shard: "_OpenShard") -> bool:
-        """Give the threads one more batch to make; False where the shard has no more clips."""
+        """Submit one more batch to the threads; False where the shard has no more clips."""
         rows = [shard.rows.popleft() for _ in range(min(self._batch_size, len(shard.rows)))]
         clips = [(row, self._decoders.submit(self._decode, shard.reader, row)) for row in rows]
         if clips:

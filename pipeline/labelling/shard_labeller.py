@@ -147,7 +147,7 @@ class ShardLabeller:
         return all(event.query() for event in self._unfinished)
 
     def _logits_of(self, batch: ClipBatch) -> Tensor:
-        """Return each teacher's logits of each view: (teachers, batch, views, classes), float16, on the device.
+        """Returns each teacher's logits of each view: (teachers, batch, views, classes), float16, on the device.
 
         Where the members are not kept, their weighted mean stands for them, as a single teacher.
 
@@ -186,7 +186,7 @@ class ShardLabeller:
         return copied
 
     def _keep_pace(self) -> None:
-        """Let a GPU be one batch behind, so that the next one is copied meanwhile, but not more: memory is finite."""
+        """Keep at most one batch queued on a GPU, so that the next one is copied meanwhile: memory is finite."""
         if not self._on_gpu:
             return
         done = torch.cuda.Event()

@@ -92,7 +92,7 @@ class TeacherSpec:
         return self._as_loaded(network, manifest, device, str(weights), sha256_of_file(weights))
 
     def _as_loaded(self, network: nn.Module, manifest: Manifest, device: str, source: str, sha256: str) -> LoadedModel:
-        """See that a teacher from elsewhere fits the dataset, and describe it as if it were our own."""
+        """Check that a teacher from elsewhere fits the dataset, and describe it as if it were our own."""
         network = match_classes(self.name, network.eval(), manifest.vocabulary)
         check_answer(self.name, network, len(manifest.vocabulary))
         its = cast("Teacher", network)
@@ -129,7 +129,7 @@ def _number(text: str) -> float | None:
 
 
 def stamp_teachers(specs: Sequence[TeacherSpec], manifest: Manifest, precision: Precision) -> StoreStamp:
-    """Say what the teachers' logits will be. Each is loaded once, one at a time, so that a wrong one is known early.
+    """Returns the teachers' stamps. Each is loaded once, one at a time, so that a wrong one is known early.
 
     Raises:
         CheckpointError: a teacher's file is missing, damaged, or doesn't fit the model or the classes.

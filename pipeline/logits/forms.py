@@ -44,12 +44,12 @@ class TopLogits:
 
 
 def member_column(number: int) -> str:
-    """Name the column of the teacher with that number, from 1."""
+    """Returns the name of the column of the teacher with that number, from 1."""
     return f"teacher_{number}_logits"
 
 
 def columns_of(stamp: StoreStamp) -> list[pa.Field]:
-    """Give the columns of a part that bears this stamp."""
+    """Returns the columns of a part that bears this stamp."""
     fields = [pa.field("clip_id", pa.string(), nullable=False)]
     if stamp.views is not None:
         fields += [pa.field(name, kind, nullable=False) for name, kind in VIEW_COLUMNS.items()]
@@ -104,7 +104,7 @@ def table_of(
 
 
 def view_rows(stamp: StoreStamp, clip_ids: Sequence[str]) -> Iterator[list]:
-    """Give the values of `VIEW_COLUMNS`, column by column, for some clips of a store with views."""
+    """Yields the values of `VIEW_COLUMNS`, column by column, for some clips of a store with views."""
     assert stamp.views is not None
     config, numbers = stamp.views.config, range(stamp.views.count)
     drawn = [(number, draw_view(config, clip_id, number)) for clip_id in clip_ids for number in numbers]
@@ -119,12 +119,12 @@ def _list_array(values: np.ndarray, kind: pa.DataType) -> pa.FixedSizeListArray:
 
 
 def value_columns(stamp: StoreStamp) -> list[str]:
-    """Name the columns that `dense_logits` needs."""
+    """Returns the names of the columns that `dense_logits` needs."""
     return ["logits"] if stamp.top_k is None else ["top_classes", "top_logits", "rest_logit"]
 
 
 def dense_logits(columns: Mapping[str, pa.ChunkedArray] | pa.Table, stamp: StoreStamp) -> np.ndarray:
-    """Give the logits of all classes: (rows, classes), float16.
+    """Returns the logits of all classes: (rows, classes), float16.
 
     Where only the K largest are stored, each other class has the row's `rest_logit`.
 
@@ -143,7 +143,7 @@ def dense_logits(columns: Mapping[str, pa.ChunkedArray] | pa.Table, stamp: Store
 
 
 def matrix(column: pa.ChunkedArray, size: int) -> np.ndarray:
-    """Give a column of lists of `size` numbers as (rows, size)."""
+    """Returns a column of lists of `size` numbers as (rows, size)."""
     return column.combine_chunks().flatten().to_numpy().reshape(-1, size)
 
 

@@ -103,7 +103,7 @@ class StoreStamp:
         return tuple(teacher.weight for teacher in self.teachers)
 
     def to_json(self) -> bytes:
-        """Spell the stamp; `from_json` gives it back. Equal stamps give equal bytes."""
+        """Returns the stamp as JSON; `from_json` reads it. Equal stamps give equal bytes."""
         # What a store does not have is not mentioned: an older version reads all that it understands.
         return _STAMPS.dump_json(self, indent=2, exclude_none=True)
 
@@ -125,7 +125,7 @@ class StoreStamp:
             ) from error
 
     def differences_from(self, other: "StoreStamp") -> str:
-        """Say in a line how this stamp differs from `other`; empty where they are equal."""
+        """Returns in a line how this stamp differs from `other`; empty where they are equal."""
         if len(self.teachers) != len(other.teachers):
             return f"{len(self.teachers)} teachers, not {len(other.teachers)}"
         pairs = [("", self, other)] + [

@@ -87,12 +87,12 @@ class LogitPart:
 
 
 def part_stem(shard: str) -> str:
-    """Name a shard's part: `train-000000.tar` → `train-000000`."""
+    """Returns the name of a shard's part: `train-000000.tar` → `train-000000`."""
     return PurePosixPath(shard).name.removesuffix(".tar")
 
 
 def part_schema(stamp: StoreStamp, shard_identity: str, failures: Sequence[ClipFailure] = ()) -> pa.Schema:
-    """Give the schema of a part: columns that any Parquet reader opens, and our stamp in the metadata."""
+    """Returns the schema of a part: columns that any Parquet reader opens, and our stamp in the metadata."""
     return pa.schema(
         columns_of(stamp),
         metadata={
@@ -238,7 +238,7 @@ def _open_part(location: str, *, whole: bool = False) -> Iterator[pq.ParquetFile
 
 
 def write_stamp(store: str, stamp: StoreStamp) -> None:
-    """Say what the store is; written before its first part, so that an interrupted store is known too."""
+    """Write store.json, before the first part, so that an interrupted store is known too."""
     storage.publish_bytes(storage.join_path(store, STORE_NAME), stamp.to_json() + b"\n")
 
 
@@ -407,7 +407,7 @@ class LogitStore:
     def align(
         self, manifest: Manifest, cache_dir: str | Path, *, all_views: bool = False, member: int | None = None
     ) -> AlignedLogits:
-        """Give the logits in the manifest's order, from the cache where this was done before.
+        """Returns the logits in the manifest's order, from the cache where this was done before.
 
         The cache is keyed by all that the array depends on. Processes may do this at the same time: each publishes
         the same bytes, whole. Only a few parts are in memory at a time.

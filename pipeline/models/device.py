@@ -31,7 +31,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def fastest_precision(device: torch.device | str) -> Precision:
-    """Give the fastest precision of a device whose effect on the logits was measured as harmless.
+    """Returns the fastest precision of a device whose effect on the logits was measured as harmless.
 
     That is bfloat16 where the device has instructions for it: its 99.9th percentile of |difference| to float32 is below
     0.02, measured by `benchmarks.precision`. Older GPUs multiply float16 as fast, which lies closer to float32 still.

@@ -93,7 +93,7 @@ class _Partial:
         return self.path.stat().st_size if self.path.exists() else 0
 
     def range_headers(self) -> dict[str, str]:
-        """Ask for the rest; a server whose file has changed since then sends all of it."""
+        """Returns the headers that ask for the rest; a server whose file has changed since then sends all of it."""
         if not self.size or not self._version.exists():
             return {}
         return {"Range": f"bytes={self.size}-", "If-Range": self._version.read_text()}
@@ -180,7 +180,7 @@ def _connection(url: str, headers: dict[str, str], partial: _Partial, silence_se
 
 
 def ask_host(url: str) -> None:
-    """Find out whether the host of a file can be reached at all, whatever it answers.
+    """Returns whether the host of a file can be reached at all, whatever it answers.
 
     Raises:
         CheckpointError: it can't.
@@ -233,7 +233,7 @@ def _read(response: HTTPResponse) -> bytes:
 
 
 def _check_space(partial: _Partial, total: int | None) -> None:
-    """Say that a disk is too small before it is filled to the brim."""
+    """Check that the disk has room for the rest before it is filled to the brim."""
     free = shutil.disk_usage(partial.path.parent).free
     missing = 0 if total is None else total - partial.size
     if missing > free:

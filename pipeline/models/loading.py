@@ -84,7 +84,7 @@ class Weights:
 
 @contextmanager
 def open_weights(location: str, *, offline: bool | None = None) -> Iterator[Weights]:
-    """Give a checkpoint as a file on this machine, for as long as the block lasts.
+    """Yields a checkpoint as a file on this machine, for as long as the block lasts.
 
     Args:
         location: a file, a folder as Hugging Face lays it out, a URL, or the registered name of a model with released
@@ -102,7 +102,7 @@ def open_weights(location: str, *, offline: bool | None = None) -> Iterator[Weig
 
 
 def fetch_released(name: str, *, offline: bool | None = None) -> Weights:
-    """Give the weights that were released under a registered name; `open_weights` describes the rest."""
+    """Returns the weights that were released under a registered name; `open_weights` describes the rest."""
     url = _released_weights(name)
     file = fetch(url, offline=offline)
     return Weights(path=file.path, sha256=file.sha256, released_as=name, source=url)
@@ -185,7 +185,7 @@ def load_model(
 
 
 def check_registered(package: _Package[nn.Module], name: str) -> None:
-    """See that a model can be built.
+    """Check that a model can be built.
 
     Raises:
         UsageError: nothing is registered under the name.
@@ -225,7 +225,7 @@ def build_for_training(
 
 
 def _own_vocabulary(metadata: CheckpointMetadata | None, location: str) -> Vocabulary:
-    """Give the classes that a file names, or AudioSet's where it names none."""
+    """Returns the classes that a file names, or AudioSet's where it names none."""
     if metadata is None or metadata.vocabulary is None:
         return audioset_vocabulary()
     return parse_vocabulary(metadata.vocabulary.encode(), f"{location} (its class list)")
@@ -273,6 +273,6 @@ def is_registered(package: object, name: str) -> bool:
 
 
 def _display_name(location: str) -> str:
-    """Name a run's weights after the run, any other file after itself."""
+    """Returns a run's name for its weights, a file's own for any other."""
     path = PurePosixPath(location.partition("?")[0] if storage.is_remote(location) else location)
     return path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem

@@ -45,7 +45,7 @@ class CheckpointMetadata(BaseModel):
 
 @contextmanager
 def local_file(location: str | Path) -> Iterator[Path]:
-    """Give a checkpoint as a file on this machine, for as long as the block lasts.
+    """Yields a checkpoint as a file on this machine, for as long as the block lasts.
 
     A local path is given as it is, a folder as Hugging Face lays it out gives its file of weights; a URL's file is
     copied to a temporary folder, so nothing stale can be used later.

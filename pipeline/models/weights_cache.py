@@ -40,7 +40,7 @@ def is_offline() -> bool:
 
 
 def fetch(url: str, *, offline: bool | None = None) -> FetchedFile:
-    """Give a released file, from the cache or, the first time, from its host.
+    """Returns a released file, from the cache or, the first time, from its host.
 
     Args:
         url: where its authors put it.
@@ -62,12 +62,12 @@ def fetch(url: str, *, offline: bool | None = None) -> FetchedFile:
 
 
 def fetch_path(url: str) -> Path:
-    """Give the path alone; `teacher` and `student` find this function as their way to fetch pretrained weights."""
+    """Returns the path alone; `teacher` and `student` find this function as their way to fetch pretrained weights."""
     return fetch(url).path
 
 
 def cached_path(url: str) -> Path | None:
-    """Give a released file if it is on this machine, without asking anybody."""
+    """Returns a released file if it is on this machine, without asking anybody."""
     if hub_file := _HUB_FILE.fullmatch(url):
         from huggingface_hub import try_to_load_from_cache
 

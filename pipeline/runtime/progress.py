@@ -30,7 +30,7 @@ METRICS_NAME = "metrics.jsonl"
 
 @cache
 def console() -> Console:
-    """Give the one console that results are printed to: standard output."""
+    """Returns the one console that results are printed to: standard output."""
     return Console()
 
 
@@ -60,7 +60,7 @@ class ProgressBar:
             self._progress.update(self._task, advance=clips, note=note)
 
     def set_total(self, clips: int) -> None:
-        """Say how many clips there are in all, once that is known."""
+        """Set how many clips there are in all, once that is known."""
         self._progress.update(self._task, total=clips)
 
 

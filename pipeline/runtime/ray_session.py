@@ -54,7 +54,7 @@ def running_ray(address: str | None) -> Iterator[None]:
 
 
 def _check_reachable(address: str) -> None:
-    """Ask first whether anybody is there: Ray itself would try for minutes."""
+    """Check first whether anybody is there: Ray itself would try for minutes."""
     host, _, port = address.rpartition(":")
     if host and port.isdigit():
         try:

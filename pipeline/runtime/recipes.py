@@ -17,7 +17,7 @@ _BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def to_toml(config: "DataclassInstance") -> str:
-    """Spell a settings object, defaults included: its fields as keys, nested settings as tables.
+    """Returns a settings object as TOML, defaults included: its fields as keys, nested settings as tables.
 
     A field that is None is left out: TOML has no word for it, and None is the default of every field that may be so.
     Credentials in URLs are masked; who runs the settings again has to give them again.
@@ -62,7 +62,7 @@ def _value(value: Any) -> str:
 
 
 def differences(old: str, new: str, *, free: frozenset[str]) -> list[str]:
-    """Say in which settings two TOML texts differ, such as `batch_size: 32 → 64`.
+    """Returns the settings in which two TOML texts differ, such as `batch_size: 32 → 64`.
 
     Args:
         old: the earlier settings.

@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 
 def present_flag(token: str) -> str:
-    """Return a token of a command line with a renamed flag under its present name, and log that."""
+    """Returns a token of a command line with a renamed flag under its present name, and logs that."""
     flag, equals, value = token.partition("=")
     now = RENAMED.get(flag.removeprefix("--").replace("-", "_")) if flag.startswith("--") else None
     if now is None:
@@ -26,7 +26,7 @@ def present_flag(token: str) -> str:
 
 
 def present_settings(settings: Mapping[str, Any], source: str, table: str = "") -> dict[str, Any]:
-    """Return a recipe with renamed keys under their present names, and log that.
+    """Returns a recipe with renamed keys under their present names, and logs that.
 
     Args:
         settings: the keys, nested tables as mappings.

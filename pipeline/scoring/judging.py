@@ -8,7 +8,7 @@ from pipeline.models.weights import Task
 
 
 def comparable(logits: np.ndarray, task: Task) -> np.ndarray:
-    """Give (clips, classes) scores that rank one clip against another.
+    """Returns (clips, classes) scores that rank one clip against another.
 
     A logit does. But where classes compete in a softmax, only its (log) probabilities do: logits of a clip may all be
     shifted alike.
@@ -19,7 +19,7 @@ def comparable(logits: np.ndarray, task: Task) -> np.ndarray:
 
 
 def judge(logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
-    """Give the figures of one evaluation.
+    """Returns the figures of one evaluation.
 
     Args:
         logits: (clips, classes).

@@ -55,7 +55,7 @@ def stretches(rows: np.ndarray) -> list[np.ndarray]:
 def measure_fit(
     logits: np.ndarray, rows: np.ndarray, labels: np.ndarray, neighbours: dict[int, tuple[np.ndarray, np.ndarray]]
 ) -> LabelFit:
-    """Judge one stretch.
+    """Returns how well the logits of one stretch fit.
 
     Args:
         logits: (clips, classes), finite.

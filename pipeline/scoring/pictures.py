@@ -152,7 +152,7 @@ def _finish_epochs(axes: Axes, runs: Sequence[TrainingCurves], legend: Literal["
 
 
 def _classes_to_draw(systems: Sequence[SystemScores], positives: np.ndarray, max_classes: int) -> np.ndarray:
-    """Give the indices of the classes with the most positives, the best of the first system first."""
+    """Returns the indices of the classes with the most positives, the best of the first system first."""
     frequent = np.argsort(-positives, kind="stable")[:max_classes]
     frequent = frequent[positives[frequent] > 0]
     return frequent[np.argsort(-systems[0].average_precision[frequent], kind="stable")] if systems else frequent

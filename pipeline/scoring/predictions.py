@@ -76,7 +76,7 @@ def iter_predictions(
     device: torch.device | str = "cpu",
     precision: Precision = "float32",
 ) -> Iterator[Predictions]:
-    """Do what `predict` does batch by batch, so that nothing is gathered; batches without a valid clip give nothing."""
+    """Yields what `predict` returns, batch by batch, with nothing gathered; a batch without a valid clip is skipped."""
     with _evaluation_mode(models), torch.inference_mode():
         for batch in batches:
             valid = batch.valid
@@ -88,7 +88,7 @@ def iter_predictions(
 
 
 def _forward(models: Sequence[nn.Module], waveforms: Tensor, precision: Precision) -> Tensor:
-    """Give (models, batch, classes) float32 logits."""
+    """Returns (models, batch, classes) float32 logits."""
     logits = []
     for model in models:
         features = model.get_submodule("front_end")(waveforms)

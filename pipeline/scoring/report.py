@@ -73,7 +73,7 @@ class EvaluationReport:
         return dict(Counter(reason for _, reason in self.failures).most_common())
 
     def system(self, name: str) -> SystemScores:
-        """Give one system's scores.
+        """Returns one system's scores.
 
         Raises:
             KeyError: no system has that name.
@@ -82,7 +82,7 @@ class EvaluationReport:
 
 
 def hash_of_ids(clip_ids: pa.Array) -> str:
-    """Give the SHA-256 of a set of clip ids, whatever their order: the ids sorted by their bytes, one a line.
+    """Returns the SHA-256 of a set of clip ids, whatever their order: the ids sorted by their bytes, one a line.
 
     `LC_ALL=C sort ids.txt | sha256sum` gives the same.
     """
@@ -114,7 +114,7 @@ def score_table(report: EvaluationReport) -> Group:
 
 
 def report_json(report: EvaluationReport) -> bytes:
-    """Spell a report as JSON; the per-class scores are in `per_class_csv`."""
+    """Returns a report as JSON; the per-class scores are in `per_class_csv`."""
     content: dict[str, Any] = {
         "data": report.data,
         "clips": report.clips,
@@ -141,7 +141,7 @@ def report_json(report: EvaluationReport) -> bytes:
 
 
 def per_class_csv(report: EvaluationReport) -> bytes:
-    """Spell the per-class scores as CSV: one row a class, three columns a system, empty where there is no score."""
+    """Returns the per-class scores as CSV: one row a class, three columns a system, empty where there is no score."""
     rows = io.StringIO()
     writer = csv.writer(rows, lineterminator="\n")
     columns = [f"{score}:{system.name}" for system in report.systems for score in ("ap", "roc_auc", "d_prime")]

@@ -53,7 +53,7 @@ def run_models(
     device: torch.device,
     precision: Precision,
 ) -> list[System]:
-    """Let each model listen to the whole dataset; models of one rate and length share the decoding.
+    """Run each model over the whole dataset; models of one rate and length share the decoding.
 
     Args:
         models: on `device`, of the dataset's classes.
@@ -117,7 +117,7 @@ def ensemble(members: Sequence[System]) -> System:
 
 
 def read_members(store: LogitStore, manifest: Manifest) -> list[System]:
-    """Give each teacher of a store as a system of its own, where the store keeps the logits of each.
+    """Returns each teacher of a store as a system of its own, where the store keeps the logits of each.
 
     Raises:
         LogitStoreError: as `read_store`.

@@ -176,7 +176,7 @@ class ShardMirror:
         return self._cache.folder / f"shard-{key[:32]}.tar"
 
     def read(self, name: str, offset: int, size: int) -> bytes:
-        """Give what lies there, be it right or not; fewer bytes where the file ends before."""
+        """Returns what lies there, be it right or not; fewer bytes where the file ends before."""
         try:
             descriptor = os.open(self._path(name), os.O_RDONLY)
         except OSError:

@@ -39,13 +39,13 @@ class StoredFile:
 
 
 def is_remote(location: str | Path) -> bool:
-    """Tell a URL such as `s3://…` from a local path; `file://` counts as local."""
+    """Returns whether a location is a URL such as `s3://…`; `file://` counts as local."""
     text = str(location)
     return bool(_URL.match(text)) and not text.startswith("file://")
 
 
 def local_path(location: str | Path) -> Path:
-    """Give the local path behind a path or a `file://` URL; `~` is the home folder.
+    """Returns the local path behind a path or a `file://` URL; `~` is the home folder.
 
     Raises:
         ValueError: `location` is remote.
@@ -56,7 +56,7 @@ def local_path(location: str | Path) -> Path:
 
 
 def join_path(folder: str | Path, name: str) -> str:
-    """Give the location of `name` inside `folder`."""
+    """Returns the location of `name` inside `folder`."""
     if is_remote(folder):
         return schemes.join_url(str(folder), name)
     return str(local_path(folder) / name)
@@ -70,7 +70,7 @@ def is_same_place(one: str | Path, other: str | Path) -> bool:
 
 
 def file_name(location: str | Path) -> str:
-    """Give the name of the file at a location, without its folder and without a URL's query."""
+    """Returns the name of the file at a location, without its folder and without a URL's query."""
     return schemes.url_name(str(location)) if is_remote(location) else local_path(location).name
 
 
@@ -128,12 +128,12 @@ def list_tree(folder: str | Path) -> list[str]:
 
 
 def is_staged(name: str) -> bool:
-    """Tell a file that somebody is still writing by its name."""
+    """Returns whether a file is still being written, by its name."""
     return _STAGED in name
 
 
 def find_files(folder: str | Path, names: Sequence[str]) -> list[StoredFile]:
-    """Tell which of the named files are in a folder; also behind a web server, which is asked for each.
+    """Returns which of the named files are in a folder; also behind a web server, which is asked for each.
 
     Raises:
         StorageError: the server refuses or fails.
@@ -216,7 +216,7 @@ def open_input(location: str | Path, *, whole: bool = False, request_bytes: int 
 
 @contextmanager
 def local_copy(location: str | Path) -> Iterator[Path]:
-    """Give a file as a path on this machine for as long as the block lasts; a local file as it is.
+    """Yields a file as a path on this machine for as long as the block lasts; a local file as it is.
 
     A remote file is copied to a temporary folder under its own name, so nothing stale can be used later.
 
@@ -385,7 +385,7 @@ def check_writable(location: str | Path) -> None:
 
 @contextmanager
 def publish(location: str | Path) -> Iterator[Path]:
-    """Give a path to write to; when the block ends without an error, the file appears at `location`, whole.
+    """Yields a path to write to; when the block ends without an error, the file appears at `location`, whole.
 
     Readers see the old file or the new one, never a part: a local file is renamed into place after its bytes are on
     the disk, a remote one is put in one piece. A block that fails leaves nothing behind.

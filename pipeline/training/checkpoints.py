@@ -23,7 +23,7 @@ _NAME = re.compile(r"step-(\d{8,})\.pt")
 
 
 def checkpoint_path(run: Path, step: int) -> Path:
-    """Give the place of the checkpoint after `step` optimizer steps."""
+    """Returns the place of the checkpoint after `step` optimizer steps."""
     return run / CHECKPOINTS_FOLDER / f"step-{step:08d}.pt"
 
 

@@ -43,7 +43,7 @@ class Evaluation:
     ranks: Ranks
 
     def run(self, model: nn.Module, stop: StopRequest) -> dict[str, float]:
-        """Give the figures of `score`, and `clips`, how many were scored: the same on every rank.
+        """Returns the figures of `score`, and `clips`, how many were scored: the same on every rank.
 
         Raises:
             StopRequestedError: somebody asked one of the ranks to end.

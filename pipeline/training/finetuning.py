@@ -164,7 +164,7 @@ class FinetuneLearner(Learner):
         return student.masked_bce(logits, positives, label_mask).mean()
 
     def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
-        """Give mAP, mean ROC AUC and d′, and accuracies where a clip has one class, or else the micro-averaged mAP."""
+        """Returns mAP, mean ROC AUC and d′; accuracies where a clip has one class, or else the micro-averaged mAP."""
         if self._task == "single-label":
             logits = comparable(logits, self._task)
             own = {
@@ -177,7 +177,7 @@ class FinetuneLearner(Learner):
         return {**judge(logits, labels, label_mask), "mAP_micro": micro}
 
     def made(self) -> dict[str, Any]:
-        """Say how to build the student, what its logits are for, and how long the sounds are that it knows."""
+        """Returns how to build the student, what its logits are for, and how long its inputs are."""
         kwargs = dict(self._options)
         if isinstance(self.model, student.DyMN):
             kwargs["T_max"] = self.model.temperature

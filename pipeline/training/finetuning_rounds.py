@@ -132,7 +132,7 @@ def _chosen(config: PublishedSetConfig, published: PublishedSet) -> list[Round]:
 
 
 def _check_run(config: PublishedSetConfig) -> None:
-    """See that the run may begin or go on.
+    """Check that the run may begin or go on.
 
     Raises:
         UsageError: the folder has a run and `resume` is off, or it was made with other settings.
@@ -146,7 +146,7 @@ def _check_run(config: PublishedSetConfig) -> None:
 
 
 def _last_figures(run: str) -> dict[str, float]:
-    """Give what the last epoch's weights scored: where nothing else is left to test on, no epoch is picked by it."""
+    """Returns what the last epoch's weights scored: where nothing else is left to test on, no epoch is picked by it."""
     evaluated = [line for line in read_metrics(run) if "eval/clips" in line]
     return {name.removeprefix("eval/"): value for name, value in evaluated[-1].items() if name.startswith("eval/")}
 

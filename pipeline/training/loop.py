@@ -178,7 +178,7 @@ class TrainingConfig:
             raise UsageError(f"learning_rate is {self.learning_rate}; choose a value above 0")
 
     def cache_folder(self) -> CacheFolder:
-        """Give the cache that `cache` and `cache_size` describe."""
+        """Returns the cache that `cache` and `cache_size` describe."""
         return CacheFolder(local_path(self.cache), self.cache_size * GIGABYTE)
 
 
@@ -197,7 +197,7 @@ class Learner(ABC):
 
     @abstractmethod
     def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
-        """Give the mean loss of a batch's clips, a scalar.
+        """Returns the mean loss of a batch's clips, a scalar.
 
         Args:
             network: the model as the loop wraps it; call it once.
@@ -208,7 +208,7 @@ class Learner(ABC):
 
     @abstractmethod
     def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
-        """Return metrics of predictions; the entry that `best` names decides.
+        """Returns metrics of predictions; the entry that `best` names decides.
 
         Args:
             logits: (clips, classes).
@@ -218,7 +218,7 @@ class Learner(ABC):
 
     @abstractmethod
     def made(self) -> dict[str, Any]:
-        """Give stage, model and kwargs, from which files of weights say how to build what they are for."""
+        """Returns stage, model and kwargs: how a file of weights says what it is for."""
 
     def begin_epoch(self, network: nn.Module, epoch: int) -> None:  # noqa: B027 (most have nothing to set)
         """Set what depends on the epoch, from 0, in the model or in an average of it; by default nothing does."""
@@ -296,7 +296,7 @@ class Trainer:
         self._enter(0)
 
     def _wrap(self, model: nn.Module) -> nn.Module:
-        """Give the model as a step runs it: divided among the ranks, and compiled."""
+        """Returns the model as a step runs it: divided among the ranks, and compiled."""
         config, network = self._config, model
         if config.compile:
             check_compiler(self._device)
@@ -419,13 +419,13 @@ class Trainer:
                 self._learner.begin_epoch(network, epoch)
 
     def share_buffers(self) -> None:
-        """Give all ranks the first one's statistics, before an evaluation or a checkpoint."""
+        """Broadcast the first rank's batch statistics, before an evaluation or a checkpoint."""
         if self._ranks.size > 1 and not self._config.sync_batch_norm:
             for buffer in self._model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Give all that a later process needs to go on: tensors and plain values."""
+        """Returns all that a later process needs to go on: tensors and plain values."""
         return {
             "step": self.step,
             "skipped_steps": self.skipped_steps,

@@ -42,7 +42,7 @@ class Ranks:
         return self.rank == 0
 
     def share(self, global_batch_size: int, pieces: int = 1) -> list[slice]:
-        """Return this process's positions in a global batch, in `pieces` slices; neighbours stay together.
+        """Returns this process's positions in a global batch, in `pieces` slices; neighbours stay together.
 
         Pairs of neighbours are mixed with each other (mixup), so every piece begins at an even position. Together the
         pieces of all processes are the global batch, each position once; sizes differ by two at most.
@@ -87,7 +87,7 @@ class Ranks:
         return value
 
     def collect(self, value: T) -> list[T]:
-        """Give every process every process's value, in their order.
+        """Returns every rank's value, in their order, to all of them.
 
         Raises:
             PipelineError: another process is gone.
@@ -100,7 +100,7 @@ class Ranks:
         return cast("list[T]", values)
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """Let the first process make something and give it to all; what it raises is raised in all.
+        """Call `make` on the first rank and broadcast its result; what it raises is raised on all.
 
         Raises:
             PipelineError: whatever `make` raises, or the first process is gone.
@@ -152,7 +152,7 @@ def joined_ranks() -> Iterator[Ranks]:
 
 
 def backend() -> str:
-    """Name torch's ways of talking: between GPUs one, between CPUs another."""
+    """Returns the names of torch's backends: NCCL between GPUs, Gloo between CPUs."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
 
 

@@ -75,7 +75,7 @@ def _refuse_what_would_lose(location: str, faults: Iterable[Fault]) -> None:
 
 
 def _known_rows(location: str, vocabulary_sha256: str) -> dict[str, Row]:
-    """Give clip id → row of the old manifest; none where it can't be read at all.
+    """Returns clip id → row of the old manifest; none where it can't be read at all.
 
     Raises:
         ManifestError: it was made for other classes: its labels would come to mean something else.
@@ -103,7 +103,7 @@ def _known_rows(location: str, vocabulary_sha256: str) -> dict[str, Row]:
 
 
 def _united(found: list[Row], known: dict[str, Row]) -> tuple[list[Row], list[Rejection]]:
-    """Give the new rows, with what the old manifest knew, and what is left out of them."""
+    """Returns the new rows, with what the old manifest knew, and what is left out of them."""
     rows: list[Row] = []
     left_out: list[Rejection] = []
     for row in found:

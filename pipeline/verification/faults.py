@@ -53,7 +53,7 @@ class Findings:
 
     @property
     def left(self) -> list[Fault]:
-        """Give the faults that nothing was done about."""
+        """Returns the faults that nothing was done about."""
         return [fault for fault in self.faults if not fault.repair]
 
 

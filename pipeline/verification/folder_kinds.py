@@ -16,7 +16,7 @@ _MARKS: dict[str, Kind] = {MANIFEST_NAME: "dataset", STORE_NAME: "store", CONFIG
 
 
 def kind_of(path: str) -> Kind:
-    """Tell a dataset, a store and a run apart: by the file that each has to have, or else by what they consist of.
+    """Returns `dataset`, `store` or `run`: by the file that each has to have, or else by what they consist of.
 
     Raises:
         PipelineError: it is none of them.

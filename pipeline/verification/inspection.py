@@ -94,7 +94,7 @@ def summarise_dataset(manifest: Manifest) -> DatasetSummary:
 
 
 def _seconds(table: pa.Table) -> np.ndarray:
-    """Give (clips,) float64: the file's own length where it is known, else the segment's, else NaN."""
+    """Returns (clips,) float64: the file's own length where it is known, else the segment's, else NaN."""
     known = ("frames", "sample_rate", "start_seconds", "end_seconds")
     frames, rate, start, end = (pc.cast(table[name], pa.float64()).to_numpy() for name in known)  # NaN for null
     return np.where(np.isfinite(frames) & (rate > 0), frames / np.where(rate > 0, rate, 1), end - start)
@@ -210,6 +210,6 @@ def summarise_run(run: str | Path) -> RunSummary:
 
 
 def _best(lines: Iterable[Mapping[str, float]], name: str) -> tuple[float | None, int | None]:
-    """Give the highest value that a figure had, and the first epoch that had it."""
+    """Returns the highest value that a figure had, and the first epoch that had it."""
     best = max((line for line in lines if name in line), key=lambda line: line[name], default=None)
     return (None, None) if best is None else (best[name], int(best["epoch"]))

@@ -57,7 +57,7 @@ def verify_run(
 
 
 def _rounds(location: str) -> list[str]:
-    """Give the folders of a run's rounds, such as `fold1/`: those that have settings of their own."""
+    """Returns the folders of a run's rounds, such as `fold1/`: those that have settings of their own."""
     below = [name.removesuffix(CONFIG_NAME) for name in storage.list_tree(location) if name.endswith(f"/{CONFIG_NAME}")]
     return [folder for folder in below if folder.count("/") == 1]
 
@@ -95,7 +95,7 @@ def _verify_metrics(location: str, name: str, findings: Findings, *, expected: b
 
 
 def _line_fault(line: bytes, step: int) -> tuple[str, int]:
-    """Say what is wrong with a line of figures, if anything; and the step that it belongs to."""
+    """Returns what is wrong with a line of metrics, if anything; and the step that it belongs to."""
     try:
         values = json.loads(line)
     except ValueError as error:
@@ -124,7 +124,7 @@ def _checkpoint_faults(location: str, name: str) -> Iterator[Fault]:
 
 
 def _tensors(state: Any, where: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Give the floating-point tensors of a state, with their places."""
+    """Yields the floating-point tensors of a state, with their places."""
     if isinstance(state, torch.Tensor):
         if state.is_floating_point():
             yield where, state

@@ -27,7 +27,7 @@ TeacherMaker = Callable[..., str]
 
 
 def wav_of(samples: np.ndarray, sample_rate_hz: int = 32_000) -> bytes:
-    """Spell (samples,) float32 as a 16-bit WAV."""
+    """Returns (samples,) float32 as a 16-bit WAV."""
     stream = io.BytesIO()
     with wave.open(stream, "wb") as writer:
         writer.setnchannels(1)
@@ -60,7 +60,7 @@ def five_classes() -> Vocabulary:
 
 @pytest.fixture
 def build_dataset(tmp_path: Path, five_classes: Vocabulary) -> DatasetBuilder:
-    """Give `build(name, clips, …)`: writes shards and a manifest, and opens it."""
+    """Returns `build(name, clips, …)`: writes shards and a manifest, and opens it."""
 
     def build(
         name: str, clips: Iterable[TinyClip], *, vocabulary: Vocabulary = five_classes, clips_per_shard: int = 5
@@ -92,7 +92,7 @@ def file_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[FileServer]:
 
 @pytest.fixture
 def make_teacher(tmp_path: Path, five_classes: Vocabulary) -> TeacherMaker:
-    """Give `make(name, seed=0, change=…)`: writes a teacher's weights, spells it as `--teacher` takes it."""
+    """Returns `make(name, seed=0, change=…)`: writes a teacher's weights, spells it as `--teacher` takes it."""
 
     def make(name: str, *, seed: int = 0, change: Callable[[nn.Module], object] = lambda network: None) -> str:
         torch.manual_seed(seed)

@@ -40,7 +40,7 @@ class RealClip:
         return np.isin(np.arange(CLASSES), self.labels)
 
     def encoded(self, format: str, subtype: str | None = None, rate: int | None = None) -> bytes:
-        """Give the sound in another format."""
+        """Returns the sound in another format."""
         samples, own_rate = soundfile.read(io.BytesIO(self.audio))
         stream = io.BytesIO()
         soundfile.write(stream, samples, rate or own_rate, format=format, subtype=subtype)
@@ -48,7 +48,7 @@ class RealClip:
 
 
 def real_clips(extension: str, count: int) -> list[RealClip]:
-    """Give the first sounds of the sample's training list with an extension."""
+    """Returns the first sounds of the sample's training list with an extension."""
     found = []
     with (SAMPLE / "balanced_train_segments.csv").open() as lines:
         for clip_id, start, end, mids in csv.reader(

@@ -70,7 +70,7 @@ def read_golden(golden_dir: Path, golden_config: Callable[[str], dict], fill: Mo
 
 @pytest.fixture
 def fill_module(fill: ModuleType) -> Callable[[torch.nn.Module], None]:
-    """Give a module of any project the weights that belong to its key names; its logits then differ by clip."""
+    """Load into a module of any project the weights that belong to its key names; its logits then differ by clip."""
 
     def fill_in_place(module: torch.nn.Module) -> None:
         state = module.state_dict()

@@ -85,7 +85,7 @@ class CedLogits(ForeignLogits):
         self.files = tuple(name for epoch in self._epochs for name in (epoch.location, epoch.table))
 
     def names(self) -> pa.StringArray:
-        """Give each row's file name, null where the row is of a later chunk of a sound than its first."""
+        """Returns each row's file name, null where the row is of a later chunk of a sound than its first."""
         return cast("pa.StringArray", pa.concat_arrays([_names(epoch) for epoch in self._epochs]))
 
     @contextmanager
@@ -188,7 +188,7 @@ def _names(epoch: _EpochFile) -> pa.StringArray:
 
 
 def file_pairs(paths: tuple[str, ...]) -> tuple[str, ...]:
-    """Give the HDF5 files that `paths` name; a folder stands for all that it holds, by name."""
+    """Returns the HDF5 files that `paths` name; a folder stands for all that it holds, by name."""
     found: list[str] = []
     for path in paths:
         folder = Path(path).expanduser()

@@ -63,7 +63,7 @@ class EfficientAtLogits(ForeignLogits):
             raise ForeignLogitsError(f"{index}: {first} and {second} are both row {row}; an index has a row for each")
 
     def names(self) -> pa.StringArray:
-        """Give each row's name, null where the index has none."""
+        """Returns each row's name, null where the index has none."""
         of_row = np.full(len(self._array), -1, np.int64)  # (rows,), position in the index
         of_row[self._index.rows] = np.arange(len(self._index.rows))
         return self._index.names.take(pa.array(of_row, mask=of_row < 0))

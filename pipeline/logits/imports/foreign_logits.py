@@ -46,7 +46,7 @@ class ForeignLogits(ABC):
 
     @abstractmethod
     def names(self) -> pa.StringArray:
-        """Give each row's name, null where it has none that can be used."""
+        """Returns each row's name, null where it has none that can be used."""
 
     @abstractmethod
     def open_rows(self, rows: np.ndarray, on_rows: OnRows) -> AbstractContextManager[RowReader]:
@@ -62,7 +62,7 @@ class ForeignLogits(ABC):
 
 
 def to_logits(values: np.ndarray, held: Held, location: str) -> np.ndarray:
-    """Give the logits of numbers as a file holds them: (rows, classes) → the same, float32; NaN stays NaN.
+    """Returns the logits of numbers as a file holds them: (rows, classes) → the same, float32; NaN stays NaN.
 
     Raises:
         ForeignLogitsError: a probability is not within 0 and 1.
@@ -81,12 +81,12 @@ def to_logits(values: np.ndarray, held: Held, location: str) -> np.ndarray:
 
 
 def to_probabilities(logits: np.ndarray) -> np.ndarray:
-    """Give the sigmoid in float64, without overflow."""
+    """Returns the sigmoid in float64, without overflow."""
     return np.exp(-np.logaddexp(0, -np.asarray(logits, np.float64)))
 
 
 def local_file(location: str, flag: str) -> Path:
-    """Give a file that is mapped or sought in, and so has to be on this machine.
+    """Returns a file that is mapped or sought in, and so has to be on this machine.
 
     Raises:
         UsageError: it is behind a URL, or is not there.

@@ -25,7 +25,7 @@ class ClipRows:
     """Rows passed over because an earlier one is of the same clip."""
 
     def with_rows(self, clips: np.ndarray) -> np.ndarray:
-        """Give those of some clips that have a row."""
+        """Returns those of some clips that have a row."""
         return clips[self.bounds[clips + 1] > self.bounds[clips]]
 
 

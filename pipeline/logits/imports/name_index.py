@@ -104,7 +104,7 @@ class _Reader:
         self.rows.append(row)
 
     def _instruction(self) -> int:
-        """Give the next instruction that means something here."""
+        """Returns the next instruction that means something here."""
         while True:
             code = self._take(1)[0]
             width = _PASSED_OVER.get(code)

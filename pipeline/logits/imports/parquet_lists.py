@@ -72,7 +72,7 @@ class ParquetLogits(ForeignLogits):
             yield file
 
     def names(self) -> pa.StringArray:
-        """Give each row's id."""
+        """Returns each row's id."""
         found: list[pa.Array] = []
         for location in self.files:
             with self._open(location) as file:

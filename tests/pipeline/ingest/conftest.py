@@ -18,7 +18,7 @@ def mp3s() -> list[RealClip]:
 
 @pytest.fixture
 def contents():
-    """Give clip id → (labels, bytes) of a dataset."""
+    """Returns clip id → (labels, bytes) of a dataset."""
 
     def contents(dataset: Path | str) -> dict[str, tuple[list[int], bytes]]:
         manifest, reader = read_manifest(dataset), RangeReader(dataset)
@@ -33,7 +33,7 @@ def contents():
 
 @pytest.fixture
 def rejected():
-    """Give (clip id, path, reason) of what a dataset left out."""
+    """Returns (clip id, path, reason) of what a dataset left out."""
 
     def rejected(dataset: Path) -> list[tuple[str | None, str | None, str]]:
         rows = pq.read_table(dataset / "rejected.parquet").to_pylist()

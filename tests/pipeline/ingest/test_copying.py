@@ -176,7 +176,7 @@ def test_the_first_dataset_has_a_clip_that_is_in_several(make_dataset, tmp_path:
 
 
 def classes(folder: Path, *pairs: tuple[str, str]) -> Vocabulary:
-    """Give the dataset other classes of the same number."""
+    """Put other classes of the same number into the dataset."""
     vocabulary = Vocabulary(tuple(LabelClass(index, *pair) for index, pair in enumerate(pairs)))
     table = pq.read_table(folder / "manifest.parquet")
     pq.write_table(table.replace_schema_metadata({"vocabulary_sha256": vocabulary.sha256}), folder / "manifest.parquet")

@@ -38,7 +38,7 @@ def clips(mp3s: list[RealClip]) -> list[RealClip]:
 
 
 def ways(tmp_path: Path, clips: list[RealClip]) -> Iterator[tuple[str, Callable[[str], object]]]:
-    """Give a name for each way in, and what makes a dataset that way."""
+    """Yields a name for each way in, and what makes a dataset that way."""
     segments = (str(write_segments(tmp_path / "segments.csv", clips)),)
     for number, spelling in enumerate(["{}", "Y{}", "{}_30.000", "{}_30.000_40.000", "{}_30_40", "{}_30000_40000"]):
         files = str(write_files(tmp_path / f"files{number}", clips, spelling))

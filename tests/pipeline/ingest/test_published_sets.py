@@ -36,7 +36,7 @@ LAYOUTS: list[tuple[type[PublishedSet], Callable[[Path], Path]]] = [
 
 
 def read(published: PublishedSet, folder: Path, part: str) -> dict[str, tuple[str, ...]]:
-    """Give clip id → names of its classes."""
+    """Returns clip id → names of its classes."""
     source = published.source(published.find(folder), part)
     vocabulary = source.own_vocabulary()
     clips = [clip for clip in source.scan(vocabulary, Counter()) if isinstance(clip, PlannedClip)]

@@ -225,17 +225,17 @@ def test_other_weights_than_the_stamp_names_are_refused(
 # Other forms.
 
 
-def ask(spec: str, clips: list, see_as: Callable[[str, np.ndarray, int, int], np.ndarray], **inputs: object) -> Tensor:
-    """Give one teacher's logits, (clips, classes), of each clip as `see_as` shows it."""
+def ask(spec: str, clips: list, view_of: Callable[[str, np.ndarray, int, int], np.ndarray], **inputs: object) -> Tensor:
+    """Returns one teacher's logits, (clips, classes), of each clip as `view_of` makes it."""
     name, path = spec.split("=")
     model = teacher.create_model(name, path).eval()
     rate, samples = model.sample_rate_hz, round(model.input_seconds * model.sample_rate_hz)
-    seen = [
-        see_as(clip_id, load_waveform(audio, sample_rate_hz=rate, seconds=model.input_seconds + 0.125), rate, samples)
+    views = [
+        view_of(clip_id, load_waveform(audio, sample_rate_hz=rate, seconds=model.input_seconds + 0.125), rate, samples)
         for clip_id, _, audio in clips
     ]
     with torch.inference_mode():
-        return model(model.front_end(torch.from_numpy(np.stack(seen)), **inputs))
+        return model(model.front_end(torch.from_numpy(np.stack(views)), **inputs))
 
 
 def test_members_are_kept_and_their_mean_is_of_what_is_stored(

@@ -42,7 +42,7 @@ Release = Callable[[str], bytes]
 
 @pytest.fixture
 def release(file_server: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Release:
-    """Give `release(name)`: the local server has weights under a registered name from then on."""
+    """Returns `release(name)`: the local server has weights under a registered name from then on."""
 
     def make(name: str) -> bytes:
         package: Any = student if name.startswith("mn") else teacher

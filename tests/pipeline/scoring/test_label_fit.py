@@ -7,7 +7,7 @@ CLIPS, CLASSES = 60, 6
 
 
 def draw(seed: int, *, sorted_labels: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Give labels, and the logits of a middling teacher: (clips, classes) twice."""
+    """Returns labels, and the logits of a middling teacher: (clips, classes) twice."""
     random = np.random.default_rng(seed)
     labels = (random.random((CLIPS, CLASSES)) < 0.3).astype(np.float32)
     if sorted_labels:
