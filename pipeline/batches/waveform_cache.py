@@ -15,7 +15,8 @@ import numpy as np
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import UsageError
-from pipeline.storage.cache import CacheFolder
+from pipeline.storage.cache import CacheFolder, bytes_on_disk
+from pipeline.storage.descriptors import open_descriptor, read_at, write_at
 
 _HEADER_BYTES = 8
 _log = logging.getLogger(__name__)
@@ -44,11 +45,11 @@ class WaveformCache:
         self._check_room(len(manifest), cache)
         self._open()
         cache.hold(self.path)
-        cache.make_room(len(manifest) * self._record_bytes - self.path.stat().st_blocks * 512)
+        cache.make_room(len(manifest) * self._record_bytes - bytes_on_disk(self.path.stat()))
 
     def _check_room(self, clips: int, cache: CacheFolder) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        used = self.path.stat().st_blocks * 512 if self.path.exists() else 0
+        used = bytes_on_disk(self.path.stat()) if self.path.exists() else 0
         full, free = clips * self._record_bytes, shutil.disk_usage(self.path.parent).free
         if full > cache.max_bytes:
             raise UsageError(
@@ -64,27 +65,27 @@ class WaveformCache:
 
     def read(self, row: int) -> np.ndarray | None:
         """Returns the waveform, (samples,) float32, of the clip at `row`; None where it is not there yet."""
-        record = os.pread(self._open(), self._record_bytes, row * self._record_bytes)
+        record = read_at(self._open(), self._record_bytes, row * self._record_bytes)
         if len(record) < self._record_bytes or record[:_HEADER_BYTES] != _checksum(record[_HEADER_BYTES:]):
             return None
         return np.frombuffer(record, dtype=np.float32, offset=_HEADER_BYTES)
 
     def holds(self, row: int) -> bool:
         """Whether something was written for the clip at `row`; only `read` knows whether it is whole."""
-        start = os.pread(self._open(), _HEADER_BYTES, row * self._record_bytes)
+        start = read_at(self._open(), _HEADER_BYTES, row * self._record_bytes)
         return any(start)
 
     def write(self, row: int, waveform: np.ndarray) -> None:
         """Keep the waveform of the clip at `row`; on a disk that filled up meanwhile it is not kept."""
         content = np.ascontiguousarray(waveform, dtype=np.float32).tobytes()
         try:
-            os.pwrite(self._open(), _checksum(content) + content, row * self._record_bytes)
+            write_at(self._open(), _checksum(content) + content, row * self._record_bytes)
         except OSError as error:
             _log.warning("%s: a decoded clip could not be kept (%s)", self.path, error)
 
     def _open(self) -> int:
         if self._descriptor is None:
-            self._descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+            self._descriptor = open_descriptor(self.path, os.O_RDWR | os.O_CREAT)
         return self._descriptor
 
     def __getstate__(self) -> dict[str, object]:

@@ -1,19 +1,17 @@
 """Settings ↔ TOML: what a run was made with, written so that the same file, given as `--config`, makes it again."""
 
-import json
-import re
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+import tomli_w
 
 from pipeline.redaction import redact
 from pipeline.runtime.renamed_settings import RENAMED
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
-
-_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
 
 
 def to_toml(config: "DataclassInstance") -> str:
@@ -22,7 +20,7 @@ def to_toml(config: "DataclassInstance") -> str:
     A field that is None is left out: TOML has no word for it, and None is the default of every field that may be so.
     Credentials in URLs are masked; who runs the settings again has to give them again.
     """
-    return redact("".join(_table_lines(_known(asdict(config)), ())))
+    return redact(tomli_w.dumps(_known(asdict(config))))
 
 
 def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,34 +29,6 @@ def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
         for key, value in settings.items()
         if value is not None
     }
-
-
-def _table_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> Iterator[str]:
-    plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    if path and plain:
-        yield f"\n[{'.'.join(_key(part) for part in path)}]\n"
-    for key, value in plain.items():
-        yield f"{_key(key)} = {_value(value)}\n"
-    for key, value in table.items():  # TOML wants a table's own keys before its sub-tables
-        if isinstance(value, Mapping):
-            yield from _table_lines(value, (*path, key))
-
-
-def _key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else _value(key)
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, str):
-        # JSON's strings are TOML's, but for the one control character that JSON leaves as it is.
-        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, int | float):
-        return repr(value)
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_value(item) for item in value)}]"
-    raise TypeError(f"{value!r} has no spelling in TOML")
 
 
 def differences(old: str, new: str, *, free: frozenset[str]) -> list[str]:

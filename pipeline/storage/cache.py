@@ -1,26 +1,30 @@
 """One local folder for what can be made or fetched again, within one limit: the least recently used goes first.
 
 It holds aligned logits (`logits-*`), decoded audio (`waveforms-*`) and what was read of remote shards (`shard-*`). Any
-number of processes share it. A file that a living process relies on is locked by it, in a way that ends with the
-process, and is never removed. Files of other names are left alone.
+number of processes share it. What a living process relies on is never removed: a lock file beside it, which the process
+holds and which ends with it, says so. Files of other names are left alone.
 """
 
-import fcntl
 import hashlib
 import logging
 import os
+import secrets
 import time
 from collections import defaultdict
 from contextlib import suppress
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from pipeline.errors import UsageError
 from pipeline.redaction import redact
+from pipeline.storage.descriptors import opened, read_at, write_at
 
 GIGABYTE = 1_000_000_000
 
 _KINDS = ("logits-", "waveforms-", "shard-")
 _STAGED = ".staged-"
+_IN_USE = ".in-use-"
 _GRACE_SECONDS = 60
 """What was used within this time stays: somebody may be about to lock it."""
 _ABANDONED_SECONDS = 86_400
@@ -29,6 +33,9 @@ _LARGEST_STEP_BYTES = 64_000_000
 """So much a process may write between two looks at the whole folder; a sixteenth of the limit where that is less."""
 _PAUSE_SECONDS = 10
 """Time between two looks at a folder that is full of what is in use."""
+
+_HELD: list[FileLock] = []
+"""By this process, until it ends."""
 
 _log = logging.getLogger(__name__)
 
@@ -52,24 +59,22 @@ class CacheFolder:
         self._step = max(1, min(_LARGEST_STEP_BYTES, self.max_bytes // 16))
         self._allowed = 0
         self._next_look = 0.0
-        self._locks: list[int] = []
 
     def hold(self, path: Path) -> bool:
-        """Keep a file of the folder from being removed for as long as this process and its children live.
+        """Keep a file of the folder, and those that belong to it, from being removed for as long as this process lives.
 
         Returns:
             Whether it is there; False where it was removed in the meantime.
         """
-        try:
-            descriptor = os.open(path, os.O_RDONLY)
-        except FileNotFoundError:
-            return False
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
-        if not _is_at(path, descriptor):
-            os.close(descriptor)
-            return False
-        self._locks.append(descriptor)
-        os.utime(path)
+        with self._alone():
+            try:
+                os.utime(path)
+            except FileNotFoundError:
+                return False
+            # Each holder has a lock of its own; on the file itself, Windows would let nobody else read.
+            lock = FileLock(self.folder / f".{_group_of(path.name)}{_IN_USE}{secrets.token_hex(8)}")
+            lock.acquire()
+        _HELD.append(lock)
         return True
 
     def admit(self, size: int) -> bool:
@@ -87,10 +92,7 @@ class CacheFolder:
 
     def make_room(self, size: int = 0) -> int:
         """Remove what was not used for longest until `size` more bytes fit; give how many more fit now."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(self.folder / ".prune.lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with self._alone():
             groups = self._groups()
             used = sum(group.bytes for group in groups)
             for group in sorted(groups, key=lambda group: group.used_at):
@@ -99,8 +101,11 @@ class CacheFolder:
                 if group.remove():
                     used -= group.bytes
             return max(0, self.max_bytes - used)
-        finally:
-            os.close(lock)
+
+    def _alone(self) -> FileLock:
+        """Returns what to hold while files are removed, or kept from it: by one process at a time."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.folder / ".prune.lock")
 
     def _groups(self) -> list["_Group"]:
         """Gather the files that belong together: those with the same name up to the first dot."""
@@ -111,50 +116,56 @@ class CacheFolder:
                 if entry.name.startswith(".") and _STAGED in entry.name:
                     if time.time() - stat.st_mtime > _ABANDONED_SECONDS:
                         os.unlink(entry.path)
+                elif entry.name.startswith(".") and _IN_USE in entry.name:
+                    groups[_group_of(entry.name[1:])].in_use |= not _remove_if_free(Path(entry.path))
                 elif entry.name.startswith(_KINDS) and entry.is_file(follow_symlinks=False):
-                    groups[entry.name.partition(".")[0]].add(Path(entry.path), stat)
-        return list(groups.values())
+                    groups[_group_of(entry.name)].add(Path(entry.path), stat)
+        return [group for group in groups.values() if group.paths]
 
-    def __getstate__(self) -> dict[str, object]:
-        return {**self.__dict__, "_locks": []}
+
+def _group_of(name: str) -> str:
+    return name.partition(".")[0]
 
 
 class _Group:
     def __init__(self) -> None:
         self.paths: list[Path] = []
+        self.in_use = False
         self.bytes = 0
         self.used_at = 0.0
 
     def add(self, path: Path, stat: os.stat_result) -> None:
         self.paths.append(path)
-        self.bytes += stat.st_blocks * 512  # decoded audio and shards have holes
+        self.bytes += bytes_on_disk(stat)
         self.used_at = max(self.used_at, stat.st_mtime)
 
     def remove(self) -> bool:
         """Remove the files unless somebody holds one of them."""
         # Whoever reads from a mirrored shard has it open for that moment only, and finds the bytes all the same.
-        if not self.paths[0].name.startswith("shard-") and time.time() - self.used_at < _GRACE_SECONDS:
+        fresh = not self.paths[0].name.startswith("shard-") and time.time() - self.used_at < _GRACE_SECONDS
+        if self.in_use or fresh:
             return False
-        descriptors: list[int] = []
         try:
             for path in self.paths:
-                descriptors.append(os.open(path, os.O_RDONLY))
-                fcntl.flock(descriptors[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for path in self.paths:
-                path.unlink()
-        except (BlockingIOError, FileNotFoundError):
+                path.unlink(missing_ok=True)
+        except PermissionError:  # Windows removes no file that somebody has open
             return False
-        finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
         return True
 
 
-def _is_at(path: Path, descriptor: int) -> bool:
+def _remove_if_free(lock: Path) -> bool:
+    """Remove the lock file of a process that has ended; returns whether it has."""
     try:
-        return os.path.samestat(os.stat(path), os.fstat(descriptor))
-    except FileNotFoundError:
+        FileLock(lock).acquire(blocking=False).lock.release()
+    except Timeout:
         return False
+    lock.unlink(missing_ok=True)
+    return True
+
+
+def bytes_on_disk(stat: os.stat_result) -> int:
+    """Returns what a file takes, which is less than its size where it has holes, as far as the system tells."""
+    return stat.st_blocks * 512 if hasattr(stat, "st_blocks") else stat.st_size
 
 
 class ShardMirror:
@@ -178,15 +189,10 @@ class ShardMirror:
     def read(self, name: str, offset: int, size: int) -> bytes:
         """Returns what lies there, be it right or not; fewer bytes where the file ends before."""
         try:
-            descriptor = os.open(self._path(name), os.O_RDONLY)
+            with opened(self._path(name), os.O_RDONLY) as descriptor:
+                return read_at(descriptor, size, offset)
         except OSError:
             return b""
-        try:
-            return os.pread(descriptor, size, offset)
-        except OSError:
-            return b""
-        finally:
-            os.close(descriptor)
 
     def write(self, name: str, offset: int, content: bytes) -> None:
         """Keep bytes, unless the cache is full of what is in use; a full disk is no reason to fail."""
@@ -194,11 +200,8 @@ class ShardMirror:
         try:
             if not self._cache.admit(len(content)):
                 return
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o644)
-            try:
-                os.pwrite(descriptor, content, offset)
-            finally:
-                os.close(descriptor)
+            with opened(path, os.O_WRONLY | os.O_CREAT) as descriptor:
+                write_at(descriptor, content, offset)
         except OSError as error:
             _log.warning("%s: what was fetched could not be kept (%s)", path, error)
 

@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 
 from pipeline.errors import PipelineError, StorageError, StorageFullError
 from pipeline.storage.cache import ShardMirror
+from pipeline.storage.descriptors import open_descriptor, read_at
 from pipeline.storage.remote import byte_ranges, objects, schemes
 
 LISTING_NAME = "files.json"
@@ -286,7 +287,7 @@ class RangeReader:
             PipelineError: the file is not there.
         """
         if not is_remote(self._folder):
-            return os.pread(self._descriptor(name), size, offset)
+            return read_at(self._descriptor(name), size, offset)
         found = self._ahead.pop((name, offset, size), None)
         if found is None:
             [found] = self.read_many([StoredRange(name, offset, size, crc32)])
@@ -348,7 +349,7 @@ class RangeReader:
             if len(self._descriptors) >= self._MAX_OPEN:
                 os.close(self._descriptors.pop(next(iter(self._descriptors))))
             try:
-                self._descriptors[name] = os.open(join_path(self._folder, name), os.O_RDONLY)
+                self._descriptors[name] = open_descriptor(join_path(self._folder, name), os.O_RDONLY)
             except FileNotFoundError as error:
                 raise PipelineError(f"{join_path(self._folder, name)}: no such file") from error
         return self._descriptors[name]

@@ -1,6 +1,6 @@
 import tomllib
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,49 @@ def test_a_setting_under_its_earlier_name_is_no_difference() -> None:
     assert differences(old, new, free=frozenset()) == []
     changed = new.replace("1.0", "2.0")
     assert differences(old, changed, free=frozenset()) == ["optimizer.max_gradient_norm: 1.0 → 2.0"]
+
+
+@dataclass
+class EveryKind:
+    text: str = 'a folder/with "quotes"\\ and ünï\x7f\n'
+    whole: int = 120
+    large: int = 10**16
+    part: float = 1e-5
+    on: bool = True
+    absent: str | None = None
+    names: tuple[str, ...] = ("a b", "c")
+    none: tuple[str, ...] = ()
+    options: dict[str, Any] = field(default_factory=lambda: {"head type": "mlp", "strides": [2, 1], "rate": 0.1})
+    inner: Inner = field(default_factory=Inner)
+    url: str = "s3://bucket/train"
+
+
+EVERY_KIND = EveryKind()
+
+# As earlier versions wrote it into runs and checkpoints, by a function of their own.
+OF_OLD = r"""text = "a folder/with \"quotes\"\\ and ünï\u007f\n"
+whole = 120
+large = 10000000000000000
+part = 1e-05
+on = true
+names = ["a b", "c"]
+none = []
+url = "s3://bucket/train"
+
+[options]
+"head type" = "mlp"
+strides = [2, 1]
+rate = 0.1
+
+[inner]
+depth = 1
+"""
+
+
+def test_settings_in_runs_of_old_read_as_those_of_today() -> None:
+    assert tomllib.loads(OF_OLD) == tomllib.loads(to_toml(EVERY_KIND))
+    assert differences(OF_OLD, to_toml(EVERY_KIND), free=frozenset()) == []
+    assert differences(OF_OLD, to_toml(replace(EVERY_KIND, whole=60)), free=frozenset()) == ["whole: 120 → 60"]
 
 
 def test_options_from_a_command_line_are_read_as_values() -> None:

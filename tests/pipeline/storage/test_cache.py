@@ -133,3 +133,14 @@ def test_a_mirror_larger_than_the_limit_stays_within_it(s3_folder: str, tmp_path
                 assert reader.read(f"{shard}.tar", offset, step, crc32) == content[offset : offset + step]
                 used = sum(path.stat().st_blocks * 512 for path in tmp_path.glob("shard-*"))
                 assert used <= 500_000 + 500_000 // 16 + step
+
+
+def test_what_the_process_itself_holds_stays_and_locks_of_the_dead_are_cleared_away(tmp_path: Path) -> None:
+    _file(tmp_path, "logits-held.npy", 4096, 3000)
+    _file(tmp_path, ".logits-gone.in-use-1234", 0, 3000)
+    assert CacheFolder(tmp_path, 1).hold(tmp_path / "logits-held.npy")
+    os.utime(tmp_path / "logits-held.npy", (1, 1))
+    assert CacheFolder(tmp_path, 1).make_room() == 0
+    assert (tmp_path / "logits-held.npy").exists()
+    assert not (tmp_path / ".logits-gone.in-use-1234").exists()
+    assert len(list(tmp_path.glob(".logits-held.in-use-*"))) == 1
