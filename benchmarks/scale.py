@@ -23,7 +23,7 @@ import psutil
 
 from benchmarks.synthetic import write_dataset, write_random_bytes, write_store
 from pipeline.batches.join import JoinedDataset
-from pipeline.batches.sampling import EpochPlan, Sampling, StreamConfig, plan_epochs, reading_order
+from pipeline.batches.sampling import EpochSampler, Sampling, StreamConfig, build_sampler, reading_order
 from pipeline.batches.streaming import load_steps, stream_shard
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.shards import read_clip_bytes
@@ -100,12 +100,12 @@ def open_once(folder: Path) -> dict[str, float]:
         store.align(manifest, folder / "cache")
     times["all three"] = sum(times.values())
     with timed(times, "plan of the first epoch of 100,000"):
-        plan = plan_epochs(manifest, sampling="balanced", batch_size=120, clips_per_epoch=100_000)
-        plan.order(0)
+        sampler = build_sampler(manifest, sampling="balanced", batch_size=120, clips_per_epoch=100_000)
+        sampler.order(0)
     with timed(times, "plan of the next epoch"):
-        plan.order(1)
+        sampler.order(1)
     with timed(times, "stream plan of an epoch"):
-        plan_epochs(manifest, sampling="stream", batch_size=120, clips_per_epoch=100_000).order(1)
+        build_sampler(manifest, sampling="stream", batch_size=120, clips_per_epoch=100_000).order(1)
     return times
 
 
@@ -138,9 +138,9 @@ def loader_memory(folder: Path) -> dict[str, float]:
     kinds: tuple[Sampling, ...] = ("balanced", "stream")
     for sampling in kinds:
         stream = StreamConfig(shuffle=100)
-        plan = plan_epochs(manifest, sampling=sampling, batch_size=16, clips_per_epoch=960, stream=stream)
+        sampler = build_sampler(manifest, sampling=sampling, batch_size=16, clips_per_epoch=960, stream=stream)
         peak = 0.0
-        for _ in load_steps(clips, plan, end_step=10, workers=2):
+        for _ in load_steps(clips, sampler, end_step=10, workers=2):
             peak = max([peak, *(private_memory(worker) or 0.0 for worker in psutil.Process().children())])
         found[f"each of two loader workers, --sampling {sampling}, peak"] = peak
     return found
@@ -252,31 +252,33 @@ def windows(folder: Path, clips: int) -> None:
             f"| {window:,} | {cells[0]:.1f} | {cells[1]:.1f} | {cells[2]:.3f} | {cells[3]:.3f} | {sorted_pairs:.3f} |"
         )
     for share in (1.0, 0.25):
-        plan = plan_epochs(
+        sampler = build_sampler(
             manifest,
             sampling="stream",
             batch_size=120,
             clips_per_epoch=100_000,
             stream=StreamConfig(read_share=share),
         )
-        pairs = np.mean([common_class_share(manifest, batch) for batch in some_batches(plan)])
-        thrown = getattr(plan, "thrown_away", 0.0)
+        pairs = np.mean([common_class_share(manifest, batch) for batch in some_batches(sampler)])
+        thrown = getattr(sampler, "discarded", 0.0)
         print(
             f"\n--stream.read-share {share}: {100 * thrown:.1f} % thrown away, pairs with a class in common {pairs:.3f}"
         )
 
 
-def some_batches(plan: EpochPlan) -> list[np.ndarray]:
+def some_batches(sampler: EpochSampler) -> list[np.ndarray]:
     """Take every fourth batch of the first epoch."""
-    order = plan.order(0)
-    return [order[first : first + plan.batch_size] for first in range(0, len(order), 4 * plan.batch_size)]
+    order = sampler.order(0)
+    return [order[first : first + sampler.batch_size] for first in range(0, len(order), 4 * sampler.batch_size)]
 
 
 def window_figures(manifest: Manifest, numbers: np.ndarray, window: int) -> tuple[float, float, float, float]:
     """Shards, requests, distance and common classes, means over batches that lie where `numbers` says."""
-    weights = plan_epochs(manifest, sampling="balanced", batch_size=120).weights
-    plan = EpochPlan(weights=weights, batch_size=120, clips_per_epoch=100_000, numbers=numbers, read_window=window)
-    batches = some_batches(plan)
+    weights = build_sampler(manifest, sampling="balanced", batch_size=120).weights
+    sampler = EpochSampler(
+        weights=weights, batch_size=120, clips_per_epoch=100_000, numbers=numbers, read_window=window
+    )
+    batches = some_batches(sampler)
     read = [np.sort(numbers[batch]) for batch in batches]  # within a batch, reads are always in order
     gaps = [np.diff(numbers) for numbers in read]
     return (

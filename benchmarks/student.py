@@ -27,7 +27,7 @@ from torch import Tensor, multiprocessing, nn
 
 import student
 from pipeline.batches.join import JoinedDataset, TrainingBatch, batch_loader
-from pipeline.batches.sampling import EpochPlan
+from pipeline.batches.sampling import EpochSampler
 from pipeline.commands.train_student import StudentLearner, TrainStudentConfig
 from pipeline.dataset.manifest import read_manifest
 from pipeline.models.device import choose_device
@@ -129,9 +129,9 @@ class Ours:
             keep_freed_memory()
         self.batch, self.device, self.way = batch, device, way
         config = TrainStudentConfig(data="", run="", batch_size=len(batch), precision=way.precision)
-        self.plan = EpochPlan(weights=np.ones(len(batch)), batch_size=len(batch), seed=0)
+        self.sampler = EpochSampler(weights=np.ones(len(batch)), batch_size=len(batch), seed=0)
         self.learner = StudentLearner(model, config.distill, config.mixup, config.augment)
-        self.trainer = Trainer(self.learner, config, self.plan, lambda epoch: 1.0, device)
+        self.trainer = Trainer(self.learner, config, self.sampler, lambda epoch: 1.0, device)
         self.network: nn.Module | None = None
         if way.compiled:
             model.compile()
@@ -193,8 +193,8 @@ def waiting_share(options: argparse.Namespace, way: Way) -> tuple[float, float]:
     if len(manifest.vocabulary) != CLASSES:
         raise SystemExit(f"{options.data}: has {len(manifest.vocabulary)} classes; give a dataset with AudioSet's 527")
     dataset = JoinedDataset(manifest, sample_rate_hz=RATE_HZ, seconds=SAMPLES / RATE_HZ)
-    plan = EpochPlan(weights=np.ones(len(manifest)), batch_size=options.batch, seed=0)
-    rows = plan.batches(0, 4 + options.data_steps)
+    sampler = EpochSampler(weights=np.ones(len(manifest)), batch_size=options.batch, seed=0)
+    rows = sampler.batches(0, 4 + options.data_steps)
     loader = iter(batch_loader(dataset, rows, workers=options.workers, pin_memory=device.type == "cuda"))
     waited, began = 0.0, time.perf_counter()
     for step in range(4 + options.data_steps):

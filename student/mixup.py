@@ -17,7 +17,7 @@ class MixupConfig:
     """How strongly clips are mixed, and what of them."""
 
     alpha: float = 0.3
-    """Both parameters of the Beta distribution that shares are drawn from; 0 switches mixup off."""
+    """Both parameters of the Beta distribution that lambda is drawn from; 0 switches mixup off."""
 
     rate: float = 1.0
     """Share of the clips that are mixed, 0 to 1; EfficientAT mixes waveforms at 0.5, with alpha 2."""
@@ -40,13 +40,13 @@ class Mix:
     partner: Tensor
     """(batch,), int64: the row that is mixed into each row."""
 
-    share: Tensor
-    """(batch,), float32, 0.5 to 1: what each row keeps of itself; the partner has the rest."""
+    lam: Tensor
+    """(batch,), float32, 0.5 to 1: mixup's lambda, what each row keeps of itself; the partner has the rest."""
 
     def of(self, rows: Tensor) -> Tensor:
         """Mix anything that has a row for each clip: waveforms, spectrograms or targets; shape and device stay."""
-        share = self.share.to(rows).view(-1, *[1] * (rows.dim() - 1))  # (batch, 1, …)
-        return share * rows + (1 - share) * rows[self.partner.to(rows.device)]
+        lam = self.lam.to(rows).view(-1, *[1] * (rows.dim() - 1))  # (batch, 1, …)
+        return lam * rows + (1 - lam) * rows[self.partner.to(rows.device)]
 
     def of_waveforms(self, waveforms: Tensor) -> Tensor:
         """Mix sounds, (batch, samples), after taking their means off, so that no click of direct current is mixed in.
@@ -54,12 +54,12 @@ class Mix:
         What keeps all of itself keeps its mean too, as in PaSST and EfficientAT.
         """
         centred = waveforms - waveforms.mean(dim=1, keepdim=True)
-        mixed = (self.share < 1).to(waveforms.device)[:, None]  # (batch, 1)
+        mixed = (self.lam < 1).to(waveforms.device)[:, None]  # (batch, 1)
         return torch.where(mixed, self.of(centred), waveforms)
 
 
 def draw_mix(randomness: Randomness, config: MixupConfig, *, distance: Literal[1, 2] = 1) -> Mix:
-    """Pair clips and draw the share that each keeps, a larger one of two as EfficientAT does.
+    """Pair clips and draw lambda for each, the larger one of lambda and 1 - lambda as EfficientAT does.
 
     Neighbours in the batch mix with each other: its order is random already, so a partner can be any clip but the clip
     itself. Pairs, unlike EfficientAT's chains of partners, never have to be torn apart: a process that has both of them
@@ -85,5 +85,5 @@ def draw_mix(randomness: Randomness, config: MixupConfig, *, distance: Literal[1
         return Mix(torch.where(alone, torch.arange(clips), partner), torch.ones(clips))
     drawn = torch.from_numpy(random.beta(config.alpha, config.alpha, size)).float()[positions]
     stays = torch.from_numpy(random.random(size))[positions] >= config.rate
-    share = torch.maximum(drawn, 1 - drawn).masked_fill(alone | stays, 1.0)
-    return Mix(torch.where(alone, torch.arange(clips), partner), share)
+    lam = torch.maximum(drawn, 1 - drawn).masked_fill(alone | stays, 1.0)
+    return Mix(torch.where(alone, torch.arange(clips), partner), lam)

@@ -3,9 +3,9 @@
 Nothing here is drawn from hidden state. The clips of any step can be computed from the step's number alone, so a run
 resumes in the middle of an epoch, on any number of loader workers, as if it had never stopped.
 
-The order also decides how the shards are read. `EpochPlan` draws from the whole dataset and can sort its reads within a
-window; `StreamPlan` draws the same clips, but puts them in an order in which whole shards are read from their start to
-their end.
+The order also decides how the shards are read. `EpochSampler` draws from the whole dataset and can sort its reads
+within a window; `StreamSampler` draws the same clips, but puts them in an order in which whole shards are read from
+their start to their end.
 """
 
 from collections.abc import Iterator
@@ -127,7 +127,7 @@ def grouped_reads(order: np.ndarray, numbers: np.ndarray, window: int) -> np.nda
 
 
 @dataclass(frozen=True, kw_only=True)
-class EpochPlan:
+class EpochSampler:
     """Which clips every step of a run trains on. Steps count from 0 over all epochs; every batch is full."""
 
     weights: np.ndarray
@@ -200,7 +200,7 @@ class EpochPlan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class StreamPlan(EpochPlan):
+class StreamSampler(EpochSampler):
     """The same for reading whole shards one after the other.
 
     Every pass through the dataset visits its shards in a new order. An epoch goes through a share of a pass, lets the
@@ -214,10 +214,10 @@ class StreamPlan(EpochPlan):
     shard_of_clip: np.ndarray
     """(clips of the dataset,), int: positions of shards, from 0."""
     ranks: int = 1
-    """Processes that share each batch, each taking neighbours."""
+    """Processes that share each global batch, each taking neighbours."""
 
     def __post_init__(self) -> None:
-        EpochPlan.__post_init__(self)
+        EpochSampler.__post_init__(self)
         if self.numbers is None:
             raise ValueError("streaming needs the clips' reading order")
 
@@ -227,7 +227,7 @@ class StreamPlan(EpochPlan):
         return max(1, min(int(1 / self.stream.read_share), self.drawable // self._drawn))
 
     @property
-    def thrown_away(self) -> float:
+    def discarded(self) -> float:
         """Share of the clips passed in the shards that is not trained on, 0 to 1."""
         return 1 - self.steps_per_epoch * self.batch_size * self.epochs_per_pass / len(self.weights)
 
@@ -250,7 +250,7 @@ class StreamPlan(EpochPlan):
         batches = np.empty((steps, self.batch_size), dtype=np.int64)
         start = 0
         for lane, (rank, reader) in enumerate(product(range(self.ranks), range(readers))):
-            positions = self.share(rank)
+            positions = self.positions_of(rank)
             own = np.flatnonzero(reader_of_step == reader)  # (the reader's steps,)
             shape = len(own), positions.stop - positions.start
             clips = drawn[start : start + shape[0] * shape[1]]
@@ -258,7 +258,7 @@ class StreamPlan(EpochPlan):
             batches[own, positions] = self._shuffled(clips, epoch, lane).reshape(shape)
         return batches.reshape(-1)
 
-    def share(self, rank: int) -> slice:
+    def positions_of(self, rank: int) -> slice:
         """Returns a rank's positions in every global batch; they begin at an even one, for neighbours are mixed."""
         pairs = (self.batch_size + 1) // 2
         first, end = (min(2 * (pairs * part // self.ranks), self.batch_size) for part in (rank, rank + 1))
@@ -290,7 +290,7 @@ class StreamPlan(EpochPlan):
         return rows[np.argsort(np.arange(len(rows)) + uniform * self.stream.shuffle / self.stream.readers)]
 
 
-def plan_epochs(
+def build_sampler(
     manifest: Manifest,
     *,
     sampling: Sampling,
@@ -300,16 +300,16 @@ def plan_epochs(
     read_window: int = 0,
     stream: StreamConfig | None = None,
     ranks: int = 1,
-) -> EpochPlan:
-    """Plan a run's epochs on a dataset.
+) -> EpochSampler:
+    """Build the sampler of a run on a dataset.
 
     Args:
         manifest: the dataset.
-        sampling: the kind of plan and of weights.
+        sampling: the kind of sampler and of weights.
         batch_size: clips a step, over all ranks.
-        clips_per_epoch: see `EpochPlan`.
+        clips_per_epoch: see `EpochSampler`.
         seed: the run's.
-        read_window: see `EpochPlan`; streaming has no use for it.
+        read_window: see `EpochSampler`; streaming has no use for it.
         stream: the settings of streaming.
         ranks: processes that share each batch.
 
@@ -320,7 +320,7 @@ def plan_epochs(
     balanced = (stream.weights if sampling == "stream" else sampling) == "balanced"
     weights = sampling_weights(manifest) if balanced else np.ones(len(manifest))
     if sampling == "stream":
-        return StreamPlan(
+        return StreamSampler(
             weights=weights,
             batch_size=batch_size,
             clips_per_epoch=clips_per_epoch,
@@ -330,7 +330,7 @@ def plan_epochs(
             shard_of_clip=manifest.shard_of_clip,
             ranks=ranks,
         )
-    return EpochPlan(
+    return EpochSampler(
         weights=weights,
         batch_size=batch_size,
         clips_per_epoch=clips_per_epoch,

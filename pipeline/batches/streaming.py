@@ -1,7 +1,7 @@
 """Whole shards, read from their start to their end → batches, for stores where every seek is dear.
 
-Which clips come, and in which batch, `StreamPlan` has decided before anything is read. What is here only fetches them
-in the order in which they lie, and keeps each until its batch is due.
+Which clips come, and in which batch, `StreamSampler` has decided before anything is read. What is here only fetches
+them in the order in which they lie, and keeps each until its batch is due.
 """
 
 import tarfile
@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from pipeline.batches.join import JoinedDataset, TrainingBatch, ViewedRows, batch_loader, loader_processes
-from pipeline.batches.sampling import EpochPlan, StreamPlan
+from pipeline.batches.sampling import EpochSampler, StreamSampler
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.shards import AUDIO_FORMATS, check_clip_bytes
 from pipeline.errors import PipelineError, ShardError, StorageUnavailableError
@@ -44,40 +44,40 @@ class StreamRequest:
 
 def load_steps(
     dataset: JoinedDataset,
-    plan: EpochPlan,
+    sampler: EpochSampler,
     *,
     first_step: int = 0,
     end_step: int | None = None,
-    share: slice = slice(None),
+    positions: slice = slice(None),
     workers: int,
     pin_memory: bool = False,
 ) -> Iterable[TrainingBatch]:
-    """Load one process's share of each step's batch, in the way that the plan wants the shards read.
+    """Load one rank's part of each step's batch, in the way that the sampler wants the shards read.
 
     Args:
         dataset: the clips.
-        plan: which clips each step sees.
+        sampler: which clips each step takes.
         first_step: where to begin.
         end_step: where to end, this one not included; None goes on for ever.
-        share: this process's positions in a global batch.
+        positions: this rank's in a global batch.
         workers: see `batch_loader`.
         pin_memory: see `batch_loader`.
     """
-    if not isinstance(plan, StreamPlan):
-        rows = (batch[share] for batch in plan.batches(first_step, end_step))
-        wanted = dataset.requests(rows, seed=plan.seed, first_step=first_step)
+    if not isinstance(sampler, StreamSampler):
+        rows = (batch[positions] for batch in sampler.batches(first_step, end_step))
+        wanted = dataset.requests(rows, seed=sampler.seed, first_step=first_step)
         return batch_loader(dataset, wanted, workers=workers, pin_memory=pin_memory)
-    in_turn = stream_requests(plan, share=share, first_step=first_step, end_step=end_step)
+    in_turn = stream_requests(sampler, positions=positions, first_step=first_step, end_step=end_step)
     requests = (
-        replace(request, wanted=dataset.request(request.rows, seed=plan.seed, step=step))
+        replace(request, wanted=dataset.request(request.rows, seed=sampler.seed, step=step))
         for step, request in enumerate(in_turn, start=first_step)
     )
-    workers = stream_workers(plan.stream.readers, loader_processes(workers))
+    workers = stream_workers(sampler.stream.readers, loader_processes(workers))
     return batch_loader(StreamedClips(dataset), requests, workers=workers, pin_memory=pin_memory)
 
 
 def stream_requests(
-    plan: StreamPlan, *, share: slice = slice(None), first_step: int = 0, end_step: int | None = None
+    sampler: StreamSampler, *, positions: slice = slice(None), first_step: int = 0, end_step: int | None = None
 ) -> Iterator[StreamRequest]:
     """Go through the steps from `first_step` up to but without `end_step` (None: for ever), for one process.
 
@@ -86,11 +86,11 @@ def stream_requests(
     """
     step = first_step
     while end_step is None or step < end_step:
-        epoch = plan.epoch_of(step)
-        last = (epoch + 1) * plan.steps_per_epoch
-        batches = plan.order(epoch).reshape(-1, plan.batch_size)[step - last :, share]  # (steps left, batch)
-        readers = plan.reader_of(np.arange(step, last))  # (steps left,)
-        visits, started = plan.visits(epoch), set[int]()
+        epoch = sampler.epoch_of(step)
+        last = (epoch + 1) * sampler.steps_per_epoch
+        batches = sampler.order(epoch).reshape(-1, sampler.batch_size)[step - last :, positions]  # (steps left, batch)
+        readers = sampler.reader_of(np.arange(step, last))  # (steps left,)
+        visits, started = sampler.visits(epoch), set[int]()
         for rows, reader in zip(batches, readers.tolist(), strict=True):
             if step == end_step:
                 return

@@ -20,8 +20,8 @@ from pipeline.logits.alignment import AlignedLogits
 from pipeline.logits.store import open_store
 from pipeline.models.loading import build_for_training
 from pipeline.runtime.recipes import read_options
-from pipeline.scoring.judging import judge
-from pipeline.training.loop import Learner, TrainingConfig, start_at_class_shares
+from pipeline.scoring.tagging_metrics import tagging_metrics
+from pipeline.training.loop import Learner, TrainingConfig, set_prior_bias
 from pipeline.training.run import RunResult, open_clips, run_training
 
 _log = logging.getLogger(__name__)
@@ -105,14 +105,14 @@ class StudentLearner(Learner):
 
     def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
         """Returns mAP, mean ROC AUC and d′."""
-        return judge(logits, labels, label_mask)
+        return tagging_metrics(logits, labels, label_mask)
 
     def begin_epoch(self, network: nn.Module, epoch: int) -> None:
         """Lower the temperature of a DyMN's kernels."""
         if isinstance(network, student.DyMN):
             network.update_params(epoch)
 
-    def made(self) -> dict[str, Any]:
+    def model_metadata(self) -> dict[str, Any]:
         """Returns how to build the student; a DyMN at the temperature that it has now."""
         kwargs = dict(self._options)
         if isinstance(self.model, student.DyMN):
@@ -142,7 +142,7 @@ def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult
         student, config.model, start, seed=config.seed, warm_start=True, num_classes=classes, **options
     )
     if config.prior_bias:
-        start_at_class_shares(model, manifest)
+        set_prior_bias(model, manifest)
     if config.batch_norm_momentum is not None:
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):

@@ -16,8 +16,8 @@ from pipeline.batches.join import TrainingBatch
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import UsageError
 from pipeline.models.loading import build_for_training
-from pipeline.scoring.judging import judge
-from pipeline.training.loop import AverageConfig, Learner, OptimizerConfig, TrainingConfig, start_at_class_shares
+from pipeline.scoring.tagging_metrics import tagging_metrics
+from pipeline.training.loop import AverageConfig, Learner, OptimizerConfig, TrainingConfig, set_prior_bias
 from pipeline.training.run import RunResult, open_clips, run_training
 
 
@@ -147,9 +147,9 @@ class TeacherLearner(Learner):
 
     def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
         """Returns mAP, mean ROC AUC and d′."""
-        return judge(logits, labels, label_mask)
+        return tagging_metrics(logits, labels, label_mask)
 
-    def made(self) -> dict[str, Any]:
+    def model_metadata(self) -> dict[str, Any]:
         """Returns how to build the teacher. Patchout is no part of what was learned, so the files don't hand it on."""
         return {"stage": "teacher", "model": self.model.model_name, "kwargs": {}}
 
@@ -183,7 +183,7 @@ def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult
     eval_manifest = None if config.eval_data is None else read_manifest(config.eval_data)
     model = _build_model(config, classes=len(manifest.vocabulary))
     if config.prior_bias:
-        start_at_class_shares(model, manifest)
+        set_prior_bias(model, manifest)
     return run_training(
         config,
         TeacherLearner(model, config.mixup, config.augment),

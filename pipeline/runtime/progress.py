@@ -102,7 +102,7 @@ class _SpeedColumn(ProgressColumn):
 
 
 class MetricLog:
-    """Writes a run's figures twice: `metrics.jsonl`, one object a line, and TensorBoard events.
+    """Writes a run's metrics twice: `metrics.jsonl`, one object a line, and TensorBoard events.
 
     Args:
         run: the local run folder.
@@ -124,7 +124,7 @@ class MetricLog:
         self._events = SummaryWriter(str(run / "tensorboard"), purge_step=after_step + 1)
 
     def write(self, step: int, values: Mapping[str, float], *, epoch: int) -> None:
-        """Write the figures of one step.
+        """Write the metrics of one step.
 
         Args:
             step: optimizer steps so far, counted over all epochs.

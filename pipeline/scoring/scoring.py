@@ -18,9 +18,9 @@ from pipeline.models.loading import LoadedModel
 from pipeline.models.weights import Task
 from pipeline.redaction import redact
 from pipeline.runtime.progress import ProgressBar, progress_bar
-from pipeline.scoring.judging import comparable
 from pipeline.scoring.predictions import iter_predictions
 from pipeline.scoring.report import EvaluationReport, SystemScores, hash_of_ids
+from pipeline.scoring.tagging_metrics import ranking_scores
 from pipeline.storage.mapped_arrays import scratch_array
 from student import accuracy, d_prime, tagging_scores
 
@@ -209,7 +209,7 @@ def _check_share(failures: Mapping[int, str], manifest: Manifest, max_failed: fl
 
 
 def _score_one(system: System, rows: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None) -> SystemScores:
-    logits, accurate = comparable(system.logits, system.task), None
+    logits, accurate = ranking_scores(system.logits, system.task), None
     if system.task == "single-label":
         one_each = bool((labels[rows].sum(axis=1) == 1).all())
         accurate = accuracy(logits[rows], labels[rows]) if one_each else None

@@ -1,4 +1,4 @@
-"""A model in training, evaluated on a dataset by all ranks together, to the same figures as by one."""
+"""A model in training, evaluated on a dataset by all ranks together, to the same metrics as by one."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ class Evaluation:
 
     dataset: JoinedDataset
     score: Score
-    """(logits, labels, label_mask), all (clips, classes) → the figures; see `Learner.score`."""
+    """(logits, labels, label_mask), all (clips, classes) → the metrics; see `Learner.score`."""
     batch_size: int
     """Clips in a batch; more than 64 are not taken at once."""
     workers: int
@@ -43,7 +43,7 @@ class Evaluation:
     ranks: Ranks
 
     def run(self, model: nn.Module, stop: StopRequest) -> dict[str, float]:
-        """Returns the figures of `score`, and `clips`, how many were scored: the same on every rank.
+        """Returns the metrics of `score`, and `clips`, how many were scored: the same on every rank.
 
         Raises:
             StopRequestedError: somebody asked one of the ranks to end.
@@ -53,12 +53,12 @@ class Evaluation:
         found = predict([model], self._batches(stop, failures), device=self.device, precision=self.precision)
         manifest = self.dataset.manifest
         tally = FailureTally(manifest, max_share=self.max_failed)
-        tally.count(np.arange(len(manifest)), [one for some in self.ranks.collect(failures) for one in some])
+        tally.count(np.arange(len(manifest)), [one for some in self.ranks.all_gather(failures) for one in some])
         tally.check()
         if len(tally.failures) == len(manifest):  # a limit of 100 % allows it
             raise TooManyFailuresError(f"{manifest.location}: {tally.summary()}, so nothing is left to evaluate on")
-        parts = self.ranks.collect((found.rows, found.logits))
-        return self.ranks.from_first(lambda: self._score(parts))
+        parts = self.ranks.all_gather((found.rows, found.logits))
+        return self.ranks.broadcast(lambda: self._score(parts))
 
     def _score(self, parts: list[tuple[np.ndarray, np.ndarray]]) -> dict[str, float]:
         rows = np.concatenate([rows for rows, _ in parts])
@@ -72,10 +72,10 @@ class Evaluation:
         """Load this rank's batches; ask all ranks before each whether to go on."""
         clips, ranks = len(self.dataset.manifest), self.ranks
         batches = np.array_split(np.arange(clips), math.ceil(clips / min(self.batch_size, _MAX_CLIPS)))
-        mine = batches[ranks.rank :: ranks.size]
+        mine = batches[ranks.rank :: ranks.world_size]
         loaded = iter(batch_loader(self.dataset, mine, workers=min(self.workers, len(mine))))
-        for _ in range(math.ceil(len(batches) / ranks.size)):  # rounds, in the last of which some ranks are idle
-            (stopping,) = ranks.add([int(stop.requested)])
+        for _ in range(math.ceil(len(batches) / ranks.world_size)):  # rounds, in the last of which some ranks are idle
+            (stopping,) = ranks.all_reduce([int(stop.requested)])
             if stopping:
                 raise StopRequestedError
             batch = next(loaded, None)

@@ -19,8 +19,8 @@ from pipeline.errors import UsageError
 from pipeline.models.loading import build_for_training, check_registered
 from pipeline.models.weights import Task
 from pipeline.runtime.recipes import read_options
-from pipeline.scoring.judging import comparable, judge
-from pipeline.training.loop import Learner, OptimizerConfig, TrainingConfig, start_at_class_shares
+from pipeline.scoring.tagging_metrics import ranking_scores, tagging_metrics
+from pipeline.training.loop import Learner, OptimizerConfig, TrainingConfig, set_prior_bias
 from pipeline.training.run import RunResult, open_clips, run_training
 
 _log = logging.getLogger(__name__)
@@ -41,7 +41,7 @@ class WavmixConfig(student.MixupConfig):
     """A first mixing, of sounds."""
 
     alpha: float = 2.0
-    """Both parameters of the Beta distribution that shares are drawn from; 0 switches it off."""
+    """Both parameters of the Beta distribution that lambda is drawn from; 0 switches it off."""
     rate: float = 0.5
     """Share of the clips that are mixed, 0 to 1."""
     of: student.MixedThing = "waveform"
@@ -133,7 +133,7 @@ class FinetuneLearner(Learner):
         self, model: student.Tagger, task: Task, config: FinetuneConfig, options: Mapping[str, Any] | None = None
     ) -> None:
         super().__init__(model)
-        self.best = "accuracy" if task == "single-label" else "mAP"
+        self.best_metric = "accuracy" if task == "single-label" else "mAP"
         self._task: Task = task
         self._config = config
         self._options = dict(options or {})
@@ -166,17 +166,17 @@ class FinetuneLearner(Learner):
     def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
         """Returns mAP, mean ROC AUC and d′; accuracies where a clip has one class, or else the micro-averaged mAP."""
         if self._task == "single-label":
-            logits = comparable(logits, self._task)
+            logits = ranking_scores(logits, self._task)
             own = {
                 "accuracy": student.accuracy(logits, labels),
                 "class_accuracy": student.class_accuracy(logits, labels),
             }
-            return {**own, **judge(logits, labels)}
+            return {**own, **tagging_metrics(logits, labels)}
         known = np.ones(labels.shape, bool) if label_mask is None else label_mask
         micro = student.average_precision(logits[known], labels[known].astype(bool))
-        return {**judge(logits, labels, label_mask), "mAP_micro": micro}
+        return {**tagging_metrics(logits, labels, label_mask), "mAP_micro": micro}
 
-    def made(self) -> dict[str, Any]:
+    def model_metadata(self) -> dict[str, Any]:
         """Returns how to build the student, what its logits are for, and how long its inputs are."""
         kwargs = dict(self._options)
         if isinstance(self.model, student.DyMN):
@@ -209,7 +209,7 @@ def train_on(config: FinetuneConfig, manifest: Manifest, eval_manifest: Manifest
     if config.clip_seconds is not None:
         model.input_seconds = config.clip_seconds
     if config.prior_bias:
-        start_at_class_shares(model, manifest)
+        set_prior_bias(model, manifest)
     return run_training(
         config,
         FinetuneLearner(model, task, config, options),

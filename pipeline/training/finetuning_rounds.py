@@ -59,12 +59,12 @@ class FinetuneResult:
     measure: str
     """The figure that the set's field reports: accuracy or mAP."""
     rounds: dict[str, dict[str, float]]
-    """Round → its figures."""
+    """Round → its metrics."""
 
     @property
     def mean(self) -> float:
         """The mean of the measure over the rounds that are done, 0 to 1; NaN while none is."""
-        return float(np.mean([figures[self.measure] for figures in self.rounds.values()])) if self.rounds else math.nan
+        return float(np.mean([metrics[self.measure] for metrics in self.rounds.values()])) if self.rounds else math.nan
 
 
 def finetune(config: PublishedSetConfig, published: PublishedSet) -> FinetuneResult:
@@ -93,11 +93,11 @@ def finetune(config: PublishedSetConfig, published: PublishedSet) -> FinetuneRes
         trained = train_on(replace(config, run=folder, resume=begun), manifest, watched, published.task)
         if not trained.finished:
             return _conclude(config, published, measure, finished=False)
-        figures = _last_figures(folder) if one.test is None else _test(config, published, folder, one.test)
-        if figures is None:
+        metrics = _last_metrics(folder) if one.test is None else _test(config, published, folder, one.test)
+        if metrics is None:
             return _conclude(config, published, measure, finished=False)
         best = {f"best_{measure}_on_{one.watch}": trained.best_score} if trained.best_score is not None else {}
-        _write_summary(config, published, measure, {one.name: {**figures, **best}})
+        _write_summary(config, published, measure, {one.name: {**metrics, **best}})
     return _conclude(config, published, measure, finished=True)
 
 
@@ -145,7 +145,7 @@ def _check_run(config: PublishedSetConfig) -> None:
             raise UsageError(f"--resume: {config.run} was made with other settings ({'; '.join(changed)}); use those")
 
 
-def _last_figures(run: str) -> dict[str, float]:
+def _last_metrics(run: str) -> dict[str, float]:
     """Returns what the last epoch's weights scored: where nothing else is left to test on, no epoch is picked by it."""
     evaluated = [line for line in read_metrics(run) if "eval/clips" in line]
     return {name.removeprefix("eval/"): value for name, value in evaluated[-1].items() if name.startswith("eval/")}
@@ -200,8 +200,8 @@ def _write_summary(
 def _conclude(config: PublishedSetConfig, published: PublishedSet, measure: str, *, finished: bool) -> FinetuneResult:
     result = FinetuneResult(finished=finished, measure=measure, rounds=_read_summary(config.run))
     table = Table(f"{published.name}, {config.model}", measure, "clips")
-    for name, figures in result.rounds.items():
-        table.add_row(name, f"{figures[measure]:.4f}", f"{figures['clips']:,.0f}")
+    for name, metrics in result.rounds.items():
+        table.add_row(name, f"{metrics[measure]:.4f}", f"{metrics['clips']:,.0f}")
     if len(result.rounds) > 1:
         table.add_row(f"mean of {len(result.rounds)} of {len(published.rounds)}", f"{result.mean:.4f}", "")
     console().print(table)

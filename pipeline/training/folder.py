@@ -1,6 +1,6 @@
 """The folder of a training run: what may be written there, and what is found there again.
 
-RUN/config.toml holds the settings, metrics.jsonl and tensorboard/ the figures, checkpoints/ what a resume needs,
+RUN/config.toml holds the settings, metrics.jsonl and tensorboard/ the metrics, checkpoints/ what a resume needs,
 last.safetensors and best.safetensors the weights for everybody else, failed.csv the clips that could not be read.
 """
 

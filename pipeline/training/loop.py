@@ -3,7 +3,7 @@
 Everything random in a step comes from (seed, step) and a clip's position in the global batch: which clips, how they are
 mixed, jitter, patchout, dropout. So the state of a run is its weights, its optimizer and a step number. A run that goes
 on from them repeats exactly what an uninterrupted one would have done, and it does not matter among how many processes,
-or into how many pieces, a batch is divided.
+or into how many micro-batches, a batch is divided.
 """
 
 import math
@@ -22,7 +22,7 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.batches.join import TrainingBatch
-from pipeline.batches.sampling import EpochPlan, Sampling, StreamConfig, seed_for
+from pipeline.batches.sampling import EpochSampler, Sampling, StreamConfig, seed_for
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import UsageError
 from pipeline.models.device import Precision
@@ -112,8 +112,8 @@ class TrainingConfig:
     batch_size: int = 120
     """Clips a step, over all ranks together."""
     accumulate: int = 1
-    """Pieces that each rank takes its share of a batch in, one after the other, where a GPU's memory is short: 1 or
-    more. The step is the same, but that batch norms see one piece at a time."""
+    """Micro-batches that each rank takes its part of a batch in, one after the other, where a GPU's memory is short: 1
+    or more. The step is the same, but that batch norms see one micro-batch at a time."""
     learning_rate: float = 8e-4
     """Peak learning rate for a batch of `optimizer.reference_batch` clips."""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -189,7 +189,7 @@ class Learner(ABC):
         model: the network, with its `front_end`.
     """
 
-    best = "mAP"
+    best_metric = "mAP"
     """The entry of `score` that decides which weights are the best ones; higher is better."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -208,7 +208,7 @@ class Learner(ABC):
 
     @abstractmethod
     def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
-        """Returns metrics of predictions; the entry that `best` names decides.
+        """Returns metrics of predictions; the entry that `best_metric` names decides.
 
         Args:
             logits: (clips, classes).
@@ -217,7 +217,7 @@ class Learner(ABC):
         """
 
     @abstractmethod
-    def made(self) -> dict[str, Any]:
+    def model_metadata(self) -> dict[str, Any]:
         """Returns stage, model and kwargs: how a file of weights says what it is for."""
 
     def begin_epoch(self, network: nn.Module, epoch: int) -> None:  # noqa: B027 (most have nothing to set)
@@ -255,7 +255,7 @@ class Trainer:
     Args:
         learner: the model and its loss.
         config: the settings.
-        plan: which clips each step sees.
+        sampler: which clips each step takes.
         schedule: epoch → what the learning rate is multiplied by.
         device: where the model goes.
         ranks: the processes that train it together.
@@ -268,7 +268,7 @@ class Trainer:
         self,
         learner: Learner,
         config: TrainingConfig,
-        plan: EpochPlan,
+        sampler: EpochSampler,
         schedule: Callable[[int], float],
         device: torch.device,
         ranks: Ranks | None = None,
@@ -276,13 +276,14 @@ class Trainer:
         self.step = 0
         self.skipped_steps = 0
         """Steps so far whose gradient overflowed."""
-        self._learner, self._config, self._plan = learner, config, plan
+        self._learner, self._config, self._sampler = learner, config, sampler
         self._schedule, self._device, self._ranks = schedule, device, ranks or Ranks()
-        self._pieces = self._ranks.share(config.batch_size, config.accumulate)
-        if (config.batch_size + 1) // 2 < self._ranks.size * config.accumulate:
+        self._micro_batches = self._ranks.micro_batches(config.batch_size, config.accumulate)
+        if (config.batch_size + 1) // 2 < self._ranks.world_size * config.accumulate:
             raise UsageError(
-                f"batch_size is {config.batch_size}: too small for {self._ranks.size} ranks x {config.accumulate} "
-                "pieces of two clips or more. Choose a larger --batch-size or a smaller --accumulate"
+                f"batch_size is {config.batch_size}: too small for {self._ranks.world_size} ranks x "
+                f"{config.accumulate} micro-batches of two clips or more. Choose a larger --batch-size or a smaller "
+                "--accumulate"
             )
         self._peak = config.learning_rate * config.batch_size / config.optimizer.reference_batch
         self._model = learner.model.to(device)
@@ -293,14 +294,14 @@ class Trainer:
         self._network = self._wrap(self._model)
         self._optimizer = _build_optimizer(learner, config.optimizer)
         self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
-        self._enter(0)
+        self._begin_epoch(0)
 
     def _wrap(self, model: nn.Module) -> nn.Module:
         """Returns the model as a step runs it: divided among the ranks, and compiled."""
         config, network = self._config, model
         if config.compile:
             check_compiler(self._device)
-        if self._ranks.size > 1:
+        if self._ranks.world_size > 1:
             if config.sync_batch_norm:
                 convert_batch_norm(model, self._device)
             devices = [self._device] if self._device.type == "cuda" else None
@@ -311,9 +312,9 @@ class Trainer:
         return torch.compile(network) if config.compile else network  # pyright: ignore[reportReturnType]
 
     @property
-    def share(self) -> slice:
+    def positions(self) -> slice:
         """This rank's positions in a global batch."""
-        return slice(self._pieces[0].start, self._pieces[-1].stop)
+        return slice(self._micro_batches[0].start, self._micro_batches[-1].stop)
 
     @property
     def trained_model(self) -> nn.Module:
@@ -323,25 +324,25 @@ class Trainer:
         return self._model
 
     def steps(self, batches: Iterable[TrainingBatch]) -> Iterator[StepReport]:
-        """Train on this rank's shares, `share`, of the batches of `plan.batches(self.step)`.
+        """Train on this rank's `positions` of the global batches of `sampler.batches(self.step)`.
 
         Raises:
             FloatingPointError: a loss or a gradient is not finite, on any rank: it is raised on all. The weights are
                 those before that step.
         """
         for batch in batches:
-            yield self._take(batch.within(self.share.start, self._config.batch_size))
+            yield self._training_step(batch.within(self.positions.start, self._config.batch_size))
 
-    def _take(self, batch: TrainingBatch) -> StepReport:
-        epoch = self._plan.epoch_of(self.step)
-        self._enter(epoch)
+    def _training_step(self, batch: TrainingBatch) -> StepReport:
+        epoch = self._sampler.epoch_of(self.step)
+        self._begin_epoch(epoch)
         learning_rate = self._peak * self._schedule(epoch)
-        (clips,) = self._ranks.add([int(batch.valid.sum())])
-        loss, norm = self._learn(batch, clips, learning_rate) if clips else (0.0, 0.0)
+        (clips,) = self._ranks.all_reduce([int(batch.valid.sum())])
+        loss, norm = self._optimizer_step(batch, clips, learning_rate) if clips else (0.0, 0.0)
         skipped = not math.isfinite(norm)
         self.skipped_steps += skipped
         self.step += 1
-        ends_epoch = self.step % self._plan.steps_per_epoch == 0
+        ends_epoch = self.step % self._sampler.steps_per_epoch == 0
         if self._average is not None and self._config.average.counts_step(epoch, ends_epoch):
             self._average.update_parameters(self._model)
         return StepReport(
@@ -355,11 +356,11 @@ class Trainer:
             skipped=skipped,
         )
 
-    def _learn(self, batch: TrainingBatch, clips: int, learning_rate: float) -> tuple[float, float]:
-        """Make one optimizer step with the mean over all ranks' `clips`; give the loss and the gradient's norm."""
+    def _optimizer_step(self, batch: TrainingBatch, clips: int, learning_rate: float) -> tuple[float, float]:
+        """Make one optimizer step with the mean over all ranks' `clips`; returns the loss and the gradient's norm."""
         self._model.train()
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self._ranks.add_tensor(self._gradients_of(batch, clips))
+        loss = self._ranks.all_reduce_tensor(self._backward(batch, clips))
         self._scaler.unscale_(self._optimizer)
         norm = get_total_norm(weight.grad for weight in self._model.parameters() if weight.grad is not None)
         loss_value, norm_value = torch.stack([loss, norm.float()]).tolist()
@@ -377,31 +378,31 @@ class Trainer:
         self._scaler.update()
         return loss_value, norm_value
 
-    def _gradients_of(self, batch: TrainingBatch, clips: int) -> Tensor:
-        """Leave the gradient of the mean loss of all ranks' `clips` in the weights; give this rank's part of the loss.
+    def _backward(self, batch: TrainingBatch, clips: int) -> Tensor:
+        """Accumulate the gradient of the mean loss of all ranks' `clips`; returns this rank's part of that loss.
 
         Args:
-            batch: this rank's share.
-            clips: how many clips of all ranks' shares could be decoded.
+            batch: this rank's part of the global batch.
+            clips: how many clips of the global batch could be decoded.
         """
-        loss, ranks, offset = torch.zeros((), device=self._device), self._ranks.size, self.share.start
-        for piece in self._pieces:
-            part = batch.only(slice(piece.start - offset, piece.stop - offset))
+        loss, ranks, offset = torch.zeros((), device=self._device), self._ranks.world_size, self.positions.start
+        for micro_batch in self._micro_batches:
+            part = batch.only(slice(micro_batch.start - offset, micro_batch.stop - offset))
             learned = int(part.valid.sum())
             if not learned and ranks == 1:
                 continue
-            # All ranks have to take part in every piece: where nothing is left, silence stands in, and counts nothing.
+            # All ranks have to take part in every micro-batch: where no clip is left, silence is, and counts nothing.
             part = part.only_valid() if learned else part.only(slice(0, 1))
-            is_last = piece is self._pieces[-1]
-            # Gradients go over the network once a step; with the last piece.
+            is_last = micro_batch is self._micro_batches[-1]
+            # Gradients go over the network once a step; with the last micro-batch.
             with nullcontext() if is_last or ranks == 1 else self._network.no_sync():  # pyright: ignore[reportCallIssue]
-                part_loss = self._loss_of(part)
+                part_loss = self._loss(part)
                 # The ranks' gradients are averaged, but what is wanted is their sum.
                 self._scaler.scale(part_loss * (ranks * learned / clips)).backward()
             loss += part_loss.detach().float() * (learned / clips)
         return loss
 
-    def _loss_of(self, part: TrainingBatch) -> Tensor:
+    def _loss(self, part: TrainingBatch) -> Tensor:
         seed, config = self._config.seed, self._config
         # What draws from the global generator, as torch's own layers do, at least repeats when the run does.
         torch.manual_seed(seed_for(seed, self.step, 0))
@@ -412,15 +413,15 @@ class Trainer:
         with torch.autocast(self._device.type, dtype, enabled=config.precision != "float32"):
             return self._learner.loss(self._network, part.to(self._device), generator)
 
-    def _enter(self, epoch: int) -> None:
+    def _begin_epoch(self, epoch: int) -> None:
         """Set what depends on the epoch: a function of its number alone, so that there is nothing to restore."""
         for network in (self._model, None if self._average is None else self._average.module):
             if network is not None:
                 self._learner.begin_epoch(network, epoch)
 
-    def share_buffers(self) -> None:
+    def broadcast_buffers(self) -> None:
         """Broadcast the first rank's batch statistics, before an evaluation or a checkpoint."""
-        if self._ranks.size > 1 and not self._config.sync_batch_norm:
+        if self._ranks.world_size > 1 and not self._config.sync_batch_norm:
             for buffer in self._model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
 
@@ -450,11 +451,11 @@ class Trainer:
         if self._average is not None:
             self._average.load_state_dict(state["average"])
         # An evaluation that was cut short belongs to the epoch of the last step.
-        self._enter(self._plan.epoch_of(max(self.step - 1, 0)))
+        self._begin_epoch(self._sampler.epoch_of(max(self.step - 1, 0)))
 
 
 @torch.no_grad()
-def start_at_class_shares(model: nn.Module, manifest: Manifest) -> None:
+def set_prior_bias(model: nn.Module, manifest: Manifest) -> None:
     """Set the last layer's biases so that an untrained model gives each class the probability it has in the dataset.
 
     Args:

@@ -27,11 +27,11 @@ _ENDED_GROUPS: list[object] = []
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process among those that train together; every method but `share` and `device` has to be called by all."""
+    """This process among those that train together; they all have to call its collectives, and in the same order."""
 
     rank: int = 0
     """From 0; the first one writes the files."""
-    size: int = 1
+    world_size: int = 1
     """How many there are."""
     local_rank: int = 0
     """This one's number on its own machine, from 0: which GPU is its."""
@@ -41,16 +41,16 @@ class Ranks:
         """Whether this is the one that writes and prints."""
         return self.rank == 0
 
-    def share(self, global_batch_size: int, pieces: int = 1) -> list[slice]:
-        """Returns this process's positions in a global batch, in `pieces` slices; neighbours stay together.
+    def micro_batches(self, global_batch_size: int, accumulate: int = 1) -> list[slice]:
+        """Returns this rank's positions in a global batch, a slice for each of its `accumulate` micro-batches.
 
-        Pairs of neighbours are mixed with each other (mixup), so every piece begins at an even position. Together the
-        pieces of all processes are the global batch, each position once; sizes differ by two at most.
+        Pairs of neighbours are mixed with each other (mixup), so every slice begins at an even position. Together the
+        micro-batches of all ranks are the global batch, each position once; sizes differ by two at most.
         """
-        pairs, parts = (global_batch_size + 1) // 2, self.size * pieces
+        pairs, parts = (global_batch_size + 1) // 2, self.world_size * accumulate
         bounds = [min(2 * (pairs * part // parts), global_batch_size) for part in range(parts + 1)]
-        first = self.rank * pieces
-        return [slice(bounds[part], bounds[part + 1]) for part in range(first, first + pieces)]
+        first = self.rank * accumulate
+        return [slice(bounds[part], bounds[part + 1]) for part in range(first, first + accumulate)]
 
     def device(self, name: str) -> torch.device:
         """Choose this process's device: `name`, and where that leaves it open, the GPU with this process's number.
@@ -59,7 +59,7 @@ class Ranks:
             UsageError: there is no such device on this machine.
         """
         device = choose_device(name)
-        if device.type != "cuda" or self.size == 1:
+        if device.type != "cuda" or self.world_size == 1:
             return device
         if device.index is None:
             device = torch.device("cuda", self.local_rank)
@@ -67,45 +67,45 @@ class Ranks:
         torch.cuda.set_device(device)
         return device
 
-    def add(self, values: Sequence[int]) -> list[int]:
+    def all_reduce(self, values: Sequence[int]) -> list[int]:
         """Sum whole numbers over the processes.
 
         Raises:
             PipelineError: another process is gone.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return list(values)
         sums = torch.tensor(values, dtype=torch.int64)
         with _others_alive():
             dist.all_reduce(sums)
         return sums.tolist()
 
-    def add_tensor(self, value: Tensor) -> Tensor:
+    def all_reduce_tensor(self, value: Tensor) -> Tensor:
         """Sum a tensor, on whatever device it is, over the processes; gives it back, changed in place."""
-        if self.size > 1:
+        if self.world_size > 1:
             dist.all_reduce(value)
         return value
 
-    def collect(self, value: T) -> list[T]:
+    def all_gather(self, value: T) -> list[T]:
         """Returns every rank's value, in their order, to all of them.
 
         Raises:
             PipelineError: another process is gone.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return [value]
-        values: list[T | None] = [None] * self.size
+        values: list[T | None] = [None] * self.world_size
         with _others_alive():
             dist.all_gather_object(values, value)
         return cast("list[T]", values)
 
-    def from_first(self, make: Callable[[], T]) -> T:
+    def broadcast(self, make: Callable[[], T]) -> T:
         """Call `make` on the first rank and broadcast its result; what it raises is raised on all.
 
         Raises:
             PipelineError: whatever `make` raises, or the first process is gone.
         """
-        if self.size == 1:
+        if self.world_size == 1:
             return make()
         made: list[tuple[T | None, PipelineError | None]] = [(None, None)]
         if self.is_first:
@@ -122,7 +122,7 @@ class Ranks:
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
+def process_group() -> Iterator[Ranks]:
     """Join the processes that were started together, if there are others, for as long as the block lasts.
 
     Raises:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from pipeline.batches.join import FailureTally, JoinedDataset, TrainingBatch, kept_seconds
-from pipeline.batches.sampling import EpochPlan, StreamPlan, plan_epochs
+from pipeline.batches.sampling import EpochSampler, StreamSampler, build_sampler
 from pipeline.batches.streaming import load_steps
 from pipeline.batches.waveform_cache import WaveformCache
 from pipeline.dataset.manifest import Manifest
@@ -34,7 +34,7 @@ from pipeline.storage.cache import ShardMirror
 from pipeline.training.evaluation import Evaluation
 from pipeline.training.folder import BEST_NAME, LAST_NAME, RunFolder
 from pipeline.training.loop import Learner, StepReport, Trainer, TrainingConfig
-from pipeline.training.ranks import Ranks, joined_ranks
+from pipeline.training.ranks import Ranks, process_group
 
 _log = logging.getLogger(__name__)
 
@@ -116,8 +116,8 @@ def run_training(
     manifest = dataset.manifest
     if eval_dataset is not None:
         _check_eval(config, manifest, eval_dataset.manifest)
-    with joined_ranks() as ranks, ExitStack() as stack:
-        plan = plan_epochs(
+    with process_group() as ranks, ExitStack() as stack:
+        sampler = build_sampler(
             manifest,
             sampling=config.sampling,
             batch_size=config.batch_size,
@@ -125,7 +125,7 @@ def run_training(
             seed=config.seed,
             read_window=config.read_window,
             stream=config.stream,
-            ranks=ranks.size,
+            ranks=ranks.world_size,
         )
         folder: RunFolder | None = None
 
@@ -134,24 +134,24 @@ def run_training(
             folder = RunFolder(config)
             return folder.newest_state()
 
-        state = ranks.from_first(open_folder)
+        state = ranks.broadcast(open_folder)
         device = ranks.device(config.device)
         if device.type == "cpu":
             keep_freed_memory()
-        trainer = Trainer(learner, config, plan, schedule, device, ranks)
-        _log_plan(config, plan, device, ranks)
+        trainer = Trainer(learner, config, sampler, schedule, device, ranks)
+        _log_sampler(config, sampler, device, ranks)
         run = TrainingRun(
             config,
             folder,
             state,
             trainer=trainer,
-            plan=plan,
+            sampler=sampler,
             learner=learner,
             dataset=dataset,
             eval_dataset=eval_dataset,
             device=device,
             ranks=ranks,
-            metadata=_what_logits_mean(manifest.vocabulary),
+            metadata=_vocabulary_metadata(manifest.vocabulary),
             export_dtype=export_dtype,
         )
         if folder is not None:
@@ -166,7 +166,7 @@ def _check_eval(config: TrainingConfig, manifest: Manifest, eval_manifest: Manif
         raise UsageError(f"--eval-data {config.eval_data}: holds no clips, so there is nothing to evaluate on")
 
 
-def _what_logits_mean(vocabulary: Vocabulary) -> dict[str, Any]:
+def _vocabulary_metadata(vocabulary: Vocabulary) -> dict[str, Any]:
     return {
         "classes": len(vocabulary),
         "vocabulary_sha256": vocabulary.sha256,
@@ -174,21 +174,23 @@ def _what_logits_mean(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def _log_plan(config: TrainingConfig, plan: EpochPlan, device: torch.device, ranks: Ranks) -> None:
-    where = f"{ranks.size} ranks, this one on {device}" if ranks.size > 1 else str(device)
-    _log.info("%d epochs of %d steps of %d clips on %s", config.epochs, plan.steps_per_epoch, config.batch_size, where)
-    if never := np.count_nonzero(plan.weights == 0):
-        _log.warning("%d of %d clips have no labels: balanced sampling never draws them", never, len(plan.weights))
-    if isinstance(plan, StreamPlan):
+def _log_sampler(config: TrainingConfig, sampler: EpochSampler, device: torch.device, ranks: Ranks) -> None:
+    where = f"{ranks.world_size} ranks, this one on {device}" if ranks.world_size > 1 else str(device)
+    _log.info(
+        "%d epochs of %d steps of %d clips on %s", config.epochs, sampler.steps_per_epoch, config.batch_size, where
+    )
+    if never := np.count_nonzero(sampler.weights == 0):
+        _log.warning("%d of %d clips have no labels: balanced sampling never draws them", never, len(sampler.weights))
+    if isinstance(sampler, StreamSampler):
         _log.info(
             "an epoch streams 1/%d of the shards; %.1f %% of what it reads is thrown away",
-            plan.epochs_per_pass,
-            100 * plan.thrown_away,
+            sampler.epochs_per_pass,
+            100 * sampler.discarded,
         )
 
 
 @dataclass(kw_only=True, slots=True)
-class _EpochFigures:
+class _EpochMetrics:
     """Sums over the steps of an epoch, and how this process's time went."""
 
     loss: float = 0.0
@@ -230,7 +232,7 @@ class TrainingRun:
         folder: the run's, on the first rank; None on the others, which write nothing.
         state: to go on from; None starts anew.
         trainer: the model in training.
-        plan: which clips each step sees.
+        sampler: which clips each step takes.
         learner: scores predictions.
         dataset: the clips to learn from.
         eval_dataset: the clips to evaluate on, if any.
@@ -253,7 +255,7 @@ class TrainingRun:
         state: Mapping[str, Any] | None,
         *,
         trainer: Trainer,
-        plan: EpochPlan,
+        sampler: EpochSampler,
         learner: Learner,
         dataset: JoinedDataset,
         eval_dataset: JoinedDataset | None,
@@ -263,12 +265,12 @@ class TrainingRun:
         export_dtype: torch.dtype,
     ) -> None:
         self._config, self._folder = config, folder
-        self._trainer, self._plan, self._learner = trainer, plan, learner
+        self._trainer, self._sampler, self._learner = trainer, sampler, learner
         self._dataset, self._device, self._ranks, self._metadata = dataset, device, ranks, metadata
         self._export_dtype = export_dtype
         self._tally = FailureTally(dataset.manifest, max_share=config.max_failed)
         self._epochs_closed = 0
-        self._epoch = _EpochFigures()
+        self._epoch = _EpochMetrics()
         self._best_score: float | None = None
         self._metric_lines = 0
         self._failures_reported = 0
@@ -296,7 +298,7 @@ class TrainingRun:
             TrainingDivergedError: a loss or a gradient is not finite.
             TooManyFailuresError: too many clips can't be read; what was learned is saved.
         """
-        total = self._config.epochs * self._plan.steps_per_epoch
+        total = self._config.epochs * self._sampler.steps_per_epoch
         if self._trainer.step >= total and self._epochs_closed >= self._config.epochs:
             where, done = self._config.run, self._epochs_closed
             _log.info("%s is finished: %d epochs are done. Raise --epochs to go on", where, done)
@@ -325,15 +327,15 @@ class TrainingRun:
         self._bar = stack.enter_context(progress_bar("training", total * batch, done=step * batch))
 
     def _train(self, total: int, stop: StopRequest) -> None:
-        if self._trainer.step == (self._epochs_closed + 1) * self._plan.steps_per_epoch:
-            self._close_epoch(stop)  # it was stopped while its last epoch was evaluated
-        mine, step = self._trainer.share, self._trainer.step
+        if self._trainer.step == (self._epochs_closed + 1) * self._sampler.steps_per_epoch:
+            self._end_epoch(stop)  # it was stopped while its last epoch was evaluated
+        step = self._trainer.step
         loader = load_steps(
             self._dataset,
-            self._plan,
+            self._sampler,
             first_step=step,
             end_step=total,
-            share=mine,
+            positions=self._trainer.positions,
             workers=self._config.workers,
             pin_memory=self._device.type == "cuda",
         )
@@ -341,7 +343,7 @@ class TrainingRun:
             for report in self._trainer.steps(self._accounted(loader, stop)):
                 self._record(report)
                 if report.ends_epoch:
-                    self._close_epoch(stop)
+                    self._end_epoch(stop)
                 if time.monotonic() - self._saved_at >= 60 * self._config.checkpoint_minutes:
                     self._save()
         except FloatingPointError as error:
@@ -354,13 +356,13 @@ class TrainingRun:
             StopRequestedError: somebody asked one of the ranks to end; all of them stop before the same step.
         """
         asked = time.monotonic()
-        all_rows = self._plan.batches(self._trainer.step)  # of all ranks
+        all_rows = self._sampler.batches(self._trainer.step)  # of all ranks
         for batch, rows in zip(loader, all_rows, strict=False):
             self._epoch.waited += time.monotonic() - asked
-            stopping, failed = self._ranks.add([int(stop.requested), len(batch.failures)])
+            stopping, failed = self._ranks.all_reduce([int(stop.requested), len(batch.failures)])
             if stopping:
                 raise StopRequestedError
-            failures = [one for some in self._ranks.collect(batch.failures) for one in some] if failed else []
+            failures = [one for some in self._ranks.all_gather(batch.failures) for one in some] if failed else []
             self._tally.count(rows, failures)
             yield batch
             asked = time.monotonic()
@@ -382,22 +384,22 @@ class TrainingRun:
         if self._metrics is not None:
             self._metrics.write(step, values, epoch=epoch)
 
-    def _close_epoch(self, stop: StopRequest) -> None:
-        """Evaluate, write the epoch's figures and start the next one. Only then does a checkpoint count it as done."""
+    def _end_epoch(self, stop: StopRequest) -> None:
+        """Evaluate, write the epoch's metrics and start the next one. Only then does a checkpoint count it as done."""
         epoch, epochs = self._epochs_closed, self._config.epochs
         values = self._epoch.values()
         is_last = epoch + 1 == epochs
         if self._evaluation is not None and (is_last or (epoch + 1) % self._config.evaluate_every == 0):
             if self._bar is not None:
                 self._bar.advance(0, note=f"evaluating on {len(self._evaluation.dataset.manifest)} clips")
-            self._trainer.share_buffers()
-            figures = self._evaluation.run(self._trainer.trained_model, stop)
-            values |= {f"eval/{name}": value for name, value in figures.items()}
+            self._trainer.broadcast_buffers()
+            metrics = self._evaluation.run(self._trainer.trained_model, stop)
+            values |= {f"eval/{name}": value for name, value in metrics.items()}
         self._write(self._trainer.step, values, epoch=epoch)
-        _log.info("epoch %d/%d: %s", epoch + 1, epochs, _in_words(values, self._learner.best))
+        _log.info("epoch %d/%d: %s", epoch + 1, epochs, _in_words(values, self._learner.best_metric))
         self._epochs_closed += 1
-        self._epoch = _EpochFigures()
-        score = values.get(f"eval/{self._learner.best}", math.nan)
+        self._epoch = _EpochMetrics()
+        score = values.get(f"eval/{self._learner.best_metric}", math.nan)
         if score > (-math.inf if self._best_score is None else self._best_score):
             self._best_score = score
             self._save_weights(BEST_NAME)
@@ -413,7 +415,7 @@ class TrainingRun:
         self._tally.check()
 
     def _diverged(self, error: FloatingPointError) -> TrainingDivergedError:
-        rows = self._plan.batch_at(self._trainer.step)
+        rows = self._sampler.batch_at(self._trainer.step)
         clip_ids = ", ".join(self._tally.clip_id(int(row)) for row in rows)
         good = self._saved_path or "there is none yet"
         return TrainingDivergedError(
@@ -433,7 +435,7 @@ class TrainingRun:
             "failures": self._tally.state_dict(),
             "metric_lines": self._metrics.lines,
             "dataset": self._dataset.manifest.identity,
-            "ranks": self._ranks.size,
+            "ranks": self._ranks.world_size,
         }
         self._saved_path = self._folder.save(state)
         self._save_weights(LAST_NAME)
@@ -443,8 +445,8 @@ class TrainingRun:
     def _save_weights(self, name: str) -> None:
         if self._folder is None:
             return
-        known = {"step": self._trainer.step, "epoch": self._epochs_closed, self._learner.best: self._best_score}
-        model, metadata = self._trainer.trained_model, {**self._learner.made(), **self._metadata, **known}
+        known = {"step": self._trainer.step, "epoch": self._epochs_closed, self._learner.best_metric: self._best_score}
+        model, metadata = self._trainer.trained_model, {**self._learner.model_metadata(), **self._metadata, **known}
         self._folder.save_weights(name, model, metadata, self._export_dtype)
 
     def _restore(self, state: Mapping[str, Any]) -> None:
@@ -457,11 +459,11 @@ class TrainingRun:
             self._trainer.load_state_dict(state)
         except (RuntimeError, ValueError, KeyError) as error:
             raise CheckpointError(f"{self._config.run}: its checkpoint does not fit the model: {error}") from error
-        if state["ranks"] != self._ranks.size:
-            ranks = state["ranks"], self._ranks.size
+        if state["ranks"] != self._ranks.world_size:
+            ranks = state["ranks"], self._ranks.world_size
             _log.warning("the run was on %d ranks, this is on %d: the clips are the same, the rounding is not", *ranks)
         self._epochs_closed, self._best_score = state["epochs_closed"], state["best_score"]
-        self._epoch = _EpochFigures(**state["epoch"])
+        self._epoch = _EpochMetrics(**state["epoch"])
         self._tally.load_state_dict(state["failures"])
         self._metric_lines = state["metric_lines"]
 

@@ -1,4 +1,4 @@
-"""Reads a training run again: settings, figures, checkpoints, weights."""
+"""Reads a training run again: settings, metrics, checkpoints, weights."""
 
 import json
 import re
@@ -89,7 +89,7 @@ def _verify_metrics(location: str, name: str, findings: Findings, *, expected: b
     step = 0
     for number, line in enumerate(lines, start=1):
         fault, step = _line_fault(line, step)
-        findings.looked_at["lines of figures"] += 1
+        findings.looked_at["lines of metrics"] += 1
         if fault:
             findings.faults.append(Fault(BAD_LINE, name, detail=f"line {number} {fault}"))
 

@@ -11,7 +11,7 @@ from made_stores import stamp_for
 from safetensors.torch import load_file
 
 from pipeline.batches.join import JoinedDataset, ViewedRows, batch_loader, kept_seconds
-from pipeline.batches.sampling import StreamConfig, plan_epochs
+from pipeline.batches.sampling import StreamConfig, build_sampler
 from pipeline.batches.streaming import load_steps
 from pipeline.batches.waveform_cache import WaveformCache
 from pipeline.commands.train_student import TrainStudentConfig, run
@@ -155,8 +155,8 @@ def test_streamed_shards_show_the_views_that_are_asked_for(
     manifest: Manifest, store: LogitStore, tmp_path: Path
 ) -> None:
     dataset = joined(manifest, store, tmp_path)
-    plan = plan_epochs(manifest, sampling="uniform", batch_size=4, seed=3, stream=StreamConfig())
-    for step, batch in enumerate(load_steps(dataset, plan, end_step=4, workers=0)):
+    sampler = build_sampler(manifest, sampling="uniform", batch_size=4, seed=3, stream=StreamConfig())
+    for step, batch in enumerate(load_steps(dataset, sampler, end_step=4, workers=0)):
         expected = dataset[dataset.request(batch.rows.numpy(), seed=3, step=step)]
         assert torch.equal(batch.waveforms, expected.waveforms)
         assert torch.equal(batch.teacher_logits, expected.teacher_logits)

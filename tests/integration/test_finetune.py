@@ -80,9 +80,9 @@ def test_each_fold_is_tested_on_what_it_did_not_learn_from_and_the_mean_is_kept(
     assert (summary["set"], summary["task"], summary["measure"]) == ("esc50", "single-label", "accuracy")
     assert (list(summary["rounds"]), summary["missing"]) == (["fold1", "fold2"], ["fold3", "fold4", "fold5"])
     last = [read_metrics(straight / fold)[-1]["eval/accuracy"] for fold in ("fold1", "fold2")]
-    assert [figures["accuracy"] for figures in summary["rounds"].values()] == last
+    assert [metrics["accuracy"] for metrics in summary["rounds"].values()] == last
     assert summary["mean"] == pytest.approx(sum(last) / 2)
-    assert all(figures["clips"] == 4 for figures in summary["rounds"].values())
+    assert all(metrics["clips"] == 4 for metrics in summary["rounds"].values())
     assert len(read_manifest(straight / "data" / "fold1")) == 4
     lines = [line for line in read_metrics(straight / "fold1") if "eval/accuracy" in line]
     best = max(lines, key=lambda line: line["eval/accuracy"])
@@ -114,7 +114,7 @@ def test_a_killed_fold_goes_on_to_the_same_bits_and_finished_folds_are_left_alon
     with pytest.raises(UsageError, match="label_smoothing"):
         finetune_esc50.run(replace(config, resume=True, label_smoothing=0.1))
     result = finetune_esc50.run(replace(config, resume=True))
-    assert not (tmp_path / "run/fold1").exists()  # its figures are kept, and nobody needs it any more
+    assert not (tmp_path / "run/fold1").exists()  # its metrics are kept, and nobody needs it any more
     assert result.rounds == json.loads((straight / "summary.json").read_text())["rounds"]
     for fold, ours in (("fold1", finished), ("fold2", load_file(second / "last.safetensors"))):
         theirs = load_file(straight / fold / "last.safetensors")
@@ -136,10 +136,10 @@ def test_single_label_weights_tag_with_a_softmax_and_are_evaluated_by_accuracy(
     assert window.tags == (("rooster", pytest.approx(first)), ("crying baby", pytest.approx(second)))
     data, out = str(straight / "data" / "fold1"), str(tmp_path)
     report = evaluate.run(evaluate.EvaluateConfig(data=data, checkpoint=(last,), out=out, device="cpu", workers=0))
-    figures = json.loads((straight / "summary.json").read_text())["rounds"]["fold1"]
-    assert report.systems[0].accuracy == figures["accuracy"]
-    assert report.systems[0].mean_average_precision == pytest.approx(figures["mAP"], abs=1e-6)
-    assert json.loads((tmp_path / "report.json").read_text())["systems"][0]["accuracy"] == figures["accuracy"]
+    metrics = json.loads((straight / "summary.json").read_text())["rounds"]["fold1"]
+    assert report.systems[0].accuracy == metrics["accuracy"]
+    assert report.systems[0].mean_average_precision == pytest.approx(metrics["mAP"], abs=1e-6)
+    assert json.loads((tmp_path / "report.json").read_text())["systems"][0]["accuracy"] == metrics["accuracy"]
 
 
 def test_fsd50k_tests_the_best_weights_of_the_validation_split_on_the_evaluation_set(tmp_path: Path) -> None:
@@ -148,11 +148,11 @@ def test_fsd50k_tests_the_best_weights_of_the_validation_split_on_the_evaluation
     config = finetune_fsd50k.FinetuneFsd50kConfig(source=str(source), run=str(tmp_path / "run"), **settings)
     result = finetune_fsd50k.run(config)
     assert (result.finished, result.measure) == (True, "mAP")
-    figures = result.rounds["split"]
-    assert {"mAP", "mAP_micro", "roc_auc", "clips", "best_mAP_on_val"} <= figures.keys()
+    metrics = result.rounds["split"]
+    assert {"mAP", "mAP_micro", "roc_auc", "clips", "best_mAP_on_val"} <= metrics.keys()
     best, data = str(tmp_path / "run/split/best.safetensors"), str(tmp_path / "data/eval")
     report = evaluate.run(evaluate.EvaluateConfig(data=data, checkpoint=(best,), device="cpu", workers=0))
-    assert report.systems[0].mean_average_precision == pytest.approx(figures["mAP"], abs=1e-6)
+    assert report.systems[0].mean_average_precision == pytest.approx(metrics["mAP"], abs=1e-6)
     assert report.systems[0].accuracy is None
 
 
@@ -171,8 +171,8 @@ def test_the_other_sets_train_and_need_no_source_a_second_time(
     with pytest.raises(UsageError, match="give --source"):
         module.run(config(run=str(tmp_path / "no"), **settings))
     result = module.run(config(source=str(make(tmp_path / "set")), run=str(tmp_path / "run"), **settings))
-    (figures,) = result.rounds.values()
-    assert (result.measure, figures["clips"]) == (measure, clips)
+    (metrics,) = result.rounds.values()
+    assert (result.measure, metrics["clips"]) == (measure, clips)
     again = module.run(config(run=str(tmp_path / "again"), **settings))
     assert again.rounds == result.rounds
 
@@ -270,14 +270,14 @@ def test_single_label_loss_is_cross_entropy_with_targets_mixed_as_the_sounds_are
     each = [
         nn.functional.cross_entropy(says.logits, target, reduction="none") for target in (torch.arange(4), mix.partner)
     ]
-    torch.testing.assert_close(found, (mix.share * each[0] + (1 - mix.share) * each[1]).mean())
+    torch.testing.assert_close(found, (mix.lam * each[0] + (1 - mix.lam) * each[1]).mean())
 
 
 def test_scores_leave_out_what_nobody_judged_and_accuracy_is_of_the_highest_probability() -> None:
     logits = np.array([[2.0, 0.0], [1.0, 3.0], [5.0, 4.0], [0.0, 1.0]], np.float32)
     one = np.array([[1, 0], [0, 1], [0, 1], [1, 0]], np.float32)
     single = learner("single-label", 2)
-    assert single.best == "accuracy"
+    assert single.best_metric == "accuracy"
     assert single.score(logits, one)["accuracy"] == 0.5
     label_mask = np.array([[True, True], [True, True], [False, True], [False, True]])
     scores = learner("multi-label", 2).score(logits, one, label_mask)

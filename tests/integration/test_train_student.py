@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import student
-from pipeline.batches.sampling import EpochPlan
+from pipeline.batches.sampling import EpochSampler
 from pipeline.commands.train_student import StudentLearner, TrainStudentConfig, run
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import CheckpointError, LogitStoreError, UsageError
@@ -171,8 +171,8 @@ def test_an_average_of_a_dymn_is_judged_at_the_epochs_temperature() -> None:
     model = student.create_model("dymn04", num_classes=4, width_mult=0.1)
     learner = StudentLearner(model, student.DistillConfig(), student.MixupConfig(), student.AugmentConfig())
     settings = TrainingConfig(data="d", run="r", batch_size=4, average=AverageConfig(kind="ema"))
-    plan = EpochPlan(weights=np.ones(4), batch_size=4)
-    trainer = Trainer(learner, settings, plan, lambda epoch: 1.0, torch.device("cpu"))
+    sampler = EpochSampler(weights=np.ones(4), batch_size=4)
+    trainer = Trainer(learner, settings, sampler, lambda epoch: 1.0, torch.device("cpu"))
     state = trainer.state_dict()
     state["average"]["n_averaged"] += 1
     trainer.load_state_dict({**state, "step": 7})  # an epoch a step: the seventh was epoch 6

@@ -54,5 +54,5 @@ class TinyLearner(Learner):
     def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
         return {"mAP": float((logits.argmax(axis=1) == labels.argmax(axis=1)).mean())}
 
-    def made(self) -> dict[str, Any]:
+    def model_metadata(self) -> dict[str, Any]:
         return {"model": "tiny", "stage": "student", "kwargs": {}}

@@ -154,6 +154,6 @@ def test_judged_cross_entropy_counts_only_what_was_judged_and_mixes_like_the_cli
     torch.testing.assert_close(masked_bce(logits, labels * label_mask, label_mask), (each * label_mask).mean(dim=1))
     mix = Mix(torch.tensor([1, 0, 3, 2]), torch.tensor([0.9, 0.6, 1.0, 0.7]))
     partner = torch.nn.functional.binary_cross_entropy_with_logits(logits, labels[mix.partner], reduction="none")
-    share = mix.share[:, None]
+    share = mix.lam[:, None]
     expected = (share * each * label_mask + (1 - share) * partner * label_mask[mix.partner]).mean(dim=1)
     torch.testing.assert_close(masked_bce(logits, mix.of(labels * label_mask), mix.of(label_mask)), expected)

@@ -13,8 +13,8 @@ def randomness(clips: int, seed: int = 0) -> Randomness:
 
 def test_one_generator_state_gives_one_mix() -> None:
     first, again, other = (draw_mix(randomness(16, seed), MixupConfig()) for seed in (3, 3, 4))
-    assert torch.equal(first.share, again.share)
-    assert not torch.equal(first.share, other.share)
+    assert torch.equal(first.lam, again.lam)
+    assert not torch.equal(first.lam, other.lam)
 
 
 def test_the_global_generators_are_left_alone() -> None:
@@ -28,13 +28,13 @@ def test_every_clip_is_somebodys_partner_and_keeps_the_larger_share() -> None:
     assert sorted(mix.partner.tolist()) == list(range(1000))
     assert (mix.partner != torch.arange(1000)).all()
     assert torch.equal(mix.partner[mix.partner], torch.arange(1000))
-    assert mix.share.min() >= 0.5
-    assert mix.share.max() <= 1.0
+    assert mix.lam.min() >= 0.5
+    assert mix.lam.max() <= 1.0
 
 
 @pytest.mark.parametrize("alpha", [0.3, 1.0, 2.0])
 def test_shares_follow_the_folded_beta_distribution(alpha) -> None:
-    shares = draw_mix(randomness(200_000), MixupConfig(alpha=alpha)).share
+    shares = draw_mix(randomness(200_000), MixupConfig(alpha=alpha)).lam
     reference = torch.distributions.Beta(alpha, alpha).sample((200_000,))
     reference = torch.maximum(reference, 1 - reference)
     for quantile in (0.1, 0.25, 0.5, 0.75):
@@ -47,7 +47,7 @@ def test_waveforms_spectrograms_and_targets_are_mixed_alike(shape) -> None:
     mix = Mix(torch.tensor([2, 0, 1, 3]), torch.tensor([0.9, 0.5, 1.0, 0.7]))
     mixed = mix.of(rows)
     for row in range(4):
-        share = mix.share[row]
+        share = mix.lam[row]
         torch.testing.assert_close(mixed[row], share * rows[row] + (1 - share) * rows[mix.partner[row]])
 
 
@@ -62,12 +62,12 @@ def test_a_clip_whose_partner_is_missing_stays_as_it_is() -> None:
     there = Randomness(torch.Generator().manual_seed(5), torch.tensor([0, 1, 3, 6]), 7)
     rows, mix = torch.randn(4, 3), draw_mix(there, MixupConfig())
     assert mix.partner.tolist() == [1, 0, 2, 3]
-    assert mix.share[2:].tolist() == [1, 1]
+    assert mix.lam[2:].tolist() == [1, 1]
     assert torch.equal(mix.of(rows)[2:], rows[2:])
 
 
 def test_a_rate_below_one_leaves_the_rest_unmixed() -> None:
-    share = draw_mix(randomness(10_000), MixupConfig(alpha=2.0, rate=0.3)).share
+    share = draw_mix(randomness(10_000), MixupConfig(alpha=2.0, rate=0.3)).lam
     assert (share < 1).float().mean().item() == pytest.approx(0.3, abs=0.02)
 
 
@@ -96,4 +96,4 @@ def test_clips_that_are_mixed_twice_meet_two_others() -> None:
     near, far = (draw_mix(randomness(8), MixupConfig(), distance=distance).partner.tolist() for distance in (1, 2))
     assert (near, far) == ([1, 0, 3, 2, 5, 4, 7, 6], [2, 3, 0, 1, 6, 7, 4, 5])
     odd = draw_mix(randomness(7), MixupConfig(), distance=2)  # 5 would meet 7
-    assert (odd.partner[5], odd.share[5]) == (5, 1.0)
+    assert (odd.partner[5], odd.lam[5]) == (5, 1.0)

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from pipeline.batches.join import FailureTally, JoinedDataset, batch_loader
-from pipeline.batches.sampling import EpochPlan, sampling_weights
+from pipeline.batches.sampling import EpochSampler, sampling_weights
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import ShardError, TooManyFailuresError
 from pipeline.logits.alignment import AlignedLogits, write_aligned
@@ -74,9 +74,9 @@ def test_without_a_store_no_clip_has_a_teacher(manifest: Manifest) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_batches_do_not_depend_on_the_number_of_workers(dataset: JoinedDataset, workers: int) -> None:
-    plan = EpochPlan(weights=sampling_weights(dataset.manifest), batch_size=5, seed=3)
-    alone = list(batch_loader(dataset, plan.batches(2, 9), workers=0))
-    together = list(batch_loader(dataset, plan.batches(2, 9), workers=workers))
+    sampler = EpochSampler(weights=sampling_weights(dataset.manifest), batch_size=5, seed=3)
+    alone = list(batch_loader(dataset, sampler.batches(2, 9), workers=0))
+    together = list(batch_loader(dataset, sampler.batches(2, 9), workers=workers))
     assert len(alone) == len(together) == 7
     for ours, theirs in zip(together, alone, strict=True):
         for name in ("rows", "waveforms", "labels", "teacher_logits", "has_teacher", "valid"):
@@ -85,8 +85,8 @@ def test_batches_do_not_depend_on_the_number_of_workers(dataset: JoinedDataset, 
 
 
 def test_an_endless_plan_can_be_left_at_any_time(dataset: JoinedDataset) -> None:
-    plan = EpochPlan(weights=np.ones(24), batch_size=5, seed=3)
-    loader = batch_loader(dataset, plan.batches(), workers=1)
+    sampler = EpochSampler(weights=np.ones(24), batch_size=5, seed=3)
+    loader = batch_loader(dataset, sampler.batches(), workers=1)
     assert len(list(islice(loader, 12))) == 12
 
 

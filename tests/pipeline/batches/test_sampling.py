@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import WeightedRandomSampler
 
-from pipeline.batches.sampling import EpochPlan, StreamConfig, StreamPlan, epoch_order, grouped_reads, seed_for
+from pipeline.batches.sampling import EpochSampler, StreamConfig, StreamSampler, epoch_order, grouped_reads, seed_for
 from pipeline.errors import UsageError
 
 
@@ -74,25 +74,25 @@ def test_drawing_more_than_there_are_is_refused() -> None:
 
 
 def test_any_step_can_be_computed_alone() -> None:
-    plan = EpochPlan(weights=np.ones(23), batch_size=5, seed=2)
-    assert plan.steps_per_epoch == 4
-    running = list(islice(plan.batches(), 11))
+    sampler = EpochSampler(weights=np.ones(23), batch_size=5, seed=2)
+    assert sampler.steps_per_epoch == 4
+    running = list(islice(sampler.batches(), 11))
     for step, rows in enumerate(running):
-        np.testing.assert_array_equal(plan.batch_at(step), rows)
-    np.testing.assert_array_equal(np.stack(list(plan.batches(6, 11))), np.stack(running[6:]))
-    assert [plan.epoch_of(step) for step in (0, 3, 4, 10)] == [0, 0, 1, 2]
+        np.testing.assert_array_equal(sampler.batch_at(step), rows)
+    np.testing.assert_array_equal(np.stack(list(sampler.batches(6, 11))), np.stack(running[6:]))
+    assert [sampler.epoch_of(step) for step in (0, 3, 4, 10)] == [0, 0, 1, 2]
 
 
 def test_uniform_epochs_see_every_clip_once() -> None:
-    plan = EpochPlan(weights=np.ones(12), batch_size=4, seed=2)
+    sampler = EpochSampler(weights=np.ones(12), batch_size=4, seed=2)
     for epoch in range(3):
-        rows = np.concatenate(list(plan.batches(3 * epoch, 3 * epoch + 3)))
+        rows = np.concatenate(list(sampler.batches(3 * epoch, 3 * epoch + 3)))
         assert sorted(rows.tolist()) == list(range(12))
 
 
 def test_epoch_shorter_than_a_batch_is_refused() -> None:
     with pytest.raises(UsageError, match="batch_size is 8, but an epoch draws only 3 clips"):
-        EpochPlan(weights=np.array([1.0, 1.0, 0.0, 1.0]), batch_size=8)
+        EpochSampler(weights=np.array([1.0, 1.0, 0.0, 1.0]), batch_size=8)
 
 
 # Where the clips lie.
@@ -113,8 +113,8 @@ def test_grouped_reads_are_sorted_within_windows_and_move_no_clip_further(clips:
 def test_a_read_window_changes_no_epoch_s_clips_and_every_step_can_still_be_computed_alone() -> None:
     weights = np.random.default_rng(0).random(200)
     numbers = np.random.default_rng(1).permutation(200)
-    plain = EpochPlan(weights=weights, batch_size=7, clips_per_epoch=90, seed=5)
-    grouped = EpochPlan(weights=weights, batch_size=7, clips_per_epoch=90, seed=5, numbers=numbers, read_window=30)
+    plain = EpochSampler(weights=weights, batch_size=7, clips_per_epoch=90, seed=5)
+    grouped = EpochSampler(weights=weights, batch_size=7, clips_per_epoch=90, seed=5, numbers=numbers, read_window=30)
     for epoch in range(3):
         assert set(plain.order(epoch)) == set(grouped.order(epoch))
         assert plain.order(epoch).tolist() != grouped.order(epoch).tolist()
@@ -125,8 +125,8 @@ def test_a_read_window_changes_no_epoch_s_clips_and_every_step_can_still_be_comp
 
 def test_a_read_window_leaves_the_clips_of_a_batch_in_the_order_of_the_draws() -> None:
     weights, numbers = np.ones(60), np.arange(60)
-    plain = EpochPlan(weights=weights, batch_size=6, seed=1)
-    grouped = EpochPlan(weights=weights, batch_size=6, seed=1, numbers=numbers, read_window=30)
+    plain = EpochSampler(weights=weights, batch_size=6, seed=1)
+    grouped = EpochSampler(weights=weights, batch_size=6, seed=1, numbers=numbers, read_window=30)
     turn = {row: index for index, row in enumerate(plain.order(0).tolist())}
     batches = grouped.order(0).reshape(-1, 6)
     assert all((np.diff([turn[row] for row in batch]) > 0).all() for batch in batches.tolist())
@@ -135,7 +135,7 @@ def test_a_read_window_leaves_the_clips_of_a_batch_in_the_order_of_the_draws() -
 
 
 @st.composite
-def stream_plans(draw: st.DrawFn) -> StreamPlan:
+def stream_samplers(draw: st.DrawFn) -> StreamSampler:
     """Plans over up to 6 shards of 1 to 30 clips, rows in any order, for up to 5 ranks of up to 4 readers."""
     sizes = draw(st.lists(st.integers(1, 30), min_size=1, max_size=6))
     random = np.random.default_rng(draw(st.integers(0, 2**32)))
@@ -143,7 +143,7 @@ def stream_plans(draw: st.DrawFn) -> StreamPlan:
     weights = random.exponential(size=clips) * (random.random(clips) < 0.8)
     weights[0] = 1
     drawable = int((weights > 0).sum())
-    return StreamPlan(
+    return StreamSampler(
         weights=weights,
         batch_size=draw(st.integers(1, min(12, drawable))),
         clips_per_epoch=draw(st.none() | st.integers(12, 60)),
@@ -160,42 +160,44 @@ def stream_plans(draw: st.DrawFn) -> StreamPlan:
 
 
 @settings(max_examples=200)
-@given(stream_plans(), st.integers(0, 5))
-def test_streaming_draws_whole_batches_without_repeats_however_few_the_shards(plan: StreamPlan, epoch: int) -> None:
-    order = plan.order(epoch)
-    assert len(order) == plan.steps_per_epoch * plan.batch_size == len(set(order.tolist()))
-    assert (plan.weights[order] > 0).all()
-    if plan.epochs_per_pass == 1:
-        balanced = epoch_order(plan.weights, len(order), seed=plan.seed, epoch=epoch)
+@given(stream_samplers(), st.integers(0, 5))
+def test_streaming_draws_whole_batches_without_repeats_however_few_the_shards(
+    sampler: StreamSampler, epoch: int
+) -> None:
+    order = sampler.order(epoch)
+    assert len(order) == sampler.steps_per_epoch * sampler.batch_size == len(set(order.tolist()))
+    assert (sampler.weights[order] > 0).all()
+    if sampler.epochs_per_pass == 1:
+        balanced = epoch_order(sampler.weights, len(order), seed=sampler.seed, epoch=epoch)
         assert set(order) == set(balanced)
 
 
 @settings(max_examples=100)
-@given(stream_plans())
-def test_a_reader_goes_through_the_shards_once_and_keeps_few_clips_waiting(plan: StreamPlan) -> None:
-    visits = plan.visits(0)
-    for shard in range(plan.shard_of_clip.max() + 1):  # shard after shard, each from start to end
-        turns = visits[plan.shard_of_clip == shard]
+@given(stream_samplers())
+def test_a_reader_goes_through_the_shards_once_and_keeps_few_clips_waiting(sampler: StreamSampler) -> None:
+    visits = sampler.visits(0)
+    for shard in range(sampler.shard_of_clip.max() + 1):  # shard after shard, each from start to end
+        turns = visits[sampler.shard_of_clip == shard]
         assert np.ptp(turns) == len(turns) - 1
-        assert plan.numbers is not None
-        numbers = plan.numbers[plan.shard_of_clip == shard]
+        assert sampler.numbers is not None
+        numbers = sampler.numbers[sampler.shard_of_clip == shard]
         assert (np.argsort(turns) == np.argsort(numbers)).all()
-    batches = plan.order(0).reshape(-1, plan.batch_size)
-    readers = plan.reader_of(np.arange(len(batches)))
+    batches = sampler.order(0).reshape(-1, sampler.batch_size)
+    readers = sampler.reader_of(np.arange(len(batches)))
     last = -1
-    for rank in range(plan.ranks):
-        for reader in range(plan.stream.readers):
-            own = visits[batches[readers == reader, plan.share(rank)].reshape(-1)]  # in the order of need
+    for rank in range(sampler.ranks):
+        for reader in range(sampler.stream.readers):
+            own = visits[batches[readers == reader, sampler.positions_of(rank)].reshape(-1)]  # in the order of need
             if not len(own):
                 continue
             assert own.min() > last  # what another has read is not read again
             last = own.max()
             read = np.maximum.accumulate(np.searchsorted(np.sort(own), own) + 1)
-            assert (read - np.arange(len(own)) <= plan.stream.shuffle / plan.stream.readers + 1).all()
+            assert (read - np.arange(len(own)) <= sampler.stream.shuffle / sampler.stream.readers + 1).all()
 
 
 def test_epochs_of_a_pass_share_no_clip_and_every_pass_has_its_own_order_of_shards() -> None:
-    plan = StreamPlan(
+    sampler = StreamSampler(
         weights=np.ones(120),
         batch_size=10,
         clips_per_epoch=30,
@@ -203,26 +205,26 @@ def test_epochs_of_a_pass_share_no_clip_and_every_pass_has_its_own_order_of_shar
         shard_of_clip=np.arange(120) // 7,
         stream=StreamConfig(read_share=0.25, shuffle=0),
     )
-    assert plan.epochs_per_pass == 4
-    assert plan.thrown_away == 0
-    seen = [set(plan.order(epoch).tolist()) for epoch in range(8)]
+    assert sampler.epochs_per_pass == 4
+    assert sampler.discarded == 0
+    seen = [set(sampler.order(epoch).tolist()) for epoch in range(8)]
     assert set.union(*seen[:4]) == set.union(*seen[4:]) == set(range(120))
-    assert plan.visits(0).tolist() == plan.visits(3).tolist() != plan.visits(4).tolist()
+    assert sampler.visits(0).tolist() == sampler.visits(3).tolist() != sampler.visits(4).tolist()
 
 
 def test_more_than_an_epoch_needs_is_read_by_the_share_that_is_asked_for() -> None:
-    plan = StreamPlan(
+    sampler = StreamSampler(
         weights=np.ones(1000),
         batch_size=10,
         clips_per_epoch=50,
         numbers=np.arange(1000),
         shard_of_clip=np.zeros(1000, int),
     )
-    assert plan.thrown_away == pytest.approx(0.95)
+    assert sampler.discarded == pytest.approx(0.95)
 
 
 def test_streaming_s_order_is_the_same_in_every_version_and_on_every_machine() -> None:
-    plan = StreamPlan(
+    sampler = StreamSampler(
         weights=np.arange(1.0, 13),
         batch_size=4,
         clips_per_epoch=8,
@@ -230,7 +232,7 @@ def test_streaming_s_order_is_the_same_in_every_version_and_on_every_machine() -
         shard_of_clip=np.arange(12) // 3,
         stream=StreamConfig(shuffle=8, readers=2),
     )
-    assert plan.order(0).tolist() == [9, 10, 11, 3, 6, 4, 8, 7]
+    assert sampler.order(0).tolist() == [9, 10, 11, 3, 6, 4, 8, 7]
 
 
 def test_senseless_settings_of_streaming_are_refused() -> None:

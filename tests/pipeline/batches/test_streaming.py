@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipeline.batches.join import JoinedDataset, TrainingBatch
-from pipeline.batches.sampling import EpochPlan, StreamConfig, StreamPlan, plan_epochs
+from pipeline.batches.sampling import EpochSampler, StreamConfig, StreamSampler, build_sampler
 from pipeline.batches.streaming import load_steps, stream_shard, stream_workers
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.shards import read_clip_bytes
@@ -40,13 +40,13 @@ def dataset(manifest: Manifest, logits: AlignedLogits) -> JoinedDataset:
     return JoinedDataset(manifest, sample_rate_hz=8000, seconds=0.5, logits=logits)
 
 
-def plan_of(manifest: Manifest, *, ranks: int = 1, readers: int = 4, **settings: float) -> StreamPlan:
+def sampler_of(manifest: Manifest, *, ranks: int = 1, readers: int = 4, **settings: float) -> StreamSampler:
     stream = StreamConfig(shuffle=8, readers=readers, **settings)  # pyright: ignore[reportArgumentType]
-    plan = plan_epochs(
+    sampler = build_sampler(
         manifest, sampling="stream", batch_size=6, clips_per_epoch=24, seed=1, stream=stream, ranks=ranks
     )
-    assert isinstance(plan, StreamPlan)
-    return plan
+    assert isinstance(sampler, StreamSampler)
+    return sampler
 
 
 def assert_same(ours: TrainingBatch, theirs: TrainingBatch) -> None:
@@ -57,9 +57,9 @@ def assert_same(ours: TrainingBatch, theirs: TrainingBatch) -> None:
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_streamed_batches_hold_what_reading_each_clip_alone_gives(dataset: JoinedDataset, workers: int) -> None:
-    plan = plan_of(dataset.manifest)
-    streamed = list(load_steps(dataset, plan, end_step=10, workers=workers))
-    assert [batch.rows.tolist() for batch in streamed] == [rows.tolist() for rows in plan.batches(0, 10)]
+    sampler = sampler_of(dataset.manifest)
+    streamed = list(load_steps(dataset, sampler, end_step=10, workers=workers))
+    assert [batch.rows.tolist() for batch in streamed] == [rows.tolist() for rows in sampler.batches(0, 10)]
     for batch in streamed:
         assert_same(batch, dataset[batch.rows.numpy()])
     assert any(batch.failures for batch in streamed)  # clip 5 holds no sound
@@ -68,18 +68,21 @@ def test_streamed_batches_hold_what_reading_each_clip_alone_gives(dataset: Joine
 
 @pytest.mark.parametrize("first_step", [1, 4, 6, 7])
 def test_a_run_that_goes_on_gets_the_very_batches_it_would_have_had(dataset: JoinedDataset, first_step: int) -> None:
-    plan = plan_of(dataset.manifest, readers=2)
-    whole = list(load_steps(dataset, plan, end_step=9, workers=0))
-    rest = list(load_steps(dataset, plan, first_step=first_step, end_step=9, workers=0))
+    sampler = sampler_of(dataset.manifest, readers=2)
+    whole = list(load_steps(dataset, sampler, end_step=9, workers=0))
+    rest = list(load_steps(dataset, sampler, first_step=first_step, end_step=9, workers=0))
     assert len(rest) == 9 - first_step
     for ours, theirs in zip(rest, whole[first_step:], strict=True):
         assert_same(ours, theirs)
 
 
 def test_ranks_and_readers_beyond_the_number_of_shards_share_each_batch(dataset: JoinedDataset) -> None:
-    plan = plan_of(dataset.manifest, ranks=3, readers=4)  # 12 readers, 4 shards
-    shares = [list(load_steps(dataset, plan, end_step=8, share=plan.share(rank), workers=2)) for rank in range(3)]
-    for step, rows in enumerate(plan.batches(0, 8)):
+    sampler = sampler_of(dataset.manifest, ranks=3, readers=4)  # 12 readers, 4 shards
+    shares = [
+        list(load_steps(dataset, sampler, end_step=8, positions=sampler.positions_of(rank), workers=2))
+        for rank in range(3)
+    ]
+    for step, rows in enumerate(sampler.batches(0, 8)):
         parts = [shares[rank][step].rows for rank in range(3)]
         assert [len(part) for part in parts] == [2, 2, 2]
         assert torch.cat(parts).tolist() == rows.tolist()
@@ -95,11 +98,11 @@ def test_a_reader_opens_no_shard_twice_nor_one_whose_clips_are_done(
         return stream_shard(manifest, shard, rows)
 
     monkeypatch.setattr("pipeline.batches.streaming.stream_shard", watched)
-    plan = plan_of(dataset.manifest, readers=1)
-    list(load_steps(dataset, plan, end_step=4, workers=0))
+    sampler = sampler_of(dataset.manifest, readers=1)
+    list(load_steps(dataset, sampler, end_step=4, workers=0))
     assert len(opened) == len(set(opened)) == 4
     whole, opened[:] = list(opened), []
-    list(load_steps(dataset, plan, first_step=3, end_step=4, workers=0))
+    list(load_steps(dataset, sampler, first_step=3, end_step=4, workers=0))
     assert opened == whole[-len(opened) :]
     assert len(opened) < 4
 
@@ -128,8 +131,8 @@ def test_shards_that_are_gone_damaged_or_changed_fail_their_clips_only(
     (folder / "train-000001.tar").write_bytes(content)
     whole = (folder / "train-000002.tar").read_bytes()
     (folder / "train-000002.tar").write_bytes(whole[: manifest.offsets[25] + 100])  # ends within clip 25
-    plan = plan_epochs(manifest, sampling="stream", batch_size=8, stream=StreamConfig(readers=2))
-    found = list(load_steps(JoinedDataset(manifest, sample_rate_hz=8000, seconds=0.5), plan, end_step=5, workers=0))
+    sampler = build_sampler(manifest, sampling="stream", batch_size=8, stream=StreamConfig(readers=2))
+    found = list(load_steps(JoinedDataset(manifest, sample_rate_hz=8000, seconds=0.5), sampler, end_step=5, workers=0))
     failed = {failure.row: failure.reason for batch in found for failure in batch.failures}
     assert set(failed) == {*range(10), 13, *range(25, 30)}
     assert set(failed.values()) == {"shard unreadable"}
@@ -162,7 +165,7 @@ def test_shards_behind_a_url_are_streamed(dataset: JoinedDataset) -> None:
     for path in Path(dataset.manifest.location).iterdir():
         filesystem.pipe_file(f"/streamed/{path.name}", path.read_bytes())
     remote = JoinedDataset(read_manifest("memory://streamed"), sample_rate_hz=8000, seconds=0.5)
-    found = list(load_steps(remote, plan_of(remote.manifest), end_step=4, workers=0))
+    found = list(load_steps(remote, sampler_of(remote.manifest), end_step=4, workers=0))
     assert len(found) == 4
     for batch in found:
         local = dataset[batch.rows.numpy()]
@@ -170,9 +173,9 @@ def test_shards_behind_a_url_are_streamed(dataset: JoinedDataset) -> None:
 
 
 def test_other_plans_read_each_clip_alone(dataset: JoinedDataset) -> None:
-    plan = EpochPlan(weights=np.ones(34), batch_size=6, seed=1)
-    found = list(load_steps(dataset, plan, first_step=2, end_step=7, share=slice(2, 5), workers=0))
-    assert [batch.rows.tolist() for batch in found] == [rows[2:5].tolist() for rows in plan.batches(2, 7)]
+    sampler = EpochSampler(weights=np.ones(34), batch_size=6, seed=1)
+    found = list(load_steps(dataset, sampler, first_step=2, end_step=7, positions=slice(2, 5), workers=0))
+    assert [batch.rows.tolist() for batch in found] == [rows[2:5].tolist() for rows in sampler.batches(2, 7)]
 
 
 def test_a_member_that_stands_twice_in_a_shard_means_its_first(tmp_path: Path, manifest: Manifest) -> None:

@@ -366,7 +366,7 @@ VOCABULARY = Vocabulary(tuple(LabelClass(index, f"/m/{index}", f"Sound {index}")
 
 def test_a_sound_run_has_no_faults(training_run: Path) -> None:
     found = verify(training_run)
-    assert found.looked_at == {"lines of figures": 3, "checkpoints": 2, "files of weights": 1}
+    assert found.looked_at == {"lines of metrics": 3, "checkpoints": 2, "files of weights": 1}
     assert (found.faults, +found.notes) == ([], {"last line that was not finished": 1})
 
 
@@ -417,7 +417,7 @@ def test_the_rounds_of_a_run_are_looked_at_like_runs(training_run: Path, tmp_pat
         shutil.copytree(training_run, whole / name)
     (whole / "config.toml").write_text("epochs = 2\n")
     found = verify(whole)
-    assert found.looked_at == {"lines of figures": 6, "checkpoints": 4, "files of weights": 2}
+    assert found.looked_at == {"lines of metrics": 6, "checkpoints": 4, "files of weights": 2}
     assert (found.faults, +found.notes) == ([], {"last line that was not finished": 2})
     checkpoint_path(whole / "fold2", 20).write_bytes(b"")
     (whole / "fold1" / "last.safetensors").write_bytes(b"")

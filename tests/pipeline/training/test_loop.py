@@ -14,7 +14,7 @@ from tiny_learner import TinyLearner
 import student
 import teacher
 from pipeline.batches.join import JoinedDataset, TrainingBatch
-from pipeline.batches.sampling import EpochPlan
+from pipeline.batches.sampling import EpochSampler
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import UsageError
 from pipeline.training.loop import (
@@ -23,7 +23,7 @@ from pipeline.training.loop import (
     StepReport,
     Trainer,
     TrainingConfig,
-    start_at_class_shares,
+    set_prior_bias,
 )
 
 SETTINGS = TrainingConfig(data="unused", run="unused", batch_size=4, learning_rate=0.3)
@@ -45,8 +45,10 @@ class Bench:
         nan_at: int = -1,
         learner: TinyLearner | None = None,
     ) -> None:
-        self.plan = EpochPlan(weights=np.ones(12), batch_size=settings.batch_size)
-        self.trainer = Trainer(learner or TinyLearner(nan_at), settings, self.plan, self.schedule, torch.device("cpu"))
+        self.sampler = EpochSampler(weights=np.ones(12), batch_size=settings.batch_size)
+        self.trainer = Trainer(
+            learner or TinyLearner(nan_at), settings, self.sampler, self.schedule, torch.device("cpu")
+        )
         self._clips = clips
 
     @staticmethod
@@ -54,7 +56,7 @@ class Bench:
         return 1.0 if epoch == 0 else 0.5
 
     def run(self, steps: int) -> list[StepReport]:
-        batches = (self._clips[rows] for rows in self.plan.batches(self.trainer.step))
+        batches = (self._clips[rows] for rows in self.sampler.batches(self.trainer.step))
         return list(islice(self.trainer.steps(batches), steps))
 
     @property
@@ -133,8 +135,8 @@ def test_a_batch_taken_in_pieces_gives_the_same_step(clips: JoinedDataset, piece
         assert ours.clips == theirs.clips
 
 
-def test_too_many_pieces_are_refused(clips: JoinedDataset) -> None:
-    with pytest.raises(UsageError, match="too small for 1 ranks x 3 pieces"):
+def test_too_many_micro_batches_are_refused(clips: JoinedDataset) -> None:
+    with pytest.raises(UsageError, match="too small for 1 ranks x 3 micro-batches"):
         Bench(clips, replace(SETTINGS, accumulate=3))
 
 
@@ -248,7 +250,7 @@ def test_prior_bias_gives_silent_features_each_class_its_share(
 ) -> None:
     classes = len(clips.manifest.vocabulary)
     model = build(num_classes=classes)
-    start_at_class_shares(model, clips.manifest)
+    set_prior_bias(model, clips.manifest)
     (bias,) = [bias for name, bias in model.get_classifier().named_parameters() if bias.shape == (classes,)]  # pyright: ignore[reportCallIssue]
     labels = clips.manifest.label_matrix(np.arange(len(clips.manifest)))  # (clips, classes)
     expected = (labels.sum(axis=0) + 0.5) / (len(labels) + 1)
@@ -257,4 +259,4 @@ def test_prior_bias_gives_silent_features_each_class_its_share(
 
 def test_prior_bias_needs_a_bias_for_each_class(clips: JoinedDataset) -> None:
     with pytest.raises(UsageError, match="--prior-bias"):
-        start_at_class_shares(student.create_model("mn01", num_classes=3), clips.manifest)
+        set_prior_bias(student.create_model("mn01", num_classes=3), clips.manifest)

@@ -23,7 +23,7 @@ from pipeline.errors import PipelineError, TooManyFailuresError, TrainingDiverge
 from pipeline.runtime.progress import read_metrics
 from pipeline.training.checkpoints import list_checkpoints
 from pipeline.training.loop import AverageConfig, Learner, OptimizerConfig, TrainingConfig
-from pipeline.training.ranks import Ranks, joined_ranks
+from pipeline.training.ranks import Ranks, process_group
 from pipeline.training.run import RunResult, open_clips, run_training
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -152,11 +152,11 @@ def test_two_ranks_are_judged_as_one_is(together: Path, alone: Path, data: Path,
 
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_every_place_belongs_to_one_rank_and_neighbours_stay_together(size: int, accumulate: int) -> None:
+def test_every_position_belongs_to_one_rank_and_neighbours_stay_together(size: int, accumulate: int) -> None:
     for whole in (12, 13, 64):
-        pieces = [piece for rank in range(size) for piece in Ranks(rank, size).share(whole, accumulate)]
-        assert [place for piece in pieces for place in range(whole)[piece]] == list(range(whole))
-        assert all(piece.start % 2 == 0 for piece in pieces)
+        slices = [one for rank in range(size) for one in Ranks(rank, size).micro_batches(whole, accumulate)]
+        assert [position for one in slices for position in range(whole)[one]] == list(range(whole))
+        assert all(one.start % 2 == 0 for one in slices)
 
 
 @pytest.mark.parametrize("of", ["spectrogram", "waveform"])
@@ -237,16 +237,20 @@ def test_a_batch_that_leaves_a_rank_nothing_is_refused(data: Path, tmp_path: Pat
 
 def test_ranks_sum_collect_and_pass_on(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined_ranks() as one:
-        assert (one.add([3, 4]), one.collect("x"), one.from_first(lambda: 5)) == ([3, 4], ["x"], 5)
+    with process_group() as one:
+        assert (one.all_reduce([3, 4]), one.all_gather("x"), one.broadcast(lambda: 5)) == ([3, 4], ["x"], 5)
     assert run_ranks(2, _talk) == [([1, 2], [0, 1], "from 0"), ([1, 2], [0, 1], "from 0")]
 
 
 def _talk() -> tuple[list[int], list[int], str]:
-    with joined_ranks() as ranks:
+    with process_group() as ranks:
         with pytest.raises(PipelineError, match="only the first"):
-            ranks.from_first(_refuse)
-        return ranks.add([ranks.rank, 1]), ranks.collect(ranks.rank), ranks.from_first(lambda: f"from {ranks.rank}")
+            ranks.broadcast(_refuse)
+        return (
+            ranks.all_reduce([ranks.rank, 1]),
+            ranks.all_gather(ranks.rank),
+            ranks.broadcast(lambda: f"from {ranks.rank}"),
+        )
 
 
 def _refuse() -> None:

@@ -71,7 +71,7 @@ def train(config: TrainingConfig, learner: TinyLearner | None = None) -> RunResu
     )
 
 
-def figures(run: Path) -> list[dict]:
+def metrics(run: Path) -> list[dict]:
     return [{key: value for key, value in line.items() if key not in SPEEDS} for line in read_metrics(run)]
 
 
@@ -102,7 +102,7 @@ def test_a_killed_run_resumes_to_the_same_weights_and_the_same_log(
     run = kill_after(step, straight, config)
     assert train(replace(config, resume=True)) == RunResult(finished=True, steps=12, best_score=best_map(straight))
     assert weights(run) == weights(straight)
-    assert figures(run) == figures(straight)
+    assert metrics(run) == metrics(straight)
 
 
 def test_the_number_of_workers_changes_nothing(config: TrainingConfig, straight: Path) -> None:

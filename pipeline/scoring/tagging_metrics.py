@@ -1,4 +1,4 @@
-"""The figures of every training command, and scores that can be compared between clips."""
+"""The metrics of every training command, and scores that can be compared between clips."""
 
 import numpy as np
 import torch
@@ -7,7 +7,7 @@ import student
 from pipeline.models.weights import Task
 
 
-def comparable(logits: np.ndarray, task: Task) -> np.ndarray:
+def ranking_scores(logits: np.ndarray, task: Task) -> np.ndarray:
     """Returns (clips, classes) scores that rank one clip against another.
 
     A logit does. But where classes compete in a softmax, only its (log) probabilities do: logits of a clip may all be
@@ -18,8 +18,8 @@ def comparable(logits: np.ndarray, task: Task) -> np.ndarray:
     return torch.from_numpy(np.asarray(logits)).log_softmax(dim=1).numpy()
 
 
-def judge(logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
-    """Returns the figures of one evaluation.
+def tagging_metrics(logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
+    """Returns the metrics of one evaluation.
 
     Args:
         logits: (clips, classes).

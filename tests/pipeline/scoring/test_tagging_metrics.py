@@ -5,8 +5,8 @@ import pytest
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.vocabulary import LabelClass, Vocabulary
-from pipeline.scoring.judging import comparable
 from pipeline.scoring.scoring import System, score
+from pipeline.scoring.tagging_metrics import ranking_scores
 from pipeline.training.finetuning import FinetuneConfig, FinetuneLearner
 
 LABELS = np.repeat(np.eye(3), 4, axis=0)  # (12 clips, 3 classes), one class a clip
@@ -26,19 +26,19 @@ def shifted(logits: np.ndarray) -> np.ndarray:
 def test_scores_of_competing_classes_do_not_depend_on_what_all_logits_of_a_clip_share(
     logits: np.ndarray, shifted: np.ndarray
 ) -> None:
-    one, other = (comparable(some, "single-label") for some in (logits, shifted))
+    one, other = (ranking_scores(some, "single-label") for some in (logits, shifted))
     np.testing.assert_allclose(one, other, atol=1e-5)
     np.testing.assert_allclose(np.exp(one).sum(axis=1), 1, rtol=1e-5)
-    assert comparable(shifted, "multi-label") is shifted
+    assert ranking_scores(shifted, "multi-label") is shifted
 
 
 def test_a_single_label_student_in_training_is_judged_by_its_probabilities(
     logits: np.ndarray, shifted: np.ndarray
 ) -> None:
     learner = FinetuneLearner(None, "single-label", FinetuneConfig(data="", run=""))  # pyright: ignore[reportArgumentType]
-    figures = learner.score(logits, LABELS)
-    assert learner.score(shifted, LABELS) == pytest.approx(figures)
-    assert figures["mAP"] > 0.5
+    metrics = learner.score(logits, LABELS)
+    assert learner.score(shifted, LABELS) == pytest.approx(metrics)
+    assert metrics["mAP"] > 0.5
 
 
 def test_a_single_label_checkpoint_is_scored_by_its_probabilities(
