@@ -1,6 +1,6 @@
 """How long teachers wait between two shards, with and without decoding the next shard ahead.
 
-    python benchmarks/shard_prefetch.py DATASET [--clips-per-shard 16] [--rounds 3]
+    python -m benchmarks.shard_prefetch DATASET [--clips-per-shard 16] [--rounds 3]
 
 DATASET is cut into small shards (its manifest alone: the bytes stay where they are), and the sample's two tiny teachers
 label all of them, one shard after the other, alternately as before (the baseline: each shard begins with nothing

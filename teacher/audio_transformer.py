@@ -122,12 +122,14 @@ class AudioTransformer(nn.Module, ABC):
         """Sample rate of the waveforms that the front end takes."""
         return self.front_end.config.sample_rate_hz
 
-    def forward(self, features: Tensor, generator: Generator | None = None) -> Tensor:
+    def forward(self, features: Tensor, generator: Generator | None = None, frames: Tensor | None = None) -> Tensor:
         """Tag clips.
 
         Args:
             features: what `front_end` gives.
             generator: where patchout draws from in training mode; None is torch's global generator.
+            frames: (batch,), on the CPU: how many of each clip's frames are its own, which `front_end.frames` counts;
+                None is all of them.
 
         Returns:
             (batch, classes), before the sigmoid, float32 also under autocast.

@@ -25,12 +25,32 @@ class CED(AudioTransformer):
         self.time_pos_embed = nn.Parameter(torch.empty(1, dim, 1, config.frames // config.stride))
         self.initialise()
 
-    def forward(self, features: Tensor, generator: Generator | None = None) -> Tensor:
-        if features.shape[-1] <= self.config.frames:
-            return super().forward(features, generator)
+    def forward(self, features: Tensor, generator: Generator | None = None, frames: Tensor | None = None) -> Tensor:
         normalised = self.init_bn(features)  # (batch, mels, frames)
-        frames = self.config.frames
-        pieces = F.pad(normalised, (0, -normalised.shape[-1] % frames)).unflatten(-1, (-1, frames)).movedim(2, 0)
+        if frames is None:
+            frames = torch.full((len(features),), features.shape[-1])
+            return self._tag(normalised, frames, self._used(features.shape[-1]), generator)
+        used = torch.tensor([self._used(count) for count in frames.tolist()], dtype=torch.int64)  # (batch,)
+        order = torch.argsort(used, stable=True)
+        groups = torch.unique_consecutive(used[order], return_counts=True)[1].tolist()
+        logits = [
+            self._tag(normalised[clips], frames[clips], int(used[clips[0]]), generator) for clips in order.split(groups)
+        ]
+        return torch.cat(logits)[torch.argsort(order)]  # (batch, classes)
+
+    def _used(self, frames: int) -> int:
+        """Count the frames that a clip's patches or pieces cover; clips with equal counts go through together."""
+        _, patch = self.config.patch_shape
+        if frames > self.config.frames:
+            return -(-frames // self.config.frames) * self.config.frames
+        return (frames - patch) // self.config.stride * self.config.stride + patch
+
+    def _tag(self, normalised: Tensor, frames: Tensor, used: int, generator: Generator | None) -> Tensor:
+        if used <= self.config.frames:
+            return self.forward_head(self._encode(normalised[..., :used], generator))
+        beyond = (torch.arange(used) >= frames[:, None]).to(normalised.device)  # (batch, used)
+        normalised = F.pad(normalised, (0, used - normalised.shape[-1])).masked_fill(beyond[:, None], 0.0)
+        pieces = normalised.unflatten(-1, (-1, self.config.frames)).movedim(2, 0)  # (pieces, batch, mels, frames)
         logits = self.forward_head(self._encode(pieces.flatten(0, 1), generator))  # (pieces * batch, classes)
         return logit_of_mean_probability(logits.unflatten(0, pieces.shape[:2]))
 

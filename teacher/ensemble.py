@@ -3,14 +3,19 @@
 import logging
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from teacher.audio_transformer import AudioTransformer
+from teacher.feature_groups import FeatureGroup, clip_seconds, extract_features, input_seconds, logits_of_groups
 from teacher.front_ends import FrontEnd
 from teacher.inference import optimise_for_inference
+
+_LONG_SECONDS = 11.0
+"""Of a clip that is no ordinary one, with room for what encoders add to ten seconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +42,7 @@ class Ensemble(nn.Module):
     Attributes:
         sample_rates_hz: the rates of the waveforms that the members want, ascending.
         input_seconds: the longest clip that a member looks at as a whole; others get its beginning.
+        clip_seconds: how much of a clip a member can make use of; infinite where one hears clips to their end.
         largest_batch: clips that are asked about at once; None is all that are given.
     """
 
@@ -56,11 +62,17 @@ class Ensemble(nn.Module):
             raise ValueError("an ensemble needs at least one teacher")
         _check_weights(weights, len(self.members))
         self.sample_rates_hz: list[int] = sorted({_rate(member) for member in self.members})
-        self.input_seconds: float = max(_seconds(member) for member in self.members)
+        self.input_seconds: float = max(input_seconds(member) for member in self.members)
+        self.clip_seconds: float = max(clip_seconds(member) for member in self.members)
         self.largest_batch: int | None = None
 
     @torch.inference_mode()
-    def forward(self, waveforms: Mapping[int, Tensor], edge_shifts_hz: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        waveforms: Mapping[int, Tensor],
+        edge_shifts_hz: Tensor | None = None,
+        lengths: Mapping[int, Tensor] | None = None,
+    ) -> Tensor:
         """Returns the logits of all members.
 
         Args:
@@ -68,6 +80,10 @@ class Ensemble(nn.Module):
                 `sample_rates_hz`.
             edge_shifts_hz: (batch, 2), on the CPU: how far each clip's lower and upper band edges are moved for the
                 members whose front end can do it; None leaves them.
+            lengths: sample rate in Hz → (batch,), int64, on the CPU: the samples of each row that are the clip; zeros
+                follow. Each member then takes a clip as its original does: our families by their front ends, others
+                with silence or a cut to their `.input_seconds`, or where that is infinite as long as it is. None: all
+                rows are heard as they are, but for what is beyond a member's `.input_seconds`.
 
         Returns:
             (teachers, batch, classes), float32, before the sigmoid.
@@ -83,18 +99,23 @@ class Ensemble(nn.Module):
             raise ValueError(f"the batches differ in size: {sizes}; give the same clips at each rate")
         clips = sizes[self.sample_rates_hz[0]]
         pieces: list[Tensor] = []  # (teachers, at most largest_batch, classes) each
-        start = 0
+        is_long = any(waveforms[rate].shape[1] > _LONG_SECONDS * rate for rate in self.sample_rates_hz)
+        start, largest = 0, self.largest_batch or clips
         while start < clips or not pieces:
-            size = min(clips - start, self.largest_batch or clips)
-            piece = {rate: waveforms[rate][start : start + size] for rate in self.sample_rates_hz}
-            shifts = None if edge_shifts_hz is None else edge_shifts_hz[start : start + size]
+            size = min(clips - start, largest)
+            some = slice(start, start + size)
+            piece = {rate: waveforms[rate][some] for rate in self.sample_rates_hz}
+            shifts = None if edge_shifts_hz is None else edge_shifts_hz[some]
+            its_lengths = None if lengths is None else {rate: lengths[rate][some] for rate in self.sample_rates_hz}
             try:
-                pieces.append(self._ask(piece, shifts))
+                pieces.append(self._ask(piece, shifts, its_lengths))
             except torch.OutOfMemoryError as error:
                 if size <= 1:
                     raise
                 reason = str(error).splitlines()[0]
-                self.largest_batch = size // 2
+                largest = size // 2
+                if not is_long:  # what a few long clips need says nothing of the others
+                    self.largest_batch = largest
                 logger.warning(
                     "%d clips at once are too many for the memory (%s); going on with %d", size, reason, size // 2
                 )
@@ -106,32 +127,31 @@ class Ensemble(nn.Module):
         """Returns the weighted mean of the members' logits: (teachers, batch, classes) → (batch, classes), float32."""
         return ensemble_logits(logits.unbind(), self.weights)
 
-    def _ask(self, waveforms: Mapping[int, Tensor], edge_shifts_hz: Tensor | None) -> Tensor:
-        features: dict[Hashable, Tensor] = {}
+    def _ask(
+        self, waveforms: Mapping[int, Tensor], edge_shifts_hz: Tensor | None, lengths: Mapping[int, Tensor] | None
+    ) -> Tensor:
+        groups: dict[Hashable, list[FeatureGroup]] = {}
         logits = []
         for member in self.members:
-            key = _features_key(member)
-            if key not in features:
-                samples = round(_seconds(member) * _rate(member))
-                front_end = member.get_submodule("front_end")
-                moved = {"edge_shifts_hz": edge_shifts_hz} if isinstance(front_end, FrontEnd) else {}
-                features[key] = front_end(waveforms[_rate(member)][:, :samples], **moved)
-            logits.append(self._network(member, features[key]))  # (batch, classes)
+            key, rate = _features_key(member), _rate(member)
+            if key not in groups:
+                its_lengths = None if lengths is None else lengths[rate]
+                groups[key] = extract_features(member, waveforms[rate], edge_shifts_hz, its_lengths)
+            logits.append(logits_of_groups(groups[key], partial(self._network, member)))  # (batch, classes)
         _check_shapes(logits)
         return torch.stack(logits)
 
-    def _network(self, member: nn.Module, features: Tensor) -> Tensor:
-        lower = self.precision != torch.float32 and not isinstance(member, AudioTransformer)
-        with torch.autocast(features.device.type, self.precision if lower else None, enabled=lower):
-            return member(features).float()
+    def _network(self, member: nn.Module, group: FeatureGroup) -> Tensor:
+        if isinstance(member, AudioTransformer):
+            own = {} if group.frames is None else {"frames": group.frames}
+            return member(group.features, **own).float()
+        lower = self.precision != torch.float32
+        with torch.autocast(group.device.type, self.precision if lower else None, enabled=lower):
+            return member(group.features).float()
 
 
 def _rate(member: nn.Module) -> int:
     return cast("int", member.sample_rate_hz)
-
-
-def _seconds(member: nn.Module) -> float:
-    return cast("float", member.input_seconds)
 
 
 def _features_key(member: nn.Module) -> Hashable:
@@ -139,7 +159,7 @@ def _features_key(member: nn.Module) -> Hashable:
     front_end = member.get_submodule("front_end")
     # Only of our own is it known that the configuration says everything.
     made_by = front_end.config if isinstance(front_end, FrontEnd) else id(front_end)
-    return made_by, _rate(member), _seconds(member)
+    return made_by, _rate(member), input_seconds(member)
 
 
 def ensemble_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tensor:

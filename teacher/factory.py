@@ -61,7 +61,7 @@ def create_model(
         network = _build_network(card, AUDIOSET_CLASSES if num_classes is None else num_classes, kwargs)
     else:
         network = _load_network(card, read_checkpoint(checkpoint), num_classes, kwargs)
-    network.front_end = build_front_end(card.front_end)
+    network.front_end = build_front_end(card.front_end, card.input_seconds)
     network.model_name = card.name
     network.input_seconds = card.input_seconds
     return network

@@ -2,8 +2,18 @@
 
 Every front end takes (batch, samples) float32 waveforms, -1 to 1, at its sample rate. It computes in float32 whatever
 precision the model runs in, since a logarithm of small powers does not survive anything less.
+
+Clips have lengths of their own, and the families differ in what they make of that. A front end that is told the
+`lengths` of its clips takes each as its original does:
+
+| family | shorter clips | longer clips |
+|---|---|---|
+| PaSST | silence is added up to the model's length | are cut there |
+| AST | frames of zeros are added to the features before they are normalised | features are cut |
+| CED | stay as short as they are | are heard to their end, by the model piece after piece |
 """
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Self
@@ -74,9 +84,18 @@ class FrontEnd(nn.Module, ABC):
     config: FrontEndConfig
     time_first: bool = False
     """Whether the features are (batch, frames, mels), as AST has them, and not (batch, mels, frames)."""
+    longest_seconds: float
+    """How much of a clip is heard at most."""
+    own_length: str = ""
+    """What becomes of clips that keep their lengths, in the words of a store's stamp; empty where silence or a cut
+    brings all to one."""
 
     def forward(
-        self, waveforms: Tensor, generator: Generator | None = None, edge_shifts_hz: Tensor | None = None
+        self,
+        waveforms: Tensor,
+        generator: Generator | None = None,
+        edge_shifts_hz: Tensor | None = None,
+        lengths: Tensor | None = None,
     ) -> Tensor:
         """Compute features.
 
@@ -85,24 +104,49 @@ class FrontEnd(nn.Module, ABC):
             generator: where augmentation draws from in training mode; None is torch's global generator.
             edge_shifts_hz: (batch, 2): what is added to each clip's lower and upper band edge, in either mode, in
                 place of what would be drawn. Families that were not trained on moving bands keep theirs where they are.
+            lengths: (batch,), int64, on the CPU: the samples of each row that are the clip; zeros follow. Each clip is
+                then taken as the family's original takes one of that length. None: every sample is heard as it is.
 
         Returns:
-            float32 features in the layout that the family's model takes.
+            float32 features in the layout that the family's model takes. Where `frames` counts fewer frames of a clip,
+            anything may stand in the others.
 
         Raises:
             ValueError: the waveforms are no batch of one-channel clips, or are shorter than one window.
         """
+        if lengths is not None and waveforms.ndim == 2:
+            waveforms, lengths = self._fit(waveforms, lengths)
         shortest = self.config.fft_samples
         if waveforms.ndim != 2 or waveforms.shape[1] < shortest:
             raise ValueError(
                 f"waveforms have shape {tuple(waveforms.shape)}; give (batch, samples) with {shortest} samples or more"
             )
+        if lengths is None:
+            lengths = torch.full((len(waveforms),), waveforms.shape[1])
         with torch.autocast(waveforms.device.type, enabled=False):
-            return self.features(waveforms.float(), generator, edge_shifts_hz)
+            return self.features(waveforms.float(), generator, edge_shifts_hz, lengths)
+
+    def frames(self, lengths: Tensor) -> Tensor | None:
+        """Returns the frames of clips of these `lengths`, (batch,); None where all clips get equally many."""
+        return None
 
     @abstractmethod
-    def features(self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None) -> Tensor:
+    def features(
+        self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None, lengths: Tensor
+    ) -> Tensor:
         """Compute the features of one family; `forward` describes arguments and result."""
+
+    @property
+    @abstractmethod
+    def shortest_samples(self) -> int:
+        """What silence makes of shorter clips, of which the original could make nothing, or nothing else."""
+
+    def _fit(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Cut what is not heard, and add silence to clips that are too short."""
+        longest = min(self.longest_seconds * self.config.sample_rate_hz, max(lengths.tolist(), default=0))
+        samples = max(round(longest), self.shortest_samples, self.config.fft_samples)
+        waveforms = F.pad(waveforms[:, :samples], (0, max(0, samples - waveforms.shape[1])))
+        return waveforms, lengths.clamp(self.shortest_samples, samples)
 
     def _apply(self, fn, recurse: bool = True) -> Self:
         """Move with the model, but keep windows and filters in float32 when the weights become half precision."""
@@ -122,13 +166,20 @@ class PasstMel(FrontEnd):
     window: Tensor
     filters: Tensor
 
-    def __init__(self, config: PasstMelConfig) -> None:
+    def __init__(self, config: PasstMelConfig, clip_seconds: float = 10.0) -> None:
         super().__init__()
         self.config: PasstMelConfig = config
+        self.longest_seconds = clip_seconds
         self.register_buffer("window", torch.hann_window(config.window_samples, periodic=False), persistent=False)
         self.register_buffer("filters", self._filters(config.lowest_hz, config.highest_hz), persistent=False)
 
-    def features(self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None) -> Tensor:
+    @property
+    def shortest_samples(self) -> int:
+        return round(self.longest_seconds * self.config.sample_rate_hz)
+
+    def features(
+        self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None, lengths: Tensor
+    ) -> Tensor:
         config = self.config
         emphasised = waveforms[:, 1:] - 0.97 * waveforms[:, :-1]  # (batch, samples - 1)
         spectrum = torch.stft(
@@ -176,22 +227,32 @@ class KaldiFbank(FrontEnd):
     """(batch, samples) → (batch, frames, mels): `torchaudio.compliance.kaldi.fbank` for a whole batch at once."""
 
     time_first = True
+    own_length = "own; features are filled up with zeros, or cut"
     window: Tensor
     filters: Tensor
 
     def __init__(self, config: KaldiFbankConfig) -> None:
         super().__init__()
         self.config: KaldiFbankConfig = config
+        self.longest_seconds = (
+            (config.frames - 1) * config.hop_samples + config.window_samples
+        ) / config.sample_rate_hz
         filters = _kaldi_filters(
             config.mels, config.fft_samples, config.sample_rate_hz, config.lowest_hz, config.highest_hz
         )
         self.register_buffer("window", torch.hann_window(config.window_samples, periodic=False), persistent=False)
         self.register_buffer("filters", filters.T.contiguous(), persistent=False)  # (bins, mels)
 
-    def features(self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None) -> Tensor:
+    @property
+    def shortest_samples(self) -> int:
+        return self.config.window_samples
+
+    def features(
+        self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None, lengths: Tensor
+    ) -> Tensor:
         config = self.config
         if config.subtract_mean:
-            waveforms = waveforms - waveforms.mean(dim=1, keepdim=True)
+            waveforms = waveforms - waveforms.sum(dim=1, keepdim=True) / lengths.to(waveforms)[:, None]
         frames = waveforms.unfold(1, config.window_samples, config.hop_samples)  # (batch, frames, window)
         frames = frames[:, : config.frames]
         frames = frames - frames.mean(dim=2, keepdim=True)
@@ -200,6 +261,10 @@ class KaldiFbank(FrontEnd):
         power = _power(torch.fft.rfft(frames, n=config.fft_samples))  # (batch, frames, bins)
         floor = torch.finfo(torch.float32).eps
         log_mel = (power @ self.filters).clamp_min(floor).log()  # (batch, frames, mels)
+        heard = 1 + (lengths - config.window_samples) // config.hop_samples  # (batch,), frames
+        if (heard < log_mel.shape[1]).any():
+            beyond = torch.arange(log_mel.shape[1]) >= heard[:, None]  # (batch, frames)
+            log_mel = log_mel.masked_fill(beyond.to(log_mel.device)[..., None], 0.0)
         log_mel = F.pad(log_mel, (0, 0, 0, config.frames - log_mel.shape[1]))
         return (log_mel - config.mean) / (2 * config.deviation)
 
@@ -207,6 +272,8 @@ class KaldiFbank(FrontEnd):
 class DecibelMel(FrontEnd):
     """(batch, samples) → (batch, mels, frames): 10 s give 1001 frames."""
 
+    longest_seconds = math.inf
+    own_length = "own; whole"
     window: Tensor
     filters: Tensor
 
@@ -218,23 +285,57 @@ class DecibelMel(FrontEnd):
         self.register_buffer("window", torch.hann_window(config.fft_samples), persistent=False)
         self.register_buffer("filters", filters.T.contiguous(), persistent=False)  # (mels, bins)
 
-    def features(self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None) -> Tensor:
+    @property
+    def shortest_samples(self) -> int:
+        return (_PATCH_FRAMES - 1) * self.config.hop_samples
+
+    def frames(self, lengths: Tensor) -> Tensor:
+        return 1 + lengths.clamp_min(self.shortest_samples) // self.config.hop_samples
+
+    def features(
+        self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None, lengths: Tensor
+    ) -> Tensor:
         config = self.config
         spectrum = torch.stft(
-            waveforms, config.fft_samples, hop_length=config.hop_samples, window=self.window, return_complex=True
+            _mirror_ends(waveforms, lengths, config.fft_samples // 2),
+            config.fft_samples,
+            hop_length=config.hop_samples,
+            window=self.window,
+            center=False,
+            return_complex=True,
         )
         power = _power(spectrum)  # (batch, bins, frames)
         decibels = 10 * (self.filters @ power).clamp_min(1e-10).log10()  # (batch, mels, frames)
         # The original takes the loudest value of the whole batch; ours doesn't let a clip depend on its neighbours.
-        loudest = decibels.amax(dim=(1, 2), keepdim=True)
+        heard = self.frames(lengths)  # (batch,)
+        beyond = (torch.arange(decibels.shape[2]) >= heard[:, None])[:, None]  # (batch, 1, frames)
+        quiet = decibels.masked_fill(beyond.to(decibels.device), -math.inf) if beyond.any() else decibels
+        loudest = quiet.amax(dim=(1, 2), keepdim=True)
         return decibels.maximum(loudest - config.range_db)
 
 
-def build_front_end(config: FrontEndConfig) -> FrontEnd:
-    """Build the front end that a configuration describes."""
+_PATCH_FRAMES = 16
+"""CED tags no clip that is shorter than one of its patches."""
+
+
+def _mirror_ends(waveforms: Tensor, lengths: Tensor, most: int) -> Tensor:
+    """Mirror `most` samples at both ends of each clip, as a centred Fourier transform does; zeros may follow."""
+    if (lengths == waveforms.shape[1]).all():
+        return F.pad(waveforms, (most, most), mode="reflect")
+    clips = [row[None, :length] for row, length in zip(waveforms, lengths.tolist(), strict=True)]
+    return nn.utils.rnn.pad_sequence([F.pad(clip, (most, most), mode="reflect")[0] for clip in clips], batch_first=True)
+
+
+def build_front_end(config: FrontEndConfig, clip_seconds: float = 10.0) -> FrontEnd:
+    """Build the front end that a configuration describes.
+
+    Args:
+        config: of any family.
+        clip_seconds: the model's input, for families that bring all clips to its length.
+    """
     match config:
         case PasstMelConfig():
-            return PasstMel(config)
+            return PasstMel(config, clip_seconds)
         case KaldiFbankConfig():
             return KaldiFbank(config)
         case DecibelMelConfig():

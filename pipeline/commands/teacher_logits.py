@@ -13,11 +13,12 @@ from cyclopts import Parameter
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.views import MAX_VIEWS, ViewConfig, ViewsStamp
 from pipeline.errors import PipelineError, TooManyFailuresError, UsageError
+from pipeline.labelling.begun_stores import stamp_to_go_on_with
 from pipeline.labelling.shard_labeller import LabellerConfig
 from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
 from pipeline.logits.filling import check_part_names, claim_store, finished_shards
 from pipeline.logits.stamp import StoreStamp
-from pipeline.logits.store import FAILED_NAME, LogitPart, finished_parts, read_stamp, write_failures
+from pipeline.logits.store import FAILED_NAME, LogitPart, finished_parts, write_failures
 from pipeline.models.device import Precision, PrecisionChoice, choose_device, fastest_precision
 from pipeline.runtime.progress import progress_bar
 from pipeline.runtime.stopping import stop_on_signals
@@ -124,8 +125,10 @@ def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
     manifest = read_manifest(data)
     check_part_names(manifest)
     stamp = _stamp(config, stamp_teachers(specs, manifest, _precision(config)))
-    if config.precision == "auto":
-        stamp = _as_begun(stamp, read_stamp(store))
+    auto = config.precision == "auto"
+    stamp = stamp_to_go_on_with(store, stamp, manifest, any_precision=auto, overwrite=config.overwrite)
+    if auto:
+        _log.info("precision: %s", stamp.precision)
     claim_store(store, stamp, overwrite=config.overwrite)
 
     finished = finished_shards(store, stamp, manifest)
@@ -168,14 +171,6 @@ def _precision(config: TeacherLogitsConfig) -> Precision:
     if config.precision != "auto":
         return config.precision
     return fastest_precision("cpu" if config.gpus_per_actor == 0 else choose_device("auto"))
-
-
-def _as_begun(stamp: StoreStamp, found: StoreStamp | None) -> StoreStamp:
-    """Go on in the precision that a store was begun with, so that no resume on another machine makes it anew."""
-    if found is not None and replace(stamp, precision=found.precision) == found:
-        stamp = found
-    _log.info("precision: %s", stamp.precision)
-    return stamp
 
 
 def _absolute(location: str) -> str:

@@ -148,11 +148,25 @@ def load_waveforms(data: bytes, *, sample_rates_hz: Iterable[int], seconds: floa
     Raises:
         DecodeError: as `decode`.
     """
-    sound = decode(data, max_seconds=seconds + _LOOK_AHEAD_SECONDS)
-    return {
-        rate: fit_length(resample(sound.samples, sound.sample_rate_hz, rate), round(seconds * rate))
-        for rate in sample_rates_hz
-    }
+    sounds = load_whole_waveforms(data, sample_rates_hz=sample_rates_hz, max_seconds=seconds)
+    return {rate: fit_length(samples, round(seconds * rate)) for rate, samples in sounds.items()}
+
+
+def load_whole_waveforms(data: bytes, *, sample_rates_hz: Iterable[int], max_seconds: float) -> dict[int, np.ndarray]:
+    """Give a clip as long as it is at several rates, with one decode: rate in Hz → (samples,), float32, mono.
+
+    Args:
+        data: an encoded file.
+        sample_rates_hz: what is wanted.
+        max_seconds: longer clips are cut there; infinite for the whole clip.
+
+    Raises:
+        DecodeError: as `decode`.
+    """
+    whole = math.isinf(max_seconds)
+    sound = decode(data, max_seconds=None if whole else max_seconds + _LOOK_AHEAD_SECONDS)
+    resampled = {rate: resample(sound.samples, sound.sample_rate_hz, rate) for rate in sample_rates_hz}
+    return resampled if whole else {rate: one[: round(max_seconds * rate)] for rate, one in resampled.items()}
 
 
 class _Memory(io.BytesIO):

@@ -110,6 +110,13 @@ class Manifest:
         return self._column("crc32").cast(pa.int64()).fill_null(-1).to_numpy()
 
     @cached_property
+    def seconds(self) -> np.ndarray:
+        """(clips,) float64, how long each clip is; not a number where that is not known."""
+        frames, rates = (self._column(name).cast(pa.float64()) for name in ("frames", "sample_rate"))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return frames.fill_null(np.nan).to_numpy() / rates.fill_null(np.nan).to_numpy()
+
+    @cached_property
     def labels_csr(self) -> tuple[np.ndarray, np.ndarray]:
         """(clips + 1,) int64 `indptr` and int16 `indices`: row r has the labels `indices[indptr[r]:indptr[r + 1]]`."""
         labels = self._column("labels")

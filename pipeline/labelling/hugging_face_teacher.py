@@ -2,34 +2,42 @@
 
 import hashlib
 import importlib
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.models.weights_cache import fetch
 
-INPUT_SECONDS = 10.0
-"""How much of a clip these teachers are given; their extractors pad or cut to what the model takes."""
+_SHORTEST_SECONDS = 0.1
+"""Shorter clips get silence behind them: less than this gives some models no frame at all."""
 
 _SETTINGS_FILES = ("config.json", "preprocessor_config.json")
 _WEIGHTS_FILES = ("model.safetensors", "pytorch_model.bin")
 
 
 class ExtractorFrontEnd(nn.Module):
-    """Feature extractor of a model: (batch, samples) → its input. It computes on the CPU, as extractors do."""
+    """Feature extractor of a model: (batch, samples) → its inputs. It computes on the CPU, as extractors do.
+
+    The clips of a batch are equally long. Whether they are padded or cut is the extractor's affair.
+    """
 
     def __init__(self, extractor: Any) -> None:
         super().__init__()
         self.extractor = extractor
 
-    def forward(self, waveforms: Tensor) -> Tensor:
-        """Extract features; they come back on the waveforms' device."""
-        clips = list(waveforms.float().cpu().numpy())
-        found = self.extractor(clips, sampling_rate=self.extractor.sampling_rate, return_tensors="pt")
-        return found[self.extractor.model_input_names[0]].to(waveforms.device)
+    def forward(self, waveforms: Tensor) -> dict[str, Tensor]:
+        """Extract features, by the names of the model's inputs; they come back on the waveforms' device."""
+        rate = self.extractor.sampling_rate
+        silence = max(0, round(_SHORTEST_SECONDS * rate) - waveforms.shape[1])
+        clips = list(F.pad(waveforms.float(), (0, silence)).cpu().numpy())
+        found = self.extractor(clips, sampling_rate=rate, return_tensors="pt")
+        return {name: values.to(waveforms.device) for name, values in found.items()}
 
     def __str__(self) -> str:
         settings = hashlib.sha256(self.extractor.to_json_string().encode()).hexdigest()
@@ -44,13 +52,13 @@ class HuggingFaceTeacher(nn.Module):
         self.model = model
         self.front_end = ExtractorFrontEnd(extractor)
         self.sample_rate_hz = int(extractor.sampling_rate)
-        self.input_seconds = INPUT_SECONDS
+        self.input_seconds = math.inf
         labels: dict[int, str] = model.config.id2label  # pyright: ignore[reportAttributeAccessIssue, reportAssignmentType]
         self.class_names = tuple(labels[index] for index in sorted(labels))
 
-    def forward(self, features: Tensor) -> Tensor:
+    def forward(self, features: Mapping[str, Tensor]) -> Tensor:
         """Features → (batch, classes) logits."""
-        return self.model(features).logits
+        return self.model(**features).logits
 
 
 def locate(repo_id: str, folder: str | None, *, offline: bool) -> Path:

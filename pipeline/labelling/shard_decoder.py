@@ -1,5 +1,7 @@
 """Shards → batches of waveforms, in order, some batches ahead of whoever asks for them.
 
+Clips come as long as they are: what becomes of other lengths than a teacher's is the affair of its front end.
+
 Threads read and decode each clip once for all sample rates and views. While a shard's last batches are used up, the
 first ones of the shard that follows are made, so that nobody waits between two shards. Batches are fixed by the shard's
 rows alone, and none holds clips of two shards.
@@ -14,10 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.dataset.audio import load_waveforms
+from pipeline.dataset.audio import load_whole_waveforms
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.shards import read_clip_bytes
-from pipeline.dataset.views import ViewsStamp, apply_view, draw_view, extra_seconds
+from pipeline.dataset.views import View, ViewsStamp, apply_view, draw_view, extra_seconds
 from pipeline.errors import DecodeError, PipelineError, ShardError
 from pipeline.logits.store import ClipFailure
 from pipeline.storage import files as storage
@@ -25,8 +27,13 @@ from pipeline.storage import files as storage
 _BATCHES_AHEAD = 3
 """One being filled, one full, one in the making: enough for the model never to wait where the threads keep up."""
 
+ORDINARY_SECONDS = 11.0
+"""Where clips are longer than this, fewer make a batch, so that it takes no more memory than others do."""
+
 Waveforms = dict[int, np.ndarray]
 """Sample rate in Hz → one view of a clip, (samples,) float32."""
+Decoded = tuple[int, list[Waveforms]]
+"""A clip's row and views."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +41,9 @@ class ViewedClips:
     """A batch of clips in one view."""
 
     waveforms: dict[int, Tensor]
-    """Sample rate in Hz → (batch, samples), float32."""
+    """Sample rate in Hz → (batch, samples), float32; zeros behind what is shorter than the longest clip."""
+    lengths: dict[int, Tensor]
+    """Sample rate in Hz → (batch,), int64: the samples of each clip."""
     edge_shifts_hz: Tensor | None
     """(batch, 2): how far the edges of the mel bands are moved; None where they stay."""
 
@@ -50,6 +59,11 @@ class ClipBatch:
     failures: dict[int, ClipFailure]
     """Of the rows that are not in `rows`."""
 
+    @property
+    def seconds(self) -> float:
+        """Length of the longest clip; 0 where there is none."""
+        return max((int(its.max()) / rate for view in self.views[:1] for rate, its in view.lengths.items()), default=0)
+
 
 class ShardDecoder:
     """Decodes shard after shard, ahead of time.
@@ -57,9 +71,9 @@ class ShardDecoder:
     Args:
         manifest: the dataset.
         sample_rates_hz: every clip comes at each of these.
-        seconds: how much of a clip; shorter ones are padded with silence.
+        seconds: how much of a clip at most; infinite for all of it.
         views: which views of a clip are made; None is the clip as it is.
-        batch_size: clips a batch; the last one of a shard may have fewer.
+        batch_size: clips a batch; the last one of a shard may have fewer, and so have those of long clips.
         threads: how many decode.
         pin_memory: put the batches where a GPU can fetch them by itself.
     """
@@ -116,7 +130,7 @@ class ShardDecoder:
                     break
             if not current.prepared:
                 break
-            yield current.prepared.popleft().result()
+            yield from current.prepared.popleft().result()
         current.reader.close()
 
     def _open(self, shard: str) -> "_OpenShard":
@@ -143,7 +157,7 @@ class ShardDecoder:
         extra = 0.0 if self._views is None else extra_seconds(self._views.config)
         try:
             encoded = read_clip_bytes(reader, self._manifest, row)
-            waveforms = load_waveforms(encoded, sample_rates_hz=self._rates_hz, seconds=self._seconds + extra)
+            waveforms = load_whole_waveforms(encoded, sample_rates_hz=self._rates_hz, max_seconds=self._seconds + extra)
         except DecodeError as error:
             return ClipFailure(clip_id=self._clip_id(row), reason=error.reason, detail=error.detail)
         except ShardError as error:
@@ -153,38 +167,60 @@ class ShardDecoder:
         if self._views is None:
             return [waveforms]
         drawn = [draw_view(self._views.config, self._clip_id(row), number) for number in range(self._views.count)]
-        lengths = {rate: round(self._seconds * rate) for rate in self._rates_hz}
-        return [
-            {
-                rate: apply_view(waveforms[rate], view, sample_rate_hz=rate, samples=lengths[rate])
-                for rate in self._rates_hz
-            }
-            for view in drawn
-        ]
+        return [{rate: self._view(waveforms[rate], view, rate) for rate in self._rates_hz} for view in drawn]
 
-    def _assemble(self, clips: Sequence[tuple[int, Future[list[Waveforms] | ClipFailure]]]) -> ClipBatch:
+    def _view(self, waveform: np.ndarray, view: View, rate: int) -> np.ndarray:
+        """Make a view that ends with its sound, or where no teacher hears it any more."""
+        samples = round(min(len(waveform) + view.shift_ms * rate / 1000, self._seconds * rate))
+        return apply_view(waveform, view, sample_rate_hz=rate, samples=max(samples, 1))
+
+    def _assemble(self, clips: Sequence[tuple[int, Future[list[Waveforms] | ClipFailure]]]) -> list[ClipBatch]:
         decoded = [(row, future.result()) for row, future in clips]
         failures = {row: found for row, found in decoded if isinstance(found, ClipFailure)}
         good = [(row, found) for row, found in decoded if not isinstance(found, ClipFailure)]
-        rows = [row for row, _ in good]
-        count = 1 if self._views is None else self._views.count
-        views = tuple(self._stack(rows, [found[number] for _, found in good], number) for number in range(count))
-        return ClipBatch(views=views if rows else (), rows=rows, failures=failures)
+        first, *others = self._divide(good) or [[]]
+        return [self._batch(first, failures), *(self._batch(some, {}) for some in others)]
+
+    def _divide(self, clips: Sequence[Decoded]) -> list[list[Decoded]]:
+        """Divide clips, in their order, so that none of the batches takes more memory than one of ordinary clips."""
+        batches: list[list[Decoded]] = []
+        longest = 0.0
+        for clip in clips:
+            seconds = max(len(samples) / rate for rate, samples in clip[1][0].items())
+            longest = max(longest, seconds)
+            if not batches or (len(batches[-1]) + 1) * longest > self._batch_size * ORDINARY_SECONDS:
+                batches.append([])
+                longest = seconds
+            batches[-1].append(clip)
+        return batches
+
+    def _batch(self, clips: Sequence[Decoded], failures: dict[int, ClipFailure]) -> ClipBatch:
+        rows = [row for row, _ in clips]
+        count = 0 if not rows else 1 if self._views is None else self._views.count
+        views = tuple(self._stack(rows, [views[number] for _, views in clips], number) for number in range(count))
+        return ClipBatch(views=views, rows=rows, failures=failures)
 
     def _stack(self, rows: Sequence[int], clips: Sequence[Waveforms], number: int) -> ViewedClips:
-        waveforms = {
-            rate: torch.from_numpy(np.stack([one[rate] for one in clips])) for rate in self._rates_hz if clips
-        }  # (batch, samples) each
+        waveforms = {rate: _padded([one[rate] for one in clips]) for rate in self._rates_hz}  # (batch, samples) each
         if self._pin_memory:
             waveforms = {rate: tensor.pin_memory() for rate, tensor in waveforms.items()}
+        lengths = {rate: torch.tensor([len(one[rate]) for one in clips]) for rate in self._rates_hz}
         if self._views is None or number == 0:  # edges that stay where they are need no banks of their own
-            return ViewedClips(waveforms=waveforms, edge_shifts_hz=None)
+            return ViewedClips(waveforms=waveforms, lengths=lengths, edge_shifts_hz=None)
         drawn = [draw_view(self._views.config, self._clip_id(row), number) for row in rows]
         shifts = torch.tensor([(view.low_rise_hz, view.high_rise_hz) for view in drawn]).reshape(-1, 2)
-        return ViewedClips(waveforms=waveforms, edge_shifts_hz=shifts)
+        return ViewedClips(waveforms=waveforms, lengths=lengths, edge_shifts_hz=shifts)
 
     def _clip_id(self, row: int) -> str:
         return self._manifest.clip_ids[row].as_py()
+
+
+def _padded(clips: Sequence[np.ndarray]) -> Tensor:
+    """(samples,) each → (batch, samples), zeros behind the shorter ones."""
+    samples = np.zeros((len(clips), max(map(len, clips))), dtype=np.float32)
+    for row, clip in zip(samples, clips, strict=True):
+        row[: len(clip)] = clip
+    return torch.from_numpy(samples)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -195,5 +231,5 @@ class _OpenShard:
     reader: storage.RangeReader
     rows: deque[int]
     """Of the clips that no thread was given yet."""
-    prepared: deque[Future[ClipBatch]]
-    """Batches made or in the making, in order."""
+    prepared: deque[Future[list[ClipBatch]]]
+    """Batches made or in the making, in order; of long clips several in one."""

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import teacher
 from pipeline.dataset.manifest import Manifest, read_manifest
-from pipeline.errors import CheckpointError, PipelineError
-from pipeline.labelling.shard_decoder import ClipBatch, ShardDecoder, ViewedClips
+from pipeline.errors import CheckpointError, DecodeError, PipelineError
+from pipeline.labelling.shard_decoder import ORDINARY_SECONDS, ClipBatch, ShardDecoder, ViewedClips
 from pipeline.labelling.teacher_spec import TeacherSpec
 from pipeline.logits.forms import mean_of_members
 from pipeline.logits.stamp import StoreStamp
@@ -78,7 +78,7 @@ class ShardLabeller:
         self._decoder = ShardDecoder(
             self._manifest,
             sample_rates_hz=self._ensemble.sample_rates_hz,
-            seconds=self._ensemble.input_seconds,
+            seconds=self._ensemble.clip_seconds,
             views=config.stamp.views,
             batch_size=config.batch_size,
             threads=config.decode_threads or torch.get_num_threads(),
@@ -129,9 +129,13 @@ class ShardLabeller:
             if batch is None:
                 break
             failures.update(batch.failures)
-            if batch.rows:
-                logits.append(self._logits_of(batch))
-                labelled.extend(batch.rows)
+            try:
+                if batch.rows:
+                    logits.append(self._logits_of(batch))
+                    labelled.extend(batch.rows)
+            except DecodeError as error:
+                [row] = batch.rows
+                failures[row] = ClipFailure(clip_id=self._clip_id(row), reason=error.reason, detail=error.detail)
             on_progress(len(labelled) + len(failures))
         failed = self._publish(shard, labelled, logits, failures)
         return ShardReport(
@@ -152,14 +156,19 @@ class ShardLabeller:
         Where the members are not kept, their weighted mean stands for them, as a single teacher.
 
         Raises:
-            PipelineError: the device's memory does not suffice even for a single clip.
+            DecodeError: the batch is one clip that is too long for the device's memory.
+            PipelineError: the device's memory does not suffice even for a single clip of ordinary length.
         """
         logits = []
         for view in batch.views:
             try:
-                members = self._ensemble(self._on_device(view), view.edge_shifts_hz)  # (teachers, batch, classes)
+                members = self._ensemble(
+                    self._on_device(view), view.edge_shifts_hz, view.lengths
+                )  # (teachers, batch, classes)
             except torch.OutOfMemoryError as error:
                 reason = str(error).splitlines()[0]
+                if len(batch.rows) == 1 and batch.seconds > ORDINARY_SECONDS:
+                    raise DecodeError("too long for the memory", f"{batch.seconds:.0f} s ({reason})") from error
                 raise PipelineError(
                     f"the memory of {self._config.device} does not suffice for these teachers and a single clip "
                     f"({reason}). Use a larger device, a lower --precision, fewer teachers, or --gpus-per-actor 1 "

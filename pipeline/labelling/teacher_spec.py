@@ -106,6 +106,7 @@ class TeacherSpec:
             vocabulary=manifest.vocabulary,
             model_name=self.name,
             front_end=describe_front_end(its.front_end),
+            clip_lengths="own; as its front end takes them" if math.isinf(its.input_seconds) else None,
         )
 
 
@@ -144,9 +145,11 @@ def stamp_teachers(specs: Sequence[TeacherSpec], manifest: Manifest, precision: 
 
 
 def _stamp(spec: TeacherSpec, loaded: LoadedModel) -> TeacherStamp:
+    padded = loaded.clip_lengths is None
     return TeacherStamp(
         name=loaded.model_name,
         weight=spec.weight,
         sha256=loaded.sha256,
-        front_end=f"{loaded.front_end}, {loaded.input_seconds:g} s",
+        front_end=f"{loaded.front_end}, {loaded.input_seconds:g} s" if padded else loaded.front_end,
+        clip_lengths=loaded.clip_lengths,
     )

@@ -24,7 +24,9 @@ class TeacherStamp:
     sha256: str
     """Of the checkpoint's bytes, hexadecimal."""
     front_end: str
-    """How waveforms became features."""
+    """How waveforms became features; where seconds follow, all clips were padded with silence or cut to that length."""
+    clip_lengths: str | None = None
+    """What became of clips that kept lengths of their own; None where the front end's seconds say it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -66,6 +66,8 @@ class LoadedModel:
     """What stamps call it: the registered name, or where it comes from."""
     front_end: str
     """How waveforms become features."""
+    clip_lengths: str | None = None
+    """What stage 1 makes of clips' own lengths; None where all are padded or cut to `input_seconds`."""
     task: Task = "multi-label"
     """What its logits are for: a sigmoid each, or one softmax."""
 
@@ -180,6 +182,7 @@ def load_model(
         vocabulary=vocabulary,
         model_name=network.model_name,
         front_end=str(network.front_end.config),
+        clip_lengths=getattr(network.front_end, "own_length", None) or None,
         task="multi-label" if metadata is None else metadata.task,
     )
 

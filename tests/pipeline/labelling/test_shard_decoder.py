@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.views import ViewConfig, ViewsStamp
+from pipeline.dataset.views import ViewConfig, ViewsStamp, draw_view
 from pipeline.errors import PipelineError
 from pipeline.labelling.shard_decoder import ClipBatch, ShardDecoder
 
@@ -90,3 +90,51 @@ def test_views_of_a_batch_share_their_clips_and_the_first_is_plain(manifest: Man
             assert not np.array_equal(view.waveforms[32_000], clean.views[0].waveforms[32_000])
     decoder.close()
     plain.close()
+
+
+def lengths_at(batch: ClipBatch, rate: int) -> list[list[int]]:
+    return [view.lengths[rate].tolist() for view in batch.views]
+
+
+def test_clips_come_as_long_as_they_are_with_zeros_behind_the_shorter(
+    build_dataset: Callable, make_noises: Callable
+) -> None:
+    clips = [clip for seconds in (0.5, 0.3, 1.2) for clip in make_noises(1, 5, seconds=seconds)]
+    clips = [(f"clip{number}", *rest) for number, (_, *rest) in enumerate(clips)]
+    decoder = decoder_of(build_dataset("data", clips), seconds=1.0, batch_size=3)
+    [batch] = decoder.batches(FIRST)
+    assert lengths_at(batch, 32_000) == [[16_000, 9_600, 32_000]], "cut at a second, never padded"
+    assert lengths_at(batch, 16_000) == [[8_000, 4_800, 16_000]]
+    short = batch.views[0].waveforms[32_000][1]
+    assert short[9_500:9_600].any()
+    assert not short[9_600:].any()
+    decoder.close()
+
+
+def test_a_view_ends_with_its_sound(build_dataset: Callable, make_noises: Callable) -> None:
+    views = ViewsStamp(count=9, config=ViewConfig(seed=1, max_shift_ms=100))
+    manifest = build_dataset("data", make_noises(1, 5, seconds=0.5))
+    decoder, short = decoder_of(manifest, seconds=10.0, views=views), decoder_of(manifest, seconds=0.5, views=views)
+    shifts = [draw_view(views.config, manifest.clip_ids[0].as_py(), number).shift_ms for number in range(9)]
+    [batch], [cut] = decoder.batches(FIRST), short.batches(FIRST)
+    assert lengths_at(batch, 16_000) == [[8_000 + 16 * shift] for shift in shifts]
+    assert lengths_at(cut, 16_000) == [[8_000 + 16 * min(shift, 0)] for shift in shifts]
+    assert min(shifts) < 0 < max(shifts)
+    decoder.close()
+    short.close()
+
+
+def test_long_clips_come_in_smaller_batches(build_dataset: Callable, make_noises: Callable) -> None:
+    seconds = (0.2, 25.0, 0.2, 0.2, 12.0)
+    clips = [(f"clip{number}", *make_noises(1, 5, seconds=one)[0][1:]) for number, one in enumerate(seconds)]
+    clips[3] = ("essay", (0,), b"To be, or not to be")
+    manifest = build_dataset("data", clips)
+    decoder = decoder_of(manifest, sample_rates_hz=(16_000,), seconds=float("inf"), batch_size=5)
+    batches = list(decoder.batches(FIRST))
+    assert [batch.rows for batch in batches] == [[0, 1], [2, 4]]
+    assert [batch.seconds for batch in batches] == [25.0, 12.0]
+    assert [list(batch.failures) for batch in batches] == [[3], []]
+    decoder.close()
+    ordinary = decoder_of(manifest, seconds=10.0, batch_size=5)
+    assert [batch.rows for batch in ordinary.batches(FIRST)] == [[0, 1, 2, 4]]
+    ordinary.close()
