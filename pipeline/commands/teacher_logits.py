@@ -21,6 +21,7 @@ from pipeline.logits.stamp import StoreStamp
 from pipeline.logits.store import FAILED_NAME, LogitPart, finished_parts, write_failures
 from pipeline.models.device import Precision, PrecisionChoice, choose_device, fastest_precision
 from pipeline.runtime.progress import progress_bar
+from pipeline.runtime.ray_address import check_address
 from pipeline.runtime.stopping import stop_on_signals
 from pipeline.storage import files as storage
 
@@ -84,11 +85,7 @@ class TeacherLogitsConfig:
             TeacherSpec.parse(text)
         if self.data.rstrip("/") == self.store.rstrip("/"):
             raise UsageError(f"data and store are both {self.data}; give the store a folder of its own")
-        if self.address is not None and self.address.startswith("ray://"):
-            raise UsageError(
-                f"address is {self.address}, but Ray Data does not run through Ray's client. Run the command on the "
-                "cluster, such as with `ray job submit --address http://HEAD:8265 -- pipeline teacher-logits …`"
-            )
+        check_address(self.address)
         if self.keep_members and self.top_k is not None:
             raise UsageError(
                 "keep_members needs all logits: without them they can't be weighed anew. Leave top_k out, and make a "

@@ -22,6 +22,7 @@ from pipeline.ingest.sources import Source, from_folder
 from pipeline.ingest.transcoding import HIGHEST_FLAC_RATE_HZ, OPUS_RATES_HZ, Transcoding
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.progress import ProgressBar, console, progress_bar
+from pipeline.runtime.ray_address import check_address
 from pipeline.storage import files as storage
 
 _log = logging.getLogger(__name__)
@@ -63,11 +64,7 @@ class IngestConfig:
             raise UsageError(f"--workers is {self.workers}; choose 1 or more")
         if not re.fullmatch(r"\w[\w.+-]*", self.shard_name):
             raise UsageError(f"--name {self.shard_name!r}: use letters, digits and any of `_ . + -`")
-        if self.address is not None and self.address.startswith("ray://"):
-            raise UsageError(
-                f"--address {self.address}: is for Ray's client. Run the command on a machine of the cluster with "
-                "--address auto, such as with `ray job submit --address http://HEAD:8265 -- pipeline ingest …`"
-            )
+        check_address(self.address)
         if self.sample_rate is not None and self.transcode is None:
             raise UsageError("--sample-rate needs --transcode flac or opus; without, the bytes are kept as they are")
         if self.sample_rate is not None and not LOWEST_RATE_HZ <= self.sample_rate <= HIGHEST_FLAC_RATE_HZ:

@@ -5,25 +5,41 @@ Import this module before Ray: it sets what Ray reads while it is imported.
 
 import logging
 import os
+import secrets
 import socket
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from traceback import walk_tb
 from typing import Any
 
 # Ray reads these while it is imported and started. In order: `uv run` as launcher would make every worker rebuild the
-# environment; no usage statistics are sent to Ray's makers; no internal notes between the lines of a progress bar.
+# environment; no usage statistics are sent to Ray's makers; no internal notes between the lines of a progress bar; a
+# cluster that is gone is asked for the better part of a minute, not for ten.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
 
 import ray
+from ray._private.node import Node
+from ray._raylet import InnerGcsClient  # pyright: ignore[reportAttributeAccessIssue]
+from ray.exceptions import AuthenticationError, RayError
 
-from pipeline.errors import UsageError
+from pipeline.errors import PipelineError, UsageError
 from pipeline.runtime.cores import usable_cores
+from pipeline.runtime.ray_address import address_source, cluster_address
+from pipeline.runtime.scratch import socket_folder
 
 _OBJECT_STORE_BYTES = 100 * 2**20
 """Shard names and reports are all that travels; the default would claim a third of the machine's memory."""
+_ANSWER_SECONDS = 10
+_START_SECONDS = 90
+"""A busy machine takes longer than Ray's half a minute to start its first process."""
+_LONGEST_SOCKET_NAME = len("ray-4294967295/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
+
+_log = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -32,37 +48,133 @@ def running_ray(address: str | None) -> Iterator[None]:
 
     Raises:
         UsageError: there is no cluster at the address.
+        PipelineError: Ray can't be started on this machine.
     """
-    if address is not None:
-        _check_reachable(address)
+    cluster = cluster_address(address)
+    if cluster is not None:
+        _check_reachable(cluster)
     if ray.is_initialized():
         yield
         return
-    local: dict[str, Any] = {}
-    if address is None:  # a cluster's machines were counted when they joined it
-        local = {"num_cpus": usable_cores(), "include_dashboard": False, "object_store_memory": _OBJECT_STORE_BYTES}
-    try:
-        with _muted_stderr():  # a note that the log level above was understood
-            ray.init(address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        where = "Ray can't be started on this machine" if address is None else f"--address {address}"
-        raise UsageError(f"{where}: {str(error.__cause__ or error).splitlines()[0]}") from error
+    if cluster is None:
+        _start()
+    else:
+        _join(cluster)
     try:
         yield
     finally:
         ray.shutdown()
 
 
-def _check_reachable(address: str) -> None:
-    """Check first whether anybody is there: Ray itself would try for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit():
+def _join(address: str) -> None:
+    try:
+        _init(address)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise UsageError(f"{address_source(address)}: {_reason(error)}") from error
+
+
+def _start() -> None:
+    """Start Ray on this machine; once more where it did not come up in time, as on a machine that is very busy."""
+    _give_token()
+    folder = _session_folder()
+    options = {
+        "num_cpus": usable_cores(),  # a cluster's machines were counted when they joined it
+        "include_dashboard": False,
+        "object_store_memory": _OBJECT_STORE_BYTES,
+        "_temp_dir": str(folder),
+    }
+    for tries_left in (1, 0):
         try:
-            socket.create_connection((host, int(port)), timeout=10).close()
-        except OSError as error:
-            raise UsageError(
-                f"--address {address}: no Ray cluster answers there ({error.strerror or error})"
+            with _more_time():
+                _init("local", **options)
+        except Exception as error:  # Ray has no class of its own for it
+            _end_what_was_started(error)
+            if tries_left and not isinstance(error, OSError | ValueError):
+                _log.warning("Ray did not start (%s); trying once more", _reason(error))
+                continue
+            raise PipelineError(
+                f"Ray can't be started on this machine: {_reason(error)}. Where the machine is too busy, or a limit on "
+                f"memory, processes or open files too low, change that; Ray's own logs are in {folder}/session_latest/"
+                "logs"
             ) from error
+        return
+
+
+@contextmanager
+def _more_time() -> Iterator[None]:
+    name = "RAY_gcs_server_port_wait_time_s"
+    if name in os.environ:
+        yield
+        return
+    os.environ[name] = str(_START_SECONDS)
+    try:
+        yield
+    finally:
+        del os.environ[name]
+
+
+def _init(address: str, **options: Any) -> None:
+    with _muted_stderr():  # a note that the log level above was understood
+        ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **options)
+
+
+def _reason(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _session_folder() -> Path:
+    """Returns the folder of Ray's sessions: where Ray's own tools look, unless its path is too long or not ours."""
+    folder = socket_folder(_LONGEST_SOCKET_NAME, variable="RAY_TMPDIR") / "ray"
+    if folder.exists() and not os.access(folder, os.W_OK | os.X_OK):  # another user's
+        folder = folder.with_name(f"ray-{os.getuid()}")
+    return folder
+
+
+def _give_token() -> None:
+    """Give a local Ray the secret that its processes know each other by where Ray can't keep one in the home folder."""
+    if any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+        return
+    with suppress(OSError, RuntimeError):  # a home that can't be written, or none at all
+        folder = Path.home() / ".ray"
+        folder.mkdir(parents=True, exist_ok=True)
+        token = folder / "auth_token"
+        if os.access(token, os.R_OK) if token.exists() else os.access(folder, os.W_OK):
+            return
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _end_what_was_started(error: Exception) -> None:
+    """End the processes of a Ray that did not come up, of which Ray itself keeps no record."""
+    for frame, _ in walk_tb(error.__traceback__):
+        node = frame.f_locals.get("self")
+        if isinstance(node, Node):
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+    ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Check first whether the head of a cluster is there that lets us in: Ray itself would try for many minutes."""
+    host, _, port = address.rpartition(":")
+    if not host:  # `auto`
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise UsageError(
+            f"{address_source(address)}: no Ray cluster answers there ({error.strerror or error})"
+        ) from error
+    try:
+        with _muted_stderr():
+            InnerGcsClient.standalone(address, None, 1000 * _ANSWER_SECONDS)
+    except AuthenticationError as error:
+        raise UsageError(
+            f"{address_source(address)}: the cluster wants its token, with RAY_AUTH_MODE=token ({_reason(error)})"
+        ) from error
+    except RayError as error:
+        raise UsageError(
+            f"{address_source(address)}: what answers there is no head of a Ray cluster ({_reason(error)}). Its port "
+            "is 6379 as a rule; the dashboard (8265) and Ray's client (10001) have others"
+        ) from error
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from pipeline.batches.sampling import EpochSampler, Sampling, StreamConfig, seed
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import UsageError
 from pipeline.models.device import Precision
+from pipeline.runtime.ray_address import check_address
 from pipeline.storage.cache import GIGABYTE, CacheFolder
 from pipeline.storage.files import local_path
 from pipeline.training.global_batch import convert_batch_norm, convert_dropout
@@ -176,6 +177,7 @@ class TrainingConfig:
             raise UsageError(f"cache_size is {self.cache_size}; choose a value above 0, in GB")
         if not self.learning_rate > 0:
             raise UsageError(f"learning_rate is {self.learning_rate}; choose a value above 0")
+        check_address(self.address)
 
     def cache_folder(self) -> CacheFolder:
         """Returns the cache that `cache` and `cache_size` describe."""

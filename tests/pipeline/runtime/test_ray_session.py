@@ -1,8 +1,15 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+
+from pipeline.errors import UsageError
+
+pytestmark = pytest.mark.ray
 
 CPUS_OF_RAY = """
 import os
@@ -13,9 +20,88 @@ with running_ray(None):
     print(ray.cluster_resources()["CPU"])
 """
 
+ONE_TASK = """
+from pipeline.runtime.ray_session import running_ray
+import ray
+with running_ray(None):
+    print(ray.get(ray.remote(lambda: "done").remote()))
+"""
 
-@pytest.mark.ray
+STARTS = """
+from pipeline.runtime.ray_session import running_ray
+with running_ray(None):
+    print("done")
+"""
+
+SLOW_FIRST_START = """
+import sys
+from ray._private import services
+executable = services.GCS_SERVER_EXECUTABLE
+with open("slow", "w") as script:
+    script.write(f'#!/bin/sh\\necho $$ >> started\\nmkdir first && exec sleep 600\\nexec "{executable}" "$@"\\n')
+import os
+os.chmod("slow", 0o755)
+services.GCS_SERVER_EXECUTABLE = os.path.abspath("slow")
+"""
+
+
+def run(script: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={**os.environ, **environment},
+    )
+
+
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes can't be bound to cores")
 def test_ray_of_this_machine_has_the_cores_that_may_be_used() -> None:
     done = subprocess.run([sys.executable, "-c", CPUS_OF_RAY], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1.0"]
+
+
+def test_ray_runs_where_the_temporary_folder_has_a_long_path_and_the_home_folder_can_t_be_written(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / ("x" * 90)  # no socket can be opened there
+    folder.mkdir()
+    (tmp_path / "file").touch()
+    done = run(ONE_TASK, tmp_path, TMPDIR=str(folder), HOME=str(tmp_path / "file/home"))
+    assert done.stdout.split() == ["done"], done.stderr
+
+
+def test_ray_that_does_not_come_up_in_time_is_started_once_more(tmp_path: Path) -> None:
+    done = run(SLOW_FIRST_START + STARTS, tmp_path, RAY_gcs_server_port_wait_time_s="5")
+    assert done.stdout.split() == ["done"], done.stderr
+    slow, _ = (int(number) for number in (tmp_path / "started").read_text().split())
+    with pytest.raises(ProcessLookupError):
+        os.kill(slow, 0)
+
+
+def test_ray_that_never_comes_up_is_one_error_that_names_its_logs(tmp_path: Path) -> None:
+    never = SLOW_FIRST_START.replace("mkdir first && ", "")
+    done = run(never + STARTS, tmp_path, RAY_gcs_server_port_wait_time_s="2")
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("pipeline.errors.PipelineError: Ray can't be started on this machine: ")
+    assert "session_latest/logs" in last
+    assert "trying once more" in done.stderr
+
+
+@pytest.fixture
+def stranger() -> Iterator[str]:
+    """The address of a server that speaks Ray's protocol, but is no head of a cluster."""
+    grpc = pytest.importorskip("grpc")
+    server = grpc.server(ThreadPoolExecutor(1))
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    yield f"127.0.0.1:{port}"
+    server.stop(None).wait()
+
+
+def test_what_is_no_head_of_a_cluster_is_told_within_seconds(stranger: str) -> None:
+    from pipeline.runtime.ray_session import running_ray
+
+    with pytest.raises(UsageError, match=f"--address {stranger}: what answers there is no head"), running_ray(stranger):
+        pass
