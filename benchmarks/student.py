@@ -28,12 +28,13 @@ from torch import Tensor, multiprocessing, nn
 import student
 from pipeline.batches.join import JoinedDataset, TrainingBatch, batch_loader
 from pipeline.batches.sampling import EpochSampler
-from pipeline.commands.train_student import StudentLearner, TrainStudentConfig
+from pipeline.commands.train_student import TrainStudentConfig
 from pipeline.dataset.manifest import read_manifest
 from pipeline.models.device import choose_device
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.scoring.predictions import predict
 from pipeline.training.loop import Trainer
+from pipeline.training.student_learner import StudentLearner
 
 SAMPLES, CLASSES, RATE_HZ = 320_000, 527, 32_000
 BACKWARD_SHARE = 3

@@ -10,11 +10,12 @@ from pipeline.errors import UsageError
 from pipeline.logits.store import open_store
 from pipeline.models.device import choose_device
 from pipeline.models.loading import load_model
-from pipeline.runtime.progress import console, read_metrics
-from pipeline.scoring.pictures import TrainingCurves, training_picture
+from pipeline.runtime.progress import console
+from pipeline.scoring.pictures import read_curves, training_picture
 from pipeline.scoring.report import EvaluationReport, score_table, write_report
 from pipeline.scoring.scoring import System, read_store, run_models, score
 from pipeline.storage import files as storage
+from pipeline.training.folder import finished_weights
 
 PICTURE_NAME = "comparison.png"
 
@@ -56,7 +57,7 @@ def run(config: Annotated[CompareConfig, Parameter(name="*")]) -> EvaluationRepo
     """
     manifest = read_manifest(config.data)
     device = choose_device(config.device)
-    weights = [_weights_of(folder) for folder in config.run]
+    weights = [finished_weights(folder) for folder in config.run]
     models = [load_model(path, manifest, device=device) for path in weights]
     systems: list[System] = [] if config.store is None else [read_store(open_store(config.store), manifest)]
     systems += run_models(
@@ -72,7 +73,7 @@ def run(config: Annotated[CompareConfig, Parameter(name="*")]) -> EvaluationRepo
     picture = storage.join_path(config.out, PICTURE_NAME)
     training_picture(
         picture,
-        runs=[_curves(folder, system.name) for folder, system in zip(config.run, students, strict=True)],
+        runs=[read_curves(folder, system.name) for folder, system in zip(config.run, students, strict=True)],
         students=students,
         teachers=teachers[0] if teachers else None,
         class_names=report.class_names,
@@ -82,23 +83,3 @@ def run(config: Annotated[CompareConfig, Parameter(name="*")]) -> EvaluationRepo
     for location in (*write_report(config.out, report), picture):
         console().print(f"wrote {location}", highlight=False, markup=False, soft_wrap=True)
     return report
-
-
-def _weights_of(folder: str) -> str:
-    for name in ("best.safetensors", "last.safetensors"):
-        if storage.exists(location := storage.join_path(folder, name)):
-            return location
-    raise UsageError(f"--run {folder}: holds no weights. Give the folder that a training command got as --run")
-
-
-def _curves(folder: str, name: str) -> TrainingCurves:
-    lines = read_metrics(folder)
-    losses = [line for line in lines if "epoch/loss" in line]
-    scores = [line for line in lines if "eval/mAP" in line]
-    return TrainingCurves(
-        name=name,
-        loss_epochs=[line["epoch"] + 1 for line in losses],
-        losses=[line["epoch/loss"] for line in losses],
-        score_epochs=[line["epoch"] + 1 for line in scores],
-        scores=[line["eval/mAP"] for line in scores],
-    )

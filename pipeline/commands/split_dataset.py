@@ -3,13 +3,12 @@
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Annotated
 
-import numpy as np
 from cyclopts import Parameter
 
-from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
+from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import UsageError
 from pipeline.ingest.copying import CopyConfig, copy
-from pipeline.ingest.splitting import Side, Split
+from pipeline.ingest.splitting import Side, Split, SplitResult, divided, is_made
 from pipeline.runtime.progress import console
 from pipeline.storage import files as storage
 
@@ -45,17 +44,6 @@ class SplitConfig:
             raise UsageError(f"--train and --eval are both {self.train}; choose two folders")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SplitResult:
-    """How a dataset was divided."""
-
-    train_clips: int
-    eval_clips: int
-    classes_without_eval: int
-    """Classes with clips, but none for evaluation."""
-    classes_without_train: int
-
-
 def run(config: Annotated[SplitConfig, Parameter(name="*")]) -> SplitResult:
     """Divide a dataset into one for training and one for evaluation.
 
@@ -79,36 +67,8 @@ def run(config: Annotated[SplitConfig, Parameter(name="*")]) -> SplitResult:
                 "--eval-share or --seed"
             )
     for out, is_eval in ((config.train, False), (config.eval, True)):
-        if not (_is_made(out, manifest, in_eval == is_eval) and not config.copies.overwrite):
+        if not (is_made(out, manifest, in_eval == is_eval) and not config.copies.overwrite):
             copy(config.copies.of(out), [config.dataset], manifest.vocabulary, Side(split, is_eval))
-    return _conclude(manifest, in_eval)
-
-
-def _is_made(out: str, manifest: Manifest, of_side: np.ndarray) -> bool:
-    """Whether a run of the same command made this side before it was stopped at the other."""
-    if not storage.exists(storage.join_path(out, MANIFEST_NAME)):
-        return False
-    made = read_manifest(out)
-    return made.identity == Manifest(out, manifest.table.filter(of_side), manifest.vocabulary).identity
-
-
-def _conclude(manifest: Manifest, in_eval: np.ndarray) -> SplitResult:
-    counts = manifest.label_counts()  # (classes,)
-    of_eval = manifest.label_counts(np.flatnonzero(in_eval))
-    result = SplitResult(
-        train_clips=int((~in_eval).sum()),
-        eval_clips=int(in_eval.sum()),
-        classes_without_eval=int(((counts > 0) & (of_eval == 0)).sum()),
-        classes_without_train=int(((counts > 0) & (of_eval == counts)).sum()),
-    )
-    shares = of_eval[counts > 0] / counts[counts > 0]
-    console().print(
-        f"{result.train_clips:,} clips for training, {result.eval_clips:,} for evaluation "
-        f"({100 * result.eval_clips / len(manifest):.2f} %; of a class "
-        f"{100 * shares.min(initial=1):.1f} to {100 * shares.max(initial=0):.1f} %); classes without a clip for "
-        f"evaluation: {result.classes_without_eval:,}, for training: {result.classes_without_train:,}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    result = divided(manifest, in_eval)
+    console().print(str(result), highlight=False, markup=False, soft_wrap=True)
     return result

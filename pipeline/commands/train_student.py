@@ -1,28 +1,22 @@
 """`pipeline train-student`: stage 2. Shards joined with teacher logits → a small CNN."""
 
 import logging
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Annotated, Any
 
-import numpy as np
-import torch
 from cyclopts import Parameter
-from torch import Tensor, nn
+from torch import nn
 
 import student
-from pipeline.batches.join import TrainingBatch
-from pipeline.dataset.manifest import Manifest, read_manifest
-from pipeline.dataset.views import ViewsStamp
+from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import UsageError
-from pipeline.logits.alignment import AlignedLogits
-from pipeline.logits.store import open_store
 from pipeline.models.loading import build_for_training
 from pipeline.runtime.recipes import read_options
-from pipeline.scoring.tagging_metrics import tagging_metrics
-from pipeline.training.loop import Learner, TrainingConfig, set_prior_bias
+from pipeline.training.loop import TrainingConfig, set_prior_bias
 from pipeline.training.run import RunResult, open_clips, run_training
+from pipeline.training.stored_logits import open_logits
+from pipeline.training.student_learner import StudentLearner
 
 _log = logging.getLogger(__name__)
 
@@ -40,8 +34,8 @@ class TrainStudentConfig(TrainingConfig):
     store: str | None = None
     """Logit store of the teachers, a folder or URL; without it the student learns from the labels alone."""
     consistent_views: bool = True
-    """Where the store has several views of a clip, show the student one of them at a time, with what the teachers said
-    of that one; off: the clip as it is, with the jitter of the recipe."""
+    """Where the store has several views of a clip, show the student one of them at a time, with the teachers'
+    logits of that one; off: the clip as it is, with the jitter of the recipe."""
     distill: student.DistillConfig = field(default_factory=student.DistillConfig)
     """How labels and teacher share the loss."""
     mixup: student.MixupConfig = field(default_factory=student.MixupConfig)
@@ -58,66 +52,6 @@ class TrainStudentConfig(TrainingConfig):
         TrainingConfig.__post_init__(self)
         if self.batch_norm_momentum is not None and not 0 < self.batch_norm_momentum <= 1:
             raise UsageError(f"batch_norm_momentum is {self.batch_norm_momentum}; choose a value above 0, up to 1")
-
-
-class StudentLearner(Learner):
-    """A student, and what it is to learn from a batch: its labels, and what the teachers said.
-
-    Args:
-        model: the student.
-        distill: how labels and teacher share the loss.
-        mixup: how clips are mixed.
-        augment: what else is done to their sounds.
-        options: the keywords that the model was built with.
-    """
-
-    model: student.Tagger
-
-    def __init__(
-        self,
-        model: student.Tagger,
-        distill: student.DistillConfig,
-        mixup: student.MixupConfig,
-        augment: student.AugmentConfig,
-        options: Mapping[str, Any] | None = None,
-    ) -> None:
-        super().__init__(model)
-        self._distill = distill
-        self._mixup = mixup
-        self._augment = augment
-        self._options = dict(options or {})
-
-    def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
-        """Mix the clips, tag them, and compare with the equally mixed targets: a scalar, in nats."""
-        randomness = student.Randomness(generator, batch.positions, batch.global_batch_size)
-        with torch.no_grad():
-            waveforms = student.augment_waveforms(batch.waveforms, self._augment, randomness)  # (batch, samples)
-            mix = student.draw_mix(randomness, self._mixup)
-            if self._mixup.of == "waveform":
-                waveforms = mix.of_waveforms(waveforms)  # heard through the bands of the clip with the larger share
-            features = self.model.front_end(waveforms, generator, batch.edge_shifts_hz)  # (batch, 1, mels, frames)
-            features = student.augment_features(features, self._augment, randomness)
-            if self._mixup.of == "spectrogram":
-                features = mix.of(features)
-            teacher_probs = student.teacher_probabilities(batch.teacher_logits, self._distill)  # (batch, classes)
-        logits = network(features)  # (batch, classes)
-        return student.distillation_loss(logits, batch.labels, teacher_probs, batch.has_teacher, self._distill, mix=mix)
-
-    def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
-        """Returns mAP, mean ROC AUC and d′."""
-        return tagging_metrics(logits, labels, label_mask)
-
-    def begin_epoch(self, network: nn.Module, epoch: int) -> None:
-        """Lower the temperature of a DyMN's kernels."""
-        if isinstance(network, student.DyMN):
-            network.update_params(epoch)
-
-    def model_metadata(self) -> dict[str, Any]:
-        """Returns how to build the student; a DyMN at the temperature that it has now."""
-        kwargs = dict(self._options)
-        if isinstance(self.model, student.DyMN):
-            kwargs["T_max"] = self.model.temperature
-        return {"stage": "student", "model": self.model.model_name, "kwargs": kwargs}
 
 
 def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult:
@@ -147,7 +81,12 @@ def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult
         for layer in model.modules():
             if isinstance(layer, nn.BatchNorm2d):
                 layer.momentum = config.batch_norm_momentum
-    logits, views = _open_logits(config, manifest)
+    logits, views = None, None
+    if config.store is None:
+        _log.info("no --store: the student learns from the labels alone")
+    else:
+        cache = config.cache_folder()
+        logits, views = open_logits(config.store, manifest, cache, consistent_views=config.consistent_views)
     return run_training(
         config,
         StudentLearner(model, config.distill, config.mixup, config.augment, options),
@@ -155,25 +94,3 @@ def run(config: Annotated[TrainStudentConfig, Parameter(name="*")]) -> RunResult
         eval_dataset=None if eval_manifest is None else open_clips(config, eval_manifest, model),
         schedule=partial(student.learning_rate_multiplier, config=config.schedule),
     )
-
-
-def _open_logits(config: TrainStudentConfig, manifest: Manifest) -> tuple[AlignedLogits | None, ViewsStamp | None]:
-    """Returns the teachers' logits, if there are any, and which views of the clips they are of."""
-    if config.store is None:
-        _log.info("no --store: the student learns from the labels alone")
-        return None, None
-    cache, store = config.cache_folder(), open_store(config.store)
-    views = store.stamp.views if config.consistent_views else None
-    all_views = views is not None
-    cache.make_room(2 * len(manifest) * len(manifest.vocabulary) * (store.stamp.view_count if all_views else 1))
-    logits = store.align(manifest, cache.folder, all_views=all_views)
-    while not cache.hold(logits.path):  # another run made room just now
-        logits = store.align(manifest, cache.folder, all_views=all_views)
-    if views is not None:
-        _log.info("%s: the student is shown one of %d views of a clip at a time", config.store, views.count)
-    missing = int(np.count_nonzero(~logits.has_logits))
-    if missing:
-        _log.warning(
-            "%d of %d clips have no logits in %s: they learn from labels alone", missing, len(manifest), config.store
-        )
-    return logits, views

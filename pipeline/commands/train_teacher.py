@@ -2,23 +2,18 @@
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import numpy as np
 import torch
 from cyclopts import Parameter
-from timm.optim import param_groups_layer_decay
-from torch import Tensor, nn
 
 import student
 import teacher
-from pipeline.batches.join import TrainingBatch
 from pipeline.dataset.manifest import read_manifest
-from pipeline.errors import UsageError
 from pipeline.models.loading import build_for_training
-from pipeline.scoring.tagging_metrics import tagging_metrics
-from pipeline.training.loop import AverageConfig, Learner, OptimizerConfig, TrainingConfig, set_prior_bias
+from pipeline.training.loop import AverageConfig, TrainingConfig, set_prior_bias
 from pipeline.training.run import RunResult, open_clips, run_training
+from pipeline.training.teacher_learner import TeacherLearner, TeacherOptimizerConfig, check_patchout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,29 +30,6 @@ class PatchoutConfig:
 
 # Classes of their own, not other arguments for the shared ones: a command line that sets one field of a table takes the
 # others from the table's class.
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeacherOptimizerConfig(OptimizerConfig):
-    """How gradients become steps."""
-
-    kind: Literal["adam", "adamw"] = "adamw"
-    """adamw takes the weight decay out of the gradient's scaling."""
-    weight_decay: float = 1e-4
-    """Share of a weight that decays each step, times the learning rate; 0 or more."""
-    reference_batch: int = 12
-    """Batch size, in clips, that the learning rate is meant for; other batch sizes scale it in proportion."""
-    layer_decay: float = 1.0
-    """What the learning rate of each block is multiplied by on the way from the head down to the patches, above 0, up
-    to 1. 1, PaSST's recipe, is the same rate everywhere; 0.75 keeps more of a pretrained model when clips are few."""
-    decay_all: bool = True
-    """Weight decay reaches biases, norms, tokens and position encodings too, as in PaSST's recipe. Off leaves those
-    alone, as the recipes of most other transformers do."""
-
-    def __post_init__(self) -> None:
-        OptimizerConfig.__post_init__(self)
-        if not 0 < self.layer_decay <= 1:
-            raise UsageError(f"optimizer.layer_decay is {self.layer_decay}; choose a value above 0, up to 1")
-
-
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TeacherAverageConfig(AverageConfig):
     """Averages of the weights along the run, which are then evaluated and saved instead of the last weights."""
@@ -106,65 +78,6 @@ class TrainTeacherConfig(TrainingConfig):
     """Type of the numbers in last.safetensors and best.safetensors; float16 halves the files."""
 
 
-class TeacherLearner(Learner):
-    """A transformer, and how it learns from labels.
-
-    Args:
-        model: the transformer, built with its patchout.
-        mixup: how clips are mixed.
-        augment: what else is done to their sounds.
-    """
-
-    model: teacher.AudioTransformer
-
-    def __init__(
-        self, model: teacher.AudioTransformer, mixup: student.MixupConfig, augment: student.AugmentConfig
-    ) -> None:
-        super().__init__(model)
-        self._mixup = mixup
-        self._augment = augment
-
-    def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
-        """Mix the clips, tag them, and compare with the equally mixed labels: a scalar, in nats."""
-        randomness = student.Randomness(generator, batch.positions, batch.global_batch_size)
-        with torch.no_grad():
-            waveforms = student.augment_waveforms(batch.waveforms, self._augment, randomness)  # (batch, samples)
-            mix = student.draw_mix(randomness, self._mixup)
-            if self._mixup.of == "waveform":
-                waveforms = mix.of_waveforms(waveforms)
-            features = self.mask(self.model.front_end(waveforms, generator), randomness)
-            if self._mixup.of == "spectrogram":
-                features = mix.of(features)
-        logits = network(features, generator)  # (batch, classes)
-        return student.clip_bce(logits, mix.of(batch.labels)).mean()
-
-    def mask(self, features: Tensor, randomness: student.Randomness) -> Tensor:
-        """Hide bands and frames of (batch, mels, frames), or of AST's (batch, frames, mels)."""
-        time_first = self.model.front_end.time_first
-        images = (features.mT if time_first else features)[:, None]  # (batch, 1, mels, frames)
-        masked = student.augment_features(images, self._augment, randomness)[:, 0]  # (batch, mels, frames)
-        return masked.mT if time_first else masked
-
-    def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
-        """Returns mAP, mean ROC AUC and d′."""
-        return tagging_metrics(logits, labels, label_mask)
-
-    def model_metadata(self) -> dict[str, Any]:
-        """Returns how to build the teacher. Patchout is no part of what was learned, so the files don't hand it on."""
-        return {"stage": "teacher", "model": self.model.model_name, "kwargs": {}}
-
-    def parameter_groups(self, config: OptimizerConfig) -> list[dict[str, Any]]:
-        """Divide the weights by their depth, for layer-wise rates, and by whether weight decay reaches them."""
-        assert isinstance(config, TeacherOptimizerConfig)
-        return param_groups_layer_decay(
-            self.model,
-            weight_decay=config.weight_decay,
-            layer_decay=config.layer_decay,
-            no_weight_decay_list=[] if config.decay_all else sorted(self.model.no_weight_decay()),
-            weight_decay_exclude_1d=not config.decay_all,
-        )
-
-
 def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult:
     """Fine-tune a transformer on a dataset's own classes, with patchout and mixup as PaSST does.
 
@@ -181,7 +94,17 @@ def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult
         return train_on_ray(run, config)
     manifest = read_manifest(config.data)
     eval_manifest = None if config.eval_data is None else read_manifest(config.eval_data)
-    model = _build_model(config, classes=len(manifest.vocabulary))
+    model = build_for_training(
+        teacher,
+        config.model,
+        config.checkpoint,
+        seed=config.seed,
+        num_classes=len(manifest.vocabulary),
+        s_patchout_t=config.patchout.time,
+        s_patchout_f=config.patchout.frequency,
+        u_patchout=config.patchout.single,
+    )
+    check_patchout(model)
     if config.prior_bias:
         set_prior_bias(model, manifest)
     return run_training(
@@ -192,29 +115,3 @@ def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult
         schedule=partial(student.learning_rate_multiplier, config=config.schedule),
         export_dtype=getattr(torch, config.export_dtype),
     )
-
-
-def _build_model(config: TrainTeacherConfig, *, classes: int) -> teacher.AudioTransformer:
-    patchout = config.patchout
-    model = build_for_training(
-        teacher,
-        config.model,
-        config.checkpoint,
-        seed=config.seed,
-        num_classes=classes,
-        s_patchout_t=patchout.time,
-        s_patchout_f=patchout.frequency,
-        u_patchout=patchout.single,
-    )
-    _check_patchout(model)
-    return model
-
-
-def _check_patchout(model: teacher.AudioTransformer) -> None:
-    """Refuse a patchout that leaves no patches, before the run begins rather than in its first step."""
-    silence = torch.zeros(1, round(model.sample_rate_hz * model.input_seconds))  # (batch, samples)
-    try:
-        with torch.no_grad():
-            model.train()(model.front_end(silence))
-    except ValueError as error:
-        raise UsageError(f"--patchout: too much for {model.model_name}: {error}") from error

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
+from pipeline.storage import files as storage
 
 _HASH_BYTES = 8
 
@@ -86,3 +87,55 @@ def _clips_of_classes(manifest: Manifest, order: np.ndarray) -> list[np.ndarray]
     rows = [row_of_label[by_class[start:end]] for start, end in pairwise(bounds)]
     rows.sort(key=len)
     return [*rows, order[np.diff(indptr)[order] == 0]]
+
+
+def is_made(out: str, manifest: Manifest, of_side: np.ndarray) -> bool:
+    """Returns whether one side of a split is there already, as when a run was stopped at the other.
+
+    Args:
+        out: the side's folder.
+        manifest: of the dataset that is divided.
+        of_side: (clips,) bool, which clips the side has.
+    """
+    if not storage.exists(storage.join_path(out, MANIFEST_NAME)):
+        return False
+    made = read_manifest(out)
+    return made.identity == Manifest(out, manifest.table.filter(of_side), manifest.vocabulary).identity
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SplitResult:
+    """How a dataset was divided."""
+
+    train_clips: int
+    eval_clips: int
+    classes_without_eval: int
+    """Classes with clips, but none for evaluation."""
+    classes_without_train: int
+    smallest_share: float
+    """Of the classes with clips, the smallest share that is for evaluation, 0 to 1; 1 where there are none."""
+    largest_share: float
+
+    def __str__(self) -> str:
+        """Returns one line for people."""
+        share = self.eval_clips / (self.train_clips + self.eval_clips)
+        return (
+            f"{self.train_clips:,} clips for training, {self.eval_clips:,} for evaluation ({100 * share:.2f} %; of a "
+            f"class {100 * self.smallest_share:.1f} to {100 * self.largest_share:.1f} %); classes without a clip for "
+            f"evaluation: {self.classes_without_eval:,}, for training: {self.classes_without_train:,}"
+        )
+
+
+def divided(manifest: Manifest, in_eval: np.ndarray) -> SplitResult:
+    """Count what each side of a split has: `in_eval` is (clips,) bool."""
+    counts = manifest.label_counts()  # (classes,)
+    of_eval = manifest.label_counts(np.flatnonzero(in_eval))
+    shares = of_eval[counts > 0] / counts[counts > 0]
+    return SplitResult(
+        train_clips=int((~in_eval).sum()),
+        eval_clips=int(in_eval.sum()),
+        classes_without_eval=int(((counts > 0) & (of_eval == 0)).sum()),
+        classes_without_train=int(((counts > 0) & (of_eval == counts)).sum()),
+        smallest_share=float(shares.min(initial=1)),
+        largest_share=float(shares.max(initial=0)),
+    )

@@ -7,13 +7,18 @@ second half is shifted fits well as a whole. And no neighbouring row's labels ma
 one off look where clips are sorted by class.
 """
 
+import logging
 from dataclasses import dataclass
 
 import numpy as np
 
+from pipeline.errors import ForeignLogitsError
+from pipeline.logits.imports.clip_logits import ClipLogits
 from student import tagging_scores
 
-MAX_CLIPS = 8_000
+_log = logging.getLogger(__name__)
+
+_MAX_CLIPS = 8_000
 """Clips in a sample, over all stretches."""
 
 _STRETCHES = 8
@@ -45,6 +50,17 @@ class LabelFit:
         """Whether the logits are their clips'."""
         above_chance = self.mean_average_precision - self.dealt_mean > _DEVIATIONS * self.dealt_deviation
         return above_chance and self.offset is None
+
+    def __str__(self) -> str:
+        """Returns one line for people."""
+        moved = ""
+        if self.offset is not None:
+            moved = f"; the labels of the clip {abs(self.offset)} rows {'on' if self.offset > 0 else 'back'} fit better"
+        return (
+            f"mAP {self.mean_average_precision:.4f} on {self.clips:,} clips of the rows {self.first_row:,} to "
+            f"{self.last_row:,}, and {self.dealt_mean:.4f} ± {self.dealt_deviation:.4f} with their labels dealt out at "
+            f"random{moved}"
+        )
 
 
 def stretches(rows: np.ndarray) -> list[np.ndarray]:
@@ -104,3 +120,56 @@ def offsets(rows: np.ndarray, clip_of_row: np.ndarray) -> dict[int, tuple[np.nda
 
 def _mean_average_precision(logits: np.ndarray, labels: np.ndarray) -> float:
     return tagging_scores(logits, labels).mean_average_precision
+
+
+def check_fit(clips: ClipLogits, *, allow_misfit: bool) -> None:
+    """Refuse logits that are not of their clips, or are no logits.
+
+    Args:
+        clips: the logits, and the clips that they are said to be of.
+        allow_misfit: log a misfit instead.
+
+    Raises:
+        ForeignLogitsError: they are not.
+    """
+    bounds, _ = clips.manifest.labels_csr
+    labelled = clips.wanted[bounds[clips.wanted + 1] > bounds[clips.wanted]]
+    sample = np.random.default_rng(0).permutation(labelled)[:_MAX_CLIPS]
+    sample = sample[np.argsort(clips.first_rows(sample))]
+    faults = [] if len(sample) else [f"none of their {len(clips.wanted)} clips has a label to check them by"]
+    for piece in stretches(sample) if len(sample) else ():
+        fit = _fit(clips, piece)
+        if fit is None:
+            faults.append(f"none of {len(piece)} clips has finite numbers")
+            continue
+        _log.info("%s", fit)
+        if not fit.fits:
+            faults.append(str(fit))
+    if not faults:
+        return
+    files, location = ", ".join(clips.source.files[:2]), clips.manifest.location
+    complaint = f"{files}: the logits do not fit the labels of {location}: {faults[0]}"
+    if allow_misfit:
+        _log.warning("%s; imported all the same", complaint)
+        return
+    raise ForeignLogitsError(
+        f"{complaint}. Their rows are not of the clips that they are named for, or the classes are in another order: "
+        "get all files anew, of one release, or name the classes by --classes. --allow-misfit imports them all the same"
+    )
+
+
+def _fit(clips: ClipLogits, piece: np.ndarray) -> LabelFit | None:
+    logits = clips.logits(piece).astype(np.float32)
+    finite = np.isfinite(logits).all(axis=1)
+    logits, piece = logits[finite], piece[finite]
+    if not len(piece):
+        return None
+    if clips.source.held == "logits" and logits.min() >= 0 and logits.max() <= 1:
+        raise ForeignLogitsError(
+            f"{clips.source.files[0]}: all numbers of {len(piece)} clips are within 0 and 1, so they are no logits. "
+            "Say --held probabilities"
+        )
+    rows = clips.first_rows(piece)
+    label = clips.manifest.label_matrix
+    near = {offset: (who, label(their)) for offset, (who, their) in offsets(rows, clips.found.clip_of_row).items()}
+    return measure_fit(logits, rows, label(piece), near)

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.runtime.progress import read_metrics
 from pipeline.scoring.report import SystemScores
 from pipeline.storage import files as storage
 
@@ -53,6 +54,25 @@ class TrainingCurves:
     """When each score was measured, in epochs."""
     scores: Sequence[float]
     """mAP on the evaluation clips, 0 to 1."""
+
+
+def read_curves(run: str, name: str) -> TrainingCurves:
+    """Returns the curves of a training run's losses and mAP, read from its metrics.
+
+    Args:
+        run: its folder, a path or a URL.
+        name: see `TrainingCurves`.
+    """
+    lines = read_metrics(run)
+    losses = [line for line in lines if "epoch/loss" in line]
+    scores = [line for line in lines if "eval/mAP" in line]
+    return TrainingCurves(
+        name=name,
+        loss_epochs=[line["epoch"] + 1 for line in losses],
+        losses=[line["epoch/loss"] for line in losses],
+        score_epochs=[line["epoch"] + 1 for line in scores],
+        scores=[line["eval/mAP"] for line in scores],
+    )
 
 
 def training_picture(

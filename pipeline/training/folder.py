@@ -16,7 +16,7 @@ from torch import nn
 
 from pipeline.errors import UsageError
 from pipeline.runtime.recipes import differences, to_toml
-from pipeline.storage.files import is_remote, local_path, publish_bytes, remove_staged
+from pipeline.storage.files import exists, is_remote, join_path, local_path, publish_bytes, remove_staged
 from pipeline.training.checkpoints import CHECKPOINTS_FOLDER, load_newest_checkpoint, save_checkpoint, save_weights
 from pipeline.training.loop import TrainingConfig
 from pipeline.training.mirror import RunMirror
@@ -134,3 +134,15 @@ class RunFolder:
         csv.writer(text).writerows([("clip_id", "reason", "detail"), *failures])
         publish_bytes(self.path / FAILED_NAME, text.getvalue().encode())
         return self.path / FAILED_NAME
+
+
+def finished_weights(run: str) -> str:
+    """Returns the location of a run's best weights, or of its last ones where nothing was evaluated.
+
+    Raises:
+        UsageError: the folder holds neither.
+    """
+    for name in (BEST_NAME, LAST_NAME):
+        if exists(location := join_path(run, name)):
+            return location
+    raise UsageError(f"--run {run}: holds no weights. Give the folder that a training command got as --run")

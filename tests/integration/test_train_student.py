@@ -16,7 +16,7 @@ from torch import nn
 
 import student
 from pipeline.batches.sampling import EpochSampler
-from pipeline.commands.train_student import StudentLearner, TrainStudentConfig, run
+from pipeline.commands.train_student import TrainStudentConfig, run
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import CheckpointError, LogitStoreError, UsageError
 from pipeline.logits.store import open_store, publish_part, write_stamp
@@ -26,6 +26,7 @@ from pipeline.runtime.recipes import to_toml
 from pipeline.training.checkpoints import list_checkpoints
 from pipeline.training.loop import AverageConfig, Trainer, TrainingConfig
 from pipeline.training.run import open_clips
+from pipeline.training.student_learner import StudentLearner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,14 +12,13 @@ import teacher
 from pipeline.commands.train_teacher import (
     PatchoutConfig,
     TeacherAverageConfig,
-    TeacherLearner,
-    TeacherOptimizerConfig,
     TrainTeacherConfig,
     run,
 )
 from pipeline.errors import UsageError
 from pipeline.runtime.progress import read_metrics
 from pipeline.training.checkpoints import list_checkpoints
+from pipeline.training.teacher_learner import TeacherLearner, TeacherOptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

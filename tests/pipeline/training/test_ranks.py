@@ -17,7 +17,6 @@ from torch import Tensor, nn
 
 import student
 from pipeline.batches.join import TrainingBatch
-from pipeline.commands.train_student import StudentLearner
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import PipelineError, TooManyFailuresError, TrainingDivergedError, UsageError
 from pipeline.runtime.progress import read_metrics
@@ -25,6 +24,7 @@ from pipeline.training.checkpoints import list_checkpoints
 from pipeline.training.loop import AverageConfig, Learner, OptimizerConfig, TrainingConfig
 from pipeline.training.ranks import Ranks, process_group
 from pipeline.training.run import RunResult, open_clips, run_training
+from pipeline.training.student_learner import StudentLearner
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
