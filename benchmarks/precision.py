@@ -77,7 +77,7 @@ def read_waveforms(manifest: Manifest, rows: np.ndarray, network: teacher.AudioT
     return torch.from_numpy(np.stack(waveforms))
 
 
-def ask(text: str, waveforms: Tensor, precision: str, *, batch: int, device: str) -> Tensor:
+def logits_of(text: str, waveforms: Tensor, precision: str, *, batch: int, device: str) -> Tensor:
     """(clips, classes): what stage 1 would store, before rounding to float16."""
     network = build(text).to(device)
     ensemble = teacher.Ensemble([network], [1.0], getattr(torch, precision))
@@ -107,9 +107,9 @@ def main() -> None:
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     for text in options.teacher:
         waveforms = read_waveforms(manifest, rows, build(text))
-        exact = ask(text, waveforms, "float32", batch=options.batch, device=options.device)
+        exact = logits_of(text, waveforms, "float32", batch=options.batch, device=options.device)
         for precision in options.precision:
-            found = ask(text, waveforms, precision, batch=options.batch, device=options.device)
+            found = logits_of(text, waveforms, precision, batch=options.batch, device=options.device)
             deviation = Deviation.between(found, exact)
             before, after = "-", "-"
             if "=" in text:

@@ -31,7 +31,7 @@ import teacher
 from pipeline.runtime.memory import keep_freed_memory
 from teacher.inference import InferenceLinear
 
-Asker = Callable[[Tensor], Tensor]
+Forward = Callable[[Tensor], Tensor]
 """(batch, samples) on the CPU → (batch, classes)."""
 
 PASST, AST = "passt_s_swa_p16_128_ap476", "ast_base_p16_s10_hf"
@@ -41,12 +41,12 @@ RATES_HZ = {PASST: 32000, AST: 16000}
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """One way to ask one model."""
+    """One way to run one model."""
 
     model: str
     name: str
     precision: torch.dtype
-    ask: Asker
+    forward: Forward
 
 
 def build_theirs(model: str, device: str) -> nn.Module:
@@ -70,11 +70,11 @@ def build_theirs(model: str, device: str) -> nn.Module:
     return nn.Module.to(network, device)
 
 
-def ask_theirs(model: str, network: nn.Module, device: str) -> Asker:
+def run_theirs(model: str, network: nn.Module, device: str) -> Forward:
     """Run the network as the README of `hear21passt` and the model page of `transformers` do."""
     if model == PASST:
 
-        def ask(waveforms: Tensor) -> Tensor:
+        def forward(waveforms: Tensor) -> Tensor:
             with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):
                 return network(waveforms.to(device))
     else:
@@ -82,15 +82,15 @@ def ask_theirs(model: str, network: nn.Module, device: str) -> Asker:
 
         extractor = transformers.ASTFeatureExtractor()
 
-        def ask(waveforms: Tensor) -> Tensor:
+        def forward(waveforms: Tensor) -> Tensor:
             inputs = extractor(list(waveforms.numpy()), sampling_rate=16000, return_tensors="pt").to(device)
             with torch.no_grad():
                 return network(**inputs).logits
 
-    return ask
+    return forward
 
 
-def ask_ours(model: str, weights: dict[str, Tensor], precision: torch.dtype, device: str) -> Asker:
+def run_ours(model: str, weights: dict[str, Tensor], precision: torch.dtype, device: str) -> Forward:
     """Run the network as stage 1 does."""
     network = teacher.create_model(model, weights).to(device)
     ensemble = teacher.Ensemble([network], [1.0], precision)
@@ -101,12 +101,12 @@ def build_system(model: str, name: str, device: str) -> System:
     """Build one system alone; `name` is the other project's, or a precision of ours."""
     theirs = build_theirs(model, device)
     if name == THEIRS[model]:
-        return System(model, name, torch.float32, ask_theirs(model, theirs, device))
+        return System(model, name, torch.float32, run_theirs(model, theirs, device))
     # `.cpu()` and a copy, as what a checkpoint gives belongs to ours alone.
     weights = {key: tensor.cpu().clone() for key, tensor in theirs.state_dict().items()}
     del theirs
     precision = getattr(torch, name)
-    return System(model, f"ours, {name}", precision, ask_ours(model, weights, precision, device))
+    return System(model, f"ours, {name}", precision, run_ours(model, weights, precision, device))
 
 
 def system_names(model: str, device: str) -> list[str]:
@@ -165,18 +165,18 @@ def clips_of(model: str, batch: int) -> Tensor:
 
 
 def compare_speed(models: list[str], *, batch: int, rounds: int, device: str, peak: dict[torch.dtype, float]) -> None:
-    """Print a table: every system asked once a round, in turns."""
+    """Print a table: every system run once a round, in turns."""
     systems = [build_system(model, name, device) for model in models for name in system_names(model, device)]
     waveforms = {model: clips_of(model, batch) for model in models}
     flops = {model: flops_of(model) for model in models}
-    answers = [system.ask(waveforms[system.model][:1]) for system in systems]  # also the warm-up
+    logits = [system.forward(waveforms[system.model][:1]) for system in systems]  # also the warm-up
     times: list[list[float]] = [[] for _ in systems]
     limits: dict[torch.dtype, float] = {}
     for _ in range(rounds):
         for precision in {system.precision for system in systems}:
             limits[precision] = max(limits.get(precision, 0.0), product_speed(precision, device))
         for place, system in enumerate(systems):
-            times[place].append(seconds_of(lambda system=system: system.ask(waveforms[system.model]), device))
+            times[place].append(seconds_of(lambda system=system: system.forward(waveforms[system.model]), device))
     limits |= peak
     for precision, limit in limits.items():
         print(f"limit of {str(precision)[6:]}: {limit / 1e9:,.0f} GFLOP/s{' (given)' if precision in peak else ''}")
@@ -188,7 +188,7 @@ def compare_speed(models: list[str], *, batch: int, rounds: int, device: str, pe
         ratio = median(theirs / ours for theirs, ours in zip(times[base], times[place], strict=True))
         speed = batch / median(times[place])
         done = flops[system.model] * speed
-        difference = (answers[place].float() - answers[base].float()).abs().max().item()
+        difference = (logits[place].float() - logits[base].float()).abs().max().item()
         print(
             f"| {system.model} | {system.name} | {speed:.3f} | {ratio:.2f} | {flops[system.model] / 1e9:.1f} "
             f"| {done / 1e9:,.0f} | {100 * done / limits[system.precision]:.0f} % | {difference:.1e} |"
@@ -197,7 +197,7 @@ def compare_speed(models: list[str], *, batch: int, rounds: int, device: str, pe
 
 def compare_memory(models: list[str], *, batch: int, device: str) -> None:
     """Print the peak of each system in a process of its own, and that of both of ours as one ensemble."""
-    print(f"batch {batch}, {device}: peak memory in MB of a process that asks once, libraries and loading included\n")
+    print(f"batch {batch}, {device}: peak memory in MB of a process that runs once, libraries and loading included\n")
     print("| system | peak, MB | before the model was built, MB |\n|---|---:|---:|")
     runs = [f"{model}:{name}" for model in models for name in system_names(model, device)]
     precisions = system_names(PASST, device)[1:]
@@ -214,7 +214,7 @@ def run_alone(run: str, *, batch: int, device: str) -> None:
     models, name = run.rsplit(":", 1)
     before = peak_megabytes(device)
     if name in THEIRS.values():
-        build_system(models, name, device).ask(clips_of(models, batch))
+        build_system(models, name, device).forward(clips_of(models, batch))
     else:
         names = models.split("+")
         members = (teacher.create_model(model).to(device) for model in names)  # one at a time, as stage 1 loads them
@@ -237,7 +237,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--models", nargs="+", choices=("passt", "ast"), default=["passt", "ast"])
     parser.add_argument("--batch", type=int, default=8, help="clips a forward pass")
-    parser.add_argument("--rounds", type=int, default=2, help="how often each system is asked; the median counts")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each system is run; the median counts")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--memory", action="store_true", help="measure peak memory instead of speed")
     parser.add_argument(

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from student.dynamic_layers import ContextGenerator, CoordinateAttention, DynamicConv, DynamicReLU, Static
 from student.front_end import FrontEndConfig
 from student.heads import HeadType, build_head
-from student.layers import batch_norm, conv_norm_act, initialise
+from student.layers import batch_norm, conv_norm_act, init_weights
 from student.mobilenetv3 import STAGE_ENDS, BlockPlan, InvertedResidual, plan_blocks, scaled_channels, stage_info
 from student.tagger import Tagger
 
@@ -181,7 +181,7 @@ class DyMN(Tagger):
         hidden = scaled_channels(1280, width_mult)
         head = build_head(head_type, num_features, hidden, num_classes, dropout, multihead_attention_heads)
         self._finish(head, num_features, FrontEndConfig(mels=n_mels, hop_samples=hopsize))
-        self.apply(initialise)
+        self.apply(init_weights)
         self.temperature = T_max
 
     @property

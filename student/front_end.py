@@ -1,4 +1,4 @@
-"""Turns waveforms into the log-mel images that the students see, number for number as EfficientAT does."""
+"""Turns waveforms into the students' log-mel images, number for number as EfficientAT does."""
 
 import math
 from dataclasses import dataclass

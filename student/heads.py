@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from student.layers import initialise
+from student.layers import init_weights
 
 HeadType = Literal["mlp", "fully_convolutional", "multihead_attention_pooling"]
 
@@ -33,7 +33,7 @@ class MlpHead(nn.Sequential):
     def reset(self, num_classes: int) -> None:
         """Replace the output layer by a fresh one; with 0 classes the hidden layer becomes the output."""
         self.add_module("5", nn.Linear(self.hidden_features, num_classes) if num_classes else nn.Identity())
-        initialise(self[5])
+        init_weights(self[5])
 
     def pre_logits(self, maps: Tensor) -> Tensor:
         """Stop before the output layer: (batch, channels, mels, frames) → (batch, hidden_features)."""
@@ -57,8 +57,8 @@ class FullyConvolutionalHead(nn.Sequential):
         """Replace the output layer by a fresh one; with 0 classes the mean of the maps becomes the output."""
         self[0] = nn.Conv2d(self.hidden_features, num_classes, 1, bias=False) if num_classes else nn.Identity()
         self[1] = nn.BatchNorm2d(num_classes) if num_classes else nn.Identity()
-        initialise(self[0])
-        initialise(self[1])
+        init_weights(self[0])
+        init_weights(self[1])
 
     def pre_logits(self, maps: Tensor) -> Tensor:
         """Average the maps: (batch, channels, mels, frames) → (batch, channels)."""
@@ -84,7 +84,7 @@ class AttentionPoolingHead(nn.Module):
         self.num_classes = num_classes
         outputs = 2 * self.heads * num_classes  # attention and value of every head and class
         self.subspace_proj = nn.Linear(self.hidden_features, outputs) if num_classes else nn.Identity()
-        initialise(self.subspace_proj)
+        init_weights(self.subspace_proj)
 
     def pre_logits(self, maps: Tensor) -> Tensor:
         """Average the maps: (batch, channels, mels, frames) → (batch, channels)."""

@@ -42,7 +42,7 @@ def mean_of_image(maps: Tensor) -> Tensor:
     return maps.mean(dim=(2, 3))
 
 
-def initialise(module: nn.Module) -> None:
+def init_weights(module: nn.Module) -> None:
     """Draw starting weights for one module as MobileNetV3 does; use with `nn.Module.apply`."""
     if any(parameter.is_meta for parameter in module.parameters(recurse=False)):
         return  # shapes without values: torch would take a while to draw nothing

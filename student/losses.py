@@ -1,4 +1,4 @@
-"""How a student learns: from labels, and from what a teacher believes."""
+"""A student's loss: against labels, and against the soft targets of its teachers."""
 
 from dataclasses import dataclass
 
@@ -16,11 +16,11 @@ class DistillConfig:
     teacher_weight: float = 0.9
     """Share of the loss taken from the teacher, 0 to 1; the labels get the rest (1 minus the paper's lambda).
 
-    1 is pure distillation; even then a clip that no teacher saw learns from its labels.
+    1 is pure distillation; even then a clip without teacher logits learns from its labels.
     """
 
     temperature: float = 1.0
-    """Divides the teacher's logits before the sigmoid, above 0; more than 1 softens what the teacher says."""
+    """Divides the teacher's logits before the sigmoid, above 0; more than 1 softens the targets."""
 
     def __post_init__(self) -> None:
         """Refuse values out of range."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from student.front_end import FrontEndConfig
 from student.heads import HeadType, build_head
-from student.layers import conv_norm_act, initialise
+from student.layers import conv_norm_act, init_weights
 from student.squeeze_excitation import ConcurrentSqueezeExcitation, SeAggregation, check_squeeze_excitation
 from student.tagger import Tagger
 
@@ -213,7 +213,7 @@ class MobileNetV3(Tagger):
         hidden = scaled_channels(1280 // (2 if reduced_tail else 1), width_mult)
         head = build_head(head_type, num_features, hidden, num_classes, dropout, multihead_attention_heads)
         self._finish(head, num_features, front_end)
-        self.apply(initialise)
+        self.apply(init_weights)
 
     def forward_features(self, features: Tensor) -> Tensor:
         """Run the network: (batch, 1, mels, frames) → (batch, num_features, mels / 32, frames / 32)."""

@@ -14,7 +14,7 @@ from student.mobilenetv3 import MobileNetV3, scaled_channels
 from student.pretrained import Fetch, fetch_weights
 from student.state_dicts import describe_difference, fit_to_model, read_checkpoint, shapes_of
 from student.tagger import Tagger
-from student.warm_start import from_imagenet, same_keys, start_body_from
+from student.warm_start import backbone_from, from_imagenet, same_keys
 
 RELEASES = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
 
@@ -205,7 +205,7 @@ def load_weights(model: Tagger, checkpoint: str | Path | Mapping[str, Tensor], *
     imagenet = from_imagenet(state_dict)
     try:
         if warm_start and (imagenet is not None or not same_keys(model, state_dict)):
-            fitted = start_body_from(model, imagenet or state_dict, _final_prefixes(model))
+            fitted = backbone_from(model, imagenet or state_dict, _final_prefixes(model))
         elif imagenet is not None:
             raise ValueError("it is an image network's; it can only be trained from (warm_start=True)")
         else:

@@ -73,8 +73,8 @@ def shapes_of(state_dict: Mapping[str, Tensor]) -> Shapes:
     return {key: tuple(value.shape) for key, value in state_dict.items()}
 
 
-def describe_difference(expected: Shapes, found: Shapes, most: int = 5) -> str:
-    """Returns in one line which keys and shapes differ, at most `most` of each kind; empty if none does."""
+def describe_difference(expected: Shapes, found: Shapes, max_shown: int = 5) -> str:
+    """Returns in one line which keys and shapes differ, at most `max_shown` of each kind; empty if none does."""
     kinds = {
         "missing": [f"{key} {expected[key]}" for key in expected if key not in found],
         "unknown": [f"{key} {found[key]}" for key in found if key not in expected],
@@ -85,7 +85,7 @@ def describe_difference(expected: Shapes, found: Shapes, most: int = 5) -> str:
         ],
     }
     parts = [
-        f"{len(keys)} {kind}: {', '.join(keys[:most])}{', …' if len(keys) > most else ''}"
+        f"{len(keys)} {kind}: {', '.join(keys[:max_shown])}{', …' if len(keys) > max_shown else ''}"
         for kind, keys in kinds.items()
         if keys
     ]

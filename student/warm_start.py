@@ -106,12 +106,10 @@ def same_keys(model: nn.Module, tensors: Mapping[str, Tensor]) -> bool:
     return model.state_dict().keys() == tensors.keys()
 
 
-def start_body_from(
-    model: nn.Module, tensors: Mapping[str, Tensor], final_layers: tuple[str, ...]
-) -> dict[str, Tensor]:
-    """Make a state dict of the model's own values and of those of another's body that fit; say which is which.
+def backbone_from(model: nn.Module, tensors: Mapping[str, Tensor], final_layers: tuple[str, ...]) -> dict[str, Tensor]:
+    """Make a state dict of the model's own values and of those of another's backbone that fit; logs which is which.
 
-    The body's convolutions and normalisations have to fit. Squeeze-excitation and the head start afresh where they
+    The backbone's convolutions and normalisations have to fit. Squeeze-excitation and the head start afresh where they
     don't, and the last layer does in any case.
 
     Args:
@@ -120,11 +118,13 @@ def start_body_from(
         final_layers: prefixes of the keys whose shape follows from the number of classes.
 
     Raises:
-        ValueError: the body is another one; the message names keys and shapes.
+        ValueError: the backbone is another one; the message names keys and shapes.
     """
     own = model.state_dict()
-    is_body = {key for key in {**own, **tensors} if not key.startswith("classifier.") and ".conc_se_layers." not in key}
-    expected, found = ({key: value for key, value in shapes_of(of).items() if key in is_body} for of in (own, tensors))
+    backbone = {
+        key for key in {**own, **tensors} if not key.startswith("classifier.") and ".conc_se_layers." not in key
+    }
+    expected, found = ({key: value for key, value in shapes_of(of).items() if key in backbone} for of in (own, tensors))
     if difference := describe_difference(expected, found):
         raise ValueError(difference)
     taken = {

@@ -22,7 +22,7 @@ class AST(AudioTransformer):
         self.cls_token = nn.Parameter(torch.empty(1, 1, dim))
         self.dist_token = nn.Parameter(torch.empty(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.empty(1, 2 + self.grid_size[0] * self.grid_size[1], dim))
-        self.initialise()
+        self.init_weights()
 
     def forward_features(self, features: Tensor, generator: Generator | None = None) -> Tensor:
         if features.shape[1:] != (self.config.frames, self.config.mels):

@@ -186,11 +186,11 @@ class AudioTransformer(nn.Module, ABC):
         clips = max(1, _TOKENS_AT_ONCE // sequence.shape[1])
         return torch.cat([self.norm(self.blocks(piece)) for piece in sequence.split(clips)])
 
-    def initialise(self) -> Self:
+    def init_weights(self) -> Self:
         """Draw fresh weights as DeiT does: truncated normal, deviation 0.02, biases 0; the patches keep torch's own."""
         for parameter in self.parameters(recurse=False):  # tokens and position encodings
             trunc_normal_(parameter, std=0.02)
-        self.apply(_initialise_linear)
+        self.apply(_init_linear)
         return self
 
     def get_classifier(self) -> nn.Linear:
@@ -201,7 +201,7 @@ class AudioTransformer(nn.Module, ABC):
         """Replace the last layer by a fresh one for another number of classes."""
         old = self.get_classifier().weight
         fresh = nn.Linear(self.embed_dim, num_classes, device=old.device, dtype=old.dtype)
-        _initialise_linear(fresh)
+        _init_linear(fresh)
         self.head[-1] = fresh
         self.num_classes = num_classes
 
@@ -217,7 +217,7 @@ class AudioTransformer(nn.Module, ABC):
         return {name for name, _ in self.named_parameters(recurse=False)}
 
 
-def _initialise_linear(module: nn.Module) -> None:
+def _init_linear(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -23,7 +23,7 @@ class CED(AudioTransformer):
         self.init_bn = nn.BatchNorm1d(config.mels, momentum=0.01)
         self.freq_pos_embed = nn.Parameter(torch.empty(1, dim, config.frequency_rows, 1))
         self.time_pos_embed = nn.Parameter(torch.empty(1, dim, 1, config.frames // config.stride))
-        self.initialise()
+        self.init_weights()
 
     def forward(self, features: Tensor, generator: Generator | None = None, frames: Tensor | None = None) -> Tensor:
         normalised = self.init_bn(features)  # (batch, mels, frames)

@@ -1,4 +1,4 @@
-"""Several teachers asked about the same clips, and their answers made one."""
+"""An ensemble of teachers: the logits of each for the same clips, and their weighted mean."""
 
 import logging
 import math
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 
 
 class Ensemble(nn.Module):
-    """Asks several teachers about the same clips, and does once what they have in common.
+    """Runs several teachers on the same clips, and computes once what they have in common.
 
     Members whose front ends have equal configurations share one spectrogram. A batch that is too large for a GPU's
-    memory is asked in halves from then on. What a clip is told does not depend on its neighbours, so neither the
-    batch size nor such a split changes more than rounding errors.
+    memory is halved from then on. A clip's logits do not depend on its neighbours, so neither the batch size nor such
+    a split changes more than rounding errors.
 
     Args:
         members: each takes what its `.front_end` makes of (batch, samples) float32 waveforms at its `.sample_rate_hz`,
@@ -43,7 +43,7 @@ class Ensemble(nn.Module):
         sample_rates_hz: the rates of the waveforms that the members want, ascending.
         input_seconds: the longest clip that a member looks at as a whole; others get its beginning.
         clip_seconds: how much of a clip a member can make use of; infinite where one hears clips to their end.
-        largest_batch: clips that are asked about at once; None is all that are given.
+        largest_batch: clips of a forward pass; None is all that are given.
     """
 
     def __init__(

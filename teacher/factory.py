@@ -112,7 +112,7 @@ def _recorded_settings(card: ModelCard, checkpoint: Checkpoint) -> dict[str, int
 
 
 def _check_release(card: ModelCard, checkpoint: Checkpoint) -> None:
-    """Tell models apart that have the same shapes but hear differently, by the name that their file was released under.
+    """Refuse weights of a model with the same shapes and other features, by the name that their file was released as.
 
     Raises:
         ValueError: the file is the release of a model that computes something else.

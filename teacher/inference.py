@@ -1,4 +1,4 @@
-"""Transformers made ready to be asked and not to learn: their weights in the precision and order that is fastest.
+"""Transformers prepared for inference: their weights in the precision and memory order that is fastest.
 
 Only the matrix products of the blocks, 99 % of the arithmetic, run in the chosen precision. The front end, the patches,
 the position encodings, the layer norms, the sum that runs from block to block, pooling and the classifier stay in
@@ -18,7 +18,7 @@ from teacher.audio_transformer import AudioTransformer
 def optimise_for_inference(network: AudioTransformer, precision: torch.dtype) -> None:
     """Exchange the linear layers of the blocks for ones that hold their weights once, ready for this device.
 
-    The network can't be trained, saved or moved to another device afterwards. In float32 its answers change by rounding
+    The network can't be trained, saved or moved to another device afterwards. In float32 its logits change by rounding
     errors alone.
 
     Raises:

@@ -24,7 +24,7 @@ class PaSST(AudioTransformer):
         self.new_pos_embed = nn.Parameter(torch.empty(1, 2, dim))
         self.freq_new_pos_embed = nn.Parameter(torch.empty(1, dim, config.frequency_rows, 1))
         self.time_new_pos_embed = nn.Parameter(torch.empty(1, dim, 1, config.frames // config.stride))
-        self.initialise()
+        self.init_weights()
 
     def forward_features(self, features: Tensor, generator: Generator | None = None) -> Tensor:
         grid = self.patch_embed(features)  # (batch, embed_dim, frequency patches, time patches)

@@ -26,7 +26,7 @@ class EvaluateConfig:
     also scored as an ensemble, the mean of their logits."""
     store: str | None = None
     """Logit store to score beside them, so that teachers and student share one table; each teacher too, where the store
-    keeps what each said."""
+    keeps the logits of each."""
     model: str | None = None
     """Registered name of the model in a file that does not say it, such as mn10_as for a released file."""
     out: str | None = None

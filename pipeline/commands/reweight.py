@@ -1,4 +1,4 @@
-"""`pipeline reweight`: another store from a store that keeps its members, without asking a teacher anything again."""
+"""`pipeline reweight`: another store from a store that keeps its members, without running a teacher again."""
 
 import math
 from dataclasses import KW_ONLY, dataclass

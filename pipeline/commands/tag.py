@@ -49,7 +49,7 @@ class TagConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TaggedWindow:
-    """What a model hears in one stretch of a file."""
+    """The tags of one window of a file."""
 
     file: str
     start_seconds: float
@@ -90,7 +90,7 @@ def _tag_file(file: str, model: LoadedModel, config: TagConfig) -> Iterator[Tagg
     length = round(seconds * rate)
     for start in range(0, len(samples), length):
         window = fit_length(samples[start : start + length], length)
-        probabilities = _listen(model, window)  # (classes,)
+        probabilities = _predict(model, window)  # (classes,)
         best = np.argsort(-probabilities, kind="stable")[: config.top]
         yield TaggedWindow(
             file=redact(file),
@@ -105,7 +105,7 @@ def _tag_file(file: str, model: LoadedModel, config: TagConfig) -> Iterator[Tagg
 
 
 @torch.inference_mode()
-def _listen(model: LoadedModel, window: np.ndarray) -> np.ndarray:
+def _predict(model: LoadedModel, window: np.ndarray) -> np.ndarray:
     """(samples,) → (classes,), probabilities."""
     network: Any = model.network
     device = next(network.parameters()).device

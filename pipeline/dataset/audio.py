@@ -153,7 +153,7 @@ def load_waveforms(data: bytes, *, sample_rates_hz: Iterable[int], seconds: floa
 
 
 def load_whole_waveforms(data: bytes, *, sample_rates_hz: Iterable[int], max_seconds: float) -> dict[int, np.ndarray]:
-    """Give a clip as long as it is at several rates, with one decode: rate in Hz → (samples,), float32, mono.
+    """Returns a clip as long as it is at several rates, with one decode: rate in Hz → (samples,), float32, mono.
 
     Args:
         data: an encoded file.

@@ -111,7 +111,7 @@ def apply_view(waveform: np.ndarray, view: View, *, sample_rate_hz: int, samples
     """Returns the waveform of a view; its mel bands are the front end's part.
 
     Sample n of the view is sample n - shift of the clip, times the gain: not rolled in a circle, so that a view does
-    not depend on how long a model listens.
+    not depend on a model's input length.
 
     Args:
         waveform: the clip, float32, with `extra_seconds` more than `samples` where there is more.

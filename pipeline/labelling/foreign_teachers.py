@@ -147,7 +147,7 @@ def _plain(name: str) -> str:
 
 
 @torch.inference_mode()
-def check_answer(name: str, network: nn.Module, classes: int) -> None:
+def check_output(name: str, network: nn.Module, classes: int) -> None:
     """Run a teacher on one silent clip, so that a wrong one is known before a run begins.
 
     Raises:

@@ -1,4 +1,4 @@
-"""A teacher as the command line names it, and what the store's stamp says about it."""
+"""A teacher as the command line names it, and its stamp in the store."""
 
 import math
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from pipeline.errors import CheckpointError, UsageError
 from pipeline.labelling.foreign_teachers import (
     Teacher,
     build_teacher,
-    check_answer,
+    check_output,
     describe_front_end,
     find_builder,
     match_classes,
@@ -62,7 +62,7 @@ class TeacherSpec:
         return cls(name=name, checkpoint=checkpoint or None, weight=weight, offline=is_offline())
 
     def load(self, manifest: Manifest, device: str = "cpu") -> LoadedModel:
-        """Build the teacher with its weights, ready to be asked about the dataset's classes.
+        """Build the teacher with its weights, in evaluation mode, its classes in the dataset's order.
 
         Raises:
             CheckpointError: the file is missing, damaged, or doesn't fit the model or the classes.
@@ -94,7 +94,7 @@ class TeacherSpec:
     def _as_loaded(self, network: nn.Module, manifest: Manifest, device: str, source: str, sha256: str) -> LoadedModel:
         """Check that a teacher from elsewhere fits the dataset, and describe it as if it were our own."""
         network = match_classes(self.name, network.eval(), manifest.vocabulary)
-        check_answer(self.name, network, len(manifest.vocabulary))
+        check_output(self.name, network, len(manifest.vocabulary))
         its = cast("Teacher", network)
         return LoadedModel(
             network=network.to(device).eval(),

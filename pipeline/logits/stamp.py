@@ -82,7 +82,7 @@ class StoreStamp:
     top_k: int | None = None
     """How many logits of a row are kept, the largest; None is all."""
     views: ViewsStamp | None = None
-    """Which views of each clip the teachers saw; None is the clip as it is."""
+    """Which views of each clip the logits are of; None is the clip as it is."""
     imported: ImportStamp | None = None
     """Where the logits came from, where this program did not compute them."""
 

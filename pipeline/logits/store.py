@@ -342,7 +342,7 @@ class LogitStore:
         return np.stack([self.part_member(part, number) for number in range(1, len(self.stamp.teachers) + 1)])
 
     def part_member(self, part: LogitPart, number: int) -> np.ndarray:
-        """Read what one teacher, the first is number 1, said of one part: (rows, classes), float16.
+        """Read the logits of one teacher, the first is number 1, of one part: (rows, classes), float16.
 
         Raises:
             LogitStoreError: the store does not keep it, or the part is damaged.
@@ -416,9 +416,9 @@ class LogitStore:
             manifest: of any dataset with the store's class list.
             cache_dir: a local folder; (clips x classes x 2) bytes are written there, times the views where all are
                 wanted. It may be cleared at any time.
-            all_views: give (clips, views, classes), from a store with views, and not (clips, classes), which is what
-                the teachers said of the clips as they are.
-            member: give what the teacher of this number, from 1, said, and not the mean.
+            all_views: align (clips, views, classes), from a store with views, and not (clips, classes), which are the
+                logits of the clips as they are.
+            member: align the logits of the teacher of this number, from 1, and not the mean.
 
         Raises:
             LogitStoreError: the class lists differ, no clip of the dataset has logits, or a part is damaged.

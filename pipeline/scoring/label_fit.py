@@ -22,12 +22,12 @@ _MAX_CLIPS = 8_000
 """Clips in a sample, over all stretches."""
 
 _STRETCHES = 8
-_LEAST_OF_STRETCH = 500
+_MIN_STRETCH = 500
 _DEALS = 16
 """How often labels are dealt out anew."""
 _DEVIATIONS = 5.0
 _OFFSETS = (-2, -1, 1, 2)
-_LEAST_NEIGHBOURS = 50
+_MIN_NEIGHBOURS = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +65,7 @@ class LabelFit:
 
 def stretches(rows: np.ndarray) -> list[np.ndarray]:
     """Cut a sample of rows, ascending, where it is large enough to be judged piece by piece."""
-    return np.array_split(rows, min(_STRETCHES, max(1, len(rows) // _LEAST_OF_STRETCH)))
+    return np.array_split(rows, min(_STRETCHES, max(1, len(rows) // _MIN_STRETCH)))
 
 
 def measure_fit(
@@ -86,7 +86,7 @@ def measure_fit(
     deviation = float(np.std(dealt, ddof=1))
     better: dict[int, float] = {}
     for offset, (clips, their_labels) in neighbours.items():
-        if len(clips) >= min(_LEAST_NEIGHBOURS, len(rows) // 2):
+        if len(clips) >= min(_MIN_NEIGHBOURS, len(rows) // 2):
             gain = _mean_average_precision(logits[clips], their_labels) - _mean_average_precision(
                 logits[clips], labels[clips]
             )

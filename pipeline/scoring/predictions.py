@@ -33,7 +33,7 @@ class WaveformBatch(Protocol):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Predictions:
-    """What some models say about the clips that could be decoded."""
+    """The logits of some models for the clips that could be decoded."""
 
     rows: np.ndarray
     """(clips,), int64: rows in the manifest, in the order of the batches."""

@@ -14,7 +14,7 @@ from pipeline.storage import files as storage
 
 Held = Literal["logits", "probabilities"]
 
-LEAST_PROBABILITY = 1e-6
+MIN_PROBABILITY = 1e-6
 """Probabilities are held this far from 0 and 1, whose logits are infinite. Half precision has no number between
 0.9995 and 1, so that a file's 1 rarely meant more than that."""
 
@@ -76,7 +76,7 @@ def to_logits(values: np.ndarray, held: Held, location: str) -> np.ndarray:
             f"{location}: holds {numbers[outside][0]:g}, which is no probability. If these are logits, say so with "
             "--held logits"
         )
-    kept = np.clip(numbers.astype(np.float64), LEAST_PROBABILITY, 1 - LEAST_PROBABILITY)
+    kept = np.clip(numbers.astype(np.float64), MIN_PROBABILITY, 1 - MIN_PROBABILITY)
     return (np.log(kept) - np.log1p(-kept)).astype(np.float32)
 
 

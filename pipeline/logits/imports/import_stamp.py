@@ -7,7 +7,7 @@ import numpy as np
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.vocabulary import Vocabulary
-from pipeline.logits.imports.foreign_logits import LEAST_PROBABILITY, ForeignLogits
+from pipeline.logits.imports.foreign_logits import MIN_PROBABILITY, ForeignLogits
 from pipeline.logits.stamp import ImportStamp, SourceFile, StoreStamp
 from pipeline.runtime.progress import progress_bar
 from pipeline.storage import files as storage
@@ -30,7 +30,7 @@ def import_stamp(
     classes = len(manifest.vocabulary)
     done = [source.conversion]
     if source.held == "probabilities":
-        done.append(f"logit of probabilities held within {LEAST_PROBABILITY:g} and 1 - {LEAST_PROBABILITY:g}")
+        done.append(f"logit of probabilities held within {MIN_PROBABILITY:g} and 1 - {MIN_PROBABILITY:g}")
     if numbers is not None:
         done.append(f"{classes} of {len(own)} classes, renumbered from the list with sha256 {own.sha256}")
     return StoreStamp(
