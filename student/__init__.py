@@ -3,7 +3,7 @@
 from student.augment import AugmentConfig, augment_features, augment_waveforms
 from student.complexity import Complexity, count_complexity
 from student.dymn import DyMN, kernel_temperature
-from student.front_end import FrontEndConfig, LogMelFrontEnd
+from student.front_end import FRONT_END_KEYWORDS, FrontEndConfig, LogMelFrontEnd
 from student.fusion import fuse
 from student.losses import DistillConfig, blend_targets, clip_bce, distillation_loss, masked_bce, teacher_probabilities
 from student.metrics import (
@@ -18,13 +18,23 @@ from student.metrics import (
 from student.mixup import Mix, MixedThing, MixupConfig, draw_mix
 from student.mobilenetv3 import MobileNetV3
 from student.randomness import Randomness
-from student.registry import ModelCard, create_model, load_weights, model_card, model_names, released_weights
+from student.registry import (
+    ModelCard,
+    card_of_file,
+    create_model,
+    load_weights,
+    model_card,
+    model_names,
+    released_weights,
+    untold_settings,
+)
 from student.schedule import ScheduleConfig, learning_rate_multiplier
 from student.state_dicts import read_checkpoint
 from student.tagger import Tagger
 from student.warm_start import IMAGENET_WEIGHTS
 
 __all__ = [
+    "FRONT_END_KEYWORDS",
     "IMAGENET_WEIGHTS",
     "AugmentConfig",
     "Complexity",
@@ -46,6 +56,7 @@ __all__ = [
     "augment_waveforms",
     "average_precision",
     "blend_targets",
+    "card_of_file",
     "class_accuracy",
     "clip_bce",
     "count_complexity",
@@ -65,4 +76,5 @@ __all__ = [
     "roc_auc",
     "tagging_scores",
     "teacher_probabilities",
+    "untold_settings",
 ]

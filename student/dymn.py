@@ -4,13 +4,13 @@ Modules carry EfficientAT's names, so that its released checkpoints load unchang
 """
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Unpack
 
 from timm.layers import make_divisible
 from torch import Tensor, nn
 
 from student.dynamic_layers import ContextGenerator, CoordinateAttention, DynamicConv, DynamicReLU, Static
-from student.front_end import FrontEndConfig
+from student.front_end import FrontEndKeywords, front_end_config
 from student.heads import HeadType, build_head
 from student.layers import batch_norm, conv_norm_act, init_weights
 from student.mobilenetv3 import STAGE_ENDS, BlockPlan, InvertedResidual, plan_blocks, scaled_channels, stage_info
@@ -94,6 +94,7 @@ class DyMN(Tagger):
     """The student network "DyMN", with EfficientAT's variants under EfficientAT's keywords."""
 
     last_convolution = "out_c.0.weight"
+    untold = ("strides", "T_max")
 
     def __init__(
         self,
@@ -117,8 +118,7 @@ class DyMN(Tagger):
         head_type: HeadType = "mlp",
         multihead_attention_heads: int = 4,
         dropout: float = 0.2,
-        n_mels: int = 128,
-        hopsize: int = 320,
+        **front_end: Unpack[FrontEndKeywords],
     ) -> None:
         """Build the network with fresh weights.
 
@@ -142,8 +142,7 @@ class DyMN(Tagger):
             head_type: "mlp", "fully_convolutional" or "multihead_attention_pooling".
             multihead_attention_heads: heads of the last of these.
             dropout: share of the hidden layer that the mlp head drops in training, 0 to 1.
-            n_mels: mel bands of the front end.
-            hopsize: step of the front end, in samples at 32 kHz.
+            front_end: how sound becomes an image; see `FrontEndKeywords`.
         """
         super().__init__()
         if use_dy_blocks not in ("all", "replace_se"):
@@ -180,7 +179,7 @@ class DyMN(Tagger):
 
         hidden = scaled_channels(1280, width_mult)
         head = build_head(head_type, num_features, hidden, num_classes, dropout, multihead_attention_heads)
-        self._finish(head, num_features, FrontEndConfig(mels=n_mels, hop_samples=hopsize))
+        self._finish(head, num_features, front_end_config(**front_end))
         self.apply(init_weights)
         self.temperature = T_max
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any, TypedDict, Unpack
 
 import torch
 import torch.nn.functional as F
@@ -65,6 +66,52 @@ class FrontEndConfig:
     def frames(self, samples: int) -> int:
         """Count the frames that `samples` samples give."""
         return 1 + (samples - 1) // self.hop_samples  # pre-emphasis costs one sample, centring adds one frame
+
+
+class FrontEndKeywords(TypedDict, total=False):
+    """The front end's settings under the names that EfficientAT's scripts give them, but for `hopsize`."""
+
+    n_mels: int
+    hopsize: int
+    resample_rate: int
+    window_size: int
+    n_fft: int
+    fmin: float
+    fmax: float
+    """By default half the sampling rate, less half of `fmax_aug_range`."""
+    fmin_aug_range: int
+    fmax_aug_range: int
+
+
+def front_end_config(**keywords: Unpack[FrontEndKeywords]) -> FrontEndConfig:
+    """Returns the front end that upstream's keywords describe; what is not given is upstream's default.
+
+    Raises:
+        TypeError: a keyword is none of `FrontEndKeywords`, such as one that no network takes either.
+        ValueError: no filter bank can be built from the settings.
+    """
+    if unknown := keywords.keys() - FRONT_END_KEYWORDS:
+        known = ", ".join(_OUR_NAMES)
+        raise TypeError(f"{', '.join(sorted(unknown))}: no setting of the network, nor of its front end ({known})")
+    settings: dict[str, Any] = {_OUR_NAMES[name]: value for name, value in keywords.items()}
+    defaults = FrontEndConfig()
+    rate = settings.get("sample_rate_hz", defaults.sample_rate_hz)
+    jitter = settings.get("high_jitter_hz", defaults.high_jitter_hz)
+    return FrontEndConfig(**{"high_hz": float(rate // 2 - jitter // 2), **settings})
+
+
+_OUR_NAMES = {
+    "n_mels": "mels",
+    "hopsize": "hop_samples",
+    "resample_rate": "sample_rate_hz",
+    "window_size": "window_samples",
+    "n_fft": "fft_samples",
+    "fmin": "low_hz",
+    "fmax": "high_hz",
+    "fmin_aug_range": "low_jitter_hz",
+    "fmax_aug_range": "high_jitter_hz",
+}
+FRONT_END_KEYWORDS = frozenset(_OUR_NAMES)
 
 
 def mel_filters(
@@ -140,6 +187,11 @@ class LogMelFrontEnd(nn.Module):
         self._groups = mel_groups(self.config)
         self._build_constants(None)
 
+    @property
+    def shortest_samples(self) -> int:
+        """Length of the shortest sound, in samples: its ends are mirrored by half a Fourier transform."""
+        return self.config.fft_samples // 2 + 2
+
     def _build_constants(self, device: torch.device | None) -> None:
         config = self.config
         window = torch.hann_window(config.window_samples, periodic=False, device=device)
@@ -175,10 +227,10 @@ class LogMelFrontEnd(nn.Module):
             ValueError: the shape is another, or the sound is shorter than half the Fourier transform.
         """
         config = self.config
-        if waveforms.dim() != 2 or waveforms.shape[1] <= config.fft_samples // 2 + 1:
+        if waveforms.dim() != 2 or waveforms.shape[1] < self.shortest_samples:
             raise ValueError(
                 f"waveforms of shape {tuple(waveforms.shape)}; the front end takes (batch, samples) with more than "
-                f"{config.fft_samples // 2 + 1} samples"
+                f"{self.shortest_samples - 1} samples"
             )
         with torch.autocast(device_type=waveforms.device.type, enabled=False):
             sound = waveforms.float()

@@ -5,11 +5,12 @@ Modules carry EfficientAT's names, so that its released checkpoints load unchang
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 from timm.layers import make_divisible
 from torch import Tensor, nn
 
-from student.front_end import FrontEndConfig
+from student.front_end import FrontEndKeywords, front_end_config
 from student.heads import HeadType, build_head
 from student.layers import conv_norm_act, init_weights
 from student.squeeze_excitation import ConcurrentSqueezeExcitation, SeAggregation, check_squeeze_excitation
@@ -144,6 +145,7 @@ class MobileNetV3(Tagger):
     """The student network "MN", with EfficientAT's variants under EfficientAT's keywords."""
 
     last_convolution = "features.16.0.weight"
+    untold = ("strides", "dilated")
 
     def __init__(
         self,
@@ -159,10 +161,9 @@ class MobileNetV3(Tagger):
         se_agg: SeAggregation = "max",
         se_r: int = 4,
         dropout: float = 0.2,
-        n_mels: int = 128,
-        hopsize: int = 320,
         input_dim_f: int | None = None,
         input_dim_t: int | None = None,
+        **front_end: Unpack[FrontEndKeywords],
     ) -> None:
         """Build the network with fresh weights.
 
@@ -178,17 +179,17 @@ class MobileNetV3(Tagger):
             se_agg: how several axes are combined: "max", "avg", "add" or "min".
             se_r: how many times the gates' hidden layers are smaller than their axes.
             dropout: share of the hidden layer that the mlp head drops in training, 0 to 1.
-            n_mels: mel bands of the front end.
-            hopsize: step of the front end, in samples at 32 kHz.
-            input_dim_f: mel bands that gates over f are built for; None is `n_mels`.
+            input_dim_f: mel bands that gates over f are built for; None is the front end's.
             input_dim_t: frames that gates over t are built for; None is those of 10 s.
+            front_end: how sound becomes an image; see `FrontEndKeywords`.
         """
         super().__init__()
         check_squeeze_excitation(se_dims, se_agg, se_r)
         self.num_classes = num_classes
-        front_end = FrontEndConfig(mels=n_mels, hop_samples=hopsize)
-        mels = input_dim_f or n_mels
-        frames = input_dim_t or front_end.frames(round(self.input_seconds * front_end.sample_rate_hz))
+        self.takes_any_length = "t" not in se_dims.replace("none", "")  # gates over frames are built for so many
+        config = front_end_config(**front_end)
+        mels = input_dim_f or config.mels
+        frames = input_dim_t or config.frames(round(self.input_seconds * config.sample_rate_hz))
 
         plans = plan_blocks(width_mult, strides, dilated=dilated, reduced_tail=reduced_tail)
         layers: list[nn.Module] = [
@@ -212,7 +213,7 @@ class MobileNetV3(Tagger):
 
         hidden = scaled_channels(1280 // (2 if reduced_tail else 1), width_mult)
         head = build_head(head_type, num_features, hidden, num_classes, dropout, multihead_attention_heads)
-        self._finish(head, num_features, front_end)
+        self._finish(head, num_features, config)
         self.apply(init_weights)
 
     def forward_features(self, features: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor
 
 from student.dymn import DyMN
+from student.front_end import FRONT_END_KEYWORDS, front_end_config
 from student.mobilenetv3 import MobileNetV3, scaled_channels
 from student.pretrained import Fetch, fetch_weights
 from student.state_dicts import describe_difference, fit_to_model, read_checkpoint, shapes_of
@@ -150,6 +152,29 @@ def released_weights(card: ModelCard) -> str:
     if card.weights_url is None:
         raise ValueError(f"no weights were released as {card.name}; those with weights end in _as or _im")
     return card.weights_url
+
+
+def card_of_file(file: str) -> ModelCard | None:
+    """Returns what was released in a file of that name, if anything."""
+    return next((card for card in _CARDS if (card.weights_url or "").endswith(f"/{file}")), None)
+
+
+def untold_settings(name: str, **kwargs: Any) -> dict[str, Any]:
+    """Returns the settings of a model that no checkpoint of it tells: some of its network's, and `front_end`.
+
+    Args:
+        name: a registered name.
+        kwargs: the network's keywords, which win over what the name stands for.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    card = model_card(name)
+    given = {**card.settings, **kwargs}
+    parameters = signature(card.network).parameters
+    untold = {key: given.get(key, parameters[key].default) for key in card.network.untold}
+    front_end = front_end_config(**{key: given[key] for key in given.keys() & FRONT_END_KEYWORDS})
+    return {**untold, "front_end": front_end}
 
 
 def create_model(

@@ -16,15 +16,15 @@ def read_checkpoint(checkpoint: str | Path | Mapping[str, Tensor]) -> dict[str, 
     """Read a state dict from a safetensors or torch file without running anything that the file brings along.
 
     Args:
-        checkpoint: the file, or the state dict itself. A training checkpoint's "state_dict" or "model" is found, and a
-            "module." before every key is dropped.
+        checkpoint: the file, or the state dict itself. A training checkpoint's "state_dict" or "model" is found, and
+            what stands before the network's keys is dropped, such as "module.", or Lightning's "model.".
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file holds something else than tensors.
     """
     if isinstance(checkpoint, Mapping):
-        return dict(checkpoint)
+        return _network_of(checkpoint, "the state dict")
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"{checkpoint}: no such checkpoint")
     try:
@@ -35,7 +35,26 @@ def read_checkpoint(checkpoint: str | Path | Mapping[str, Tensor]) -> dict[str, 
         ) from error
     if not all(isinstance(value, Tensor) for value in state_dict.values()):
         raise ValueError(f"{checkpoint}: holds more than tensors; save the model's state_dict() alone")
-    return state_dict
+    return _network_of(state_dict, str(checkpoint))
+
+
+_FIRST_CONVOLUTIONS = ("features.0.0.weight", "in_c.0.weight", "conv_stem.weight")
+"""Keys that MN (and torchvision's), DyMN and timm's MobileNetV3 have: what stands before is the wrapper's."""
+
+
+def _network_of(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """Returns the tensors of the network inside what wraps it, under the network's own keys."""
+    firsts = [(key, first) for key in state_dict for first in _FIRST_CONVOLUTIONS if f".{key}".endswith(f".{first}")]
+    prefixes = sorted({key.removesuffix(first) for key, first in firsts})
+    if not prefixes or "" in prefixes:
+        return dict(state_dict)
+    prefix = next((one for one in prefixes if "swa" in one or "ema" in one), prefixes[0])  # averaged weights
+    network = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+    if left := [key for key in state_dict if not key.startswith(prefix)]:
+        logger.info(
+            "%s: took the %d tensors under %r, left %d, such as %s", source, len(network), prefix, len(left), left[0]
+        )
+    return network
 
 
 def fit_to_model(state_dict: Mapping[str, Tensor], model: nn.Module, final_layers: Iterable[str]) -> dict[str, Tensor]:

@@ -18,11 +18,17 @@ class Tagger(nn.Module, ABC):
     input_seconds = 10.0
     """Length of the sounds that the released models were trained on; other lengths work too."""
 
+    takes_any_length = True
+    """Whether sounds of other lengths than `input_seconds` can be tagged."""
+
     model_name = ""
     """The registered name that the model was created by."""
 
     last_convolution: ClassVar[str]
     """Key of the last convolution's weights; its shape tells the width of a checkpoint."""
+
+    untold: ClassVar[tuple[str, ...]]
+    """Keywords that change what a network computes, and leave no trace in the shapes of its weights."""
 
     feature_info: list[dict[str, int | str]]
     """The five stages in timm's words: channels, reduction, module."""

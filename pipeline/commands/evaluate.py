@@ -1,16 +1,18 @@
 """`pipeline evaluate`: how well checkpoints, their ensemble and a logit store tag the clips of a dataset."""
 
-from dataclasses import dataclass
-from typing import Annotated
+from dataclasses import dataclass, field
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.vocabulary import read_vocabulary
 from pipeline.errors import UsageError
 from pipeline.logits.store import open_store
 from pipeline.models.device import Precision, choose_device
 from pipeline.models.loading import load_model
 from pipeline.runtime.progress import console
+from pipeline.runtime.recipes import read_options
 from pipeline.scoring.report import EvaluationReport, score_table, write_report
 from pipeline.scoring.scoring import System, ensemble, read_members, read_store, run_models, score
 
@@ -22,13 +24,17 @@ class EvaluateConfig:
     data: str
     """Dataset to score on: a folder or URL with a manifest."""
     checkpoint: tuple[str, ...] = ()
-    """Weights to score: files, URLs, or released models' names such as mn10_as, which are fetched once. Several are
-    also scored as an ensemble, the mean of their logits."""
+    """Weights to score: files, URLs, or released models' names such as mn10_as, which are fetched once. NAME=FILE names
+    the model in a file that does not say it. Several are also scored as an ensemble, the mean of their logits."""
     store: str | None = None
     """Logit store to score beside them, so that teachers and student share one table; each teacher too, where the store
     keeps the logits of each."""
     model: str | None = None
-    """Registered name of the model in a file that does not say it, such as mn10_as for a released file."""
+    """Registered name of the model in files that do not say it, such as mn10_as for a released file."""
+    model_options: dict[str, Any] = field(default_factory=dict)
+    """Further keywords of the models in such files, such as strides, se_dims or fmin, where they are not the name's."""
+    classes: str | None = None
+    """Class list of such files, in the format of AudioSet's class_labels_indices.csv; the dataset's unless given."""
     out: str | None = None
     """Folder that receives report.json and per_class.csv; without it only the table is shown."""
     batch_size: int = 32
@@ -69,7 +75,12 @@ def run(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> EvaluationRep
     if config.store is not None:
         store = open_store(config.store)
         systems += [read_store(store, manifest), *read_members(store, manifest)]
-    models = [load_model(file, manifest, model=config.model, device=device) for file in config.checkpoint]
+    options = read_options(config.model_options)
+    classes = None if config.classes is None else read_vocabulary(config.classes)
+    models = [
+        load_model(file, manifest, model=config.model, options=options, classes=classes, device=device)
+        for file in config.checkpoint
+    ]
     members = run_models(
         models,
         manifest,

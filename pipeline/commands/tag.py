@@ -1,8 +1,9 @@
 """`pipeline tag`: what is to be heard in sound files, window by window."""
 
 import json
+import math
 from collections.abc import Iterator
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Annotated, Any
 
 import numpy as np
@@ -11,12 +12,15 @@ from cyclopts import Parameter
 from rich.table import Table
 from rich.text import Text
 
-from pipeline.dataset.audio import decode, fit_length, resample
-from pipeline.errors import DecodeError, TooManyFailuresError, UsageError
+from pipeline.dataset.audio import decode, resample
+from pipeline.dataset.vocabulary import read_vocabulary
+from pipeline.errors import DecodeError, PipelineError, TooManyFailuresError, UsageError
 from pipeline.models.device import choose_device
 from pipeline.models.loading import LoadedModel, load_model
 from pipeline.redaction import redact
 from pipeline.runtime.progress import console
+from pipeline.runtime.recipes import read_options
+from pipeline.scoring.tagging import longest_seconds, tag_window
 from pipeline.storage import files as storage
 
 
@@ -28,9 +32,18 @@ class TagConfig:
     """Sound files, paths or URLs."""
     _: KW_ONLY
     checkpoint: str
-    """File of weights, a path or URL, or a released model's name, such as mn10_as, which is fetched once."""
+    """File of weights, a path or URL, or a released model's name, such as mn10_as, which is fetched once. NAME=FILE
+    names the model in a file that does not say it."""
     model: str | None = None
     """Registered name of the model in a file that does not say it, such as mn10_as for a released file."""
+    model_options: dict[str, Any] = field(default_factory=dict)
+    """Further keywords of that model, such as strides, se_dims or fmin, where they are not the name's."""
+    classes: str | None = None
+    """Class list of a file that does not say it, in the format of AudioSet's class_labels_indices.csv; AudioSet's
+    unless given."""
+    window: float | None = None
+    """Length of the windows that a file is cut into, in seconds, above 0; without it a CNN hears the file as a
+    whole."""
     top: int = 5
     """How many tags a window gets, the most probable first; 1 or more."""
     least: float = 0.0
@@ -45,6 +58,8 @@ class TagConfig:
             raise UsageError("nothing to tag: name at least one sound file")
         if self.top < 1 or not 0 <= self.least <= 1:
             raise UsageError(f"top is {self.top} and least is {self.least}; choose 1 or more, and 0 to 1")
+        if self.window is not None and not 0 < self.window < math.inf:
+            raise UsageError(f"window is {self.window}; choose a number of seconds above 0, or leave it out")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,13 +76,20 @@ class TaggedWindow:
 def run(config: Annotated[TagConfig, Parameter(name="*")]) -> list[TaggedWindow]:
     """Tag sound files with a checkpoint.
 
-    A file is heard in windows of the model's length, 10 s for most, one after the other; the last one is padded with
-    silence. Files that can't be decoded are named, and the others are tagged all the same.
+    A CNN hears a file as long as it is, at once; --window cuts it into windows, one after the other, and the last one
+    is as long as what is left. A transformer hears no more than its length at once, 10 s for most, so that longer files
+    are cut into windows of that. Files that can't be decoded are named, and the others are tagged all the same.
 
     Raises:
         PipelineError: the checkpoint can't be used, or a file could not be decoded.
     """
-    model = load_model(config.checkpoint, model=config.model, device=choose_device(config.device))
+    model = load_model(
+        config.checkpoint,
+        model=config.model,
+        options=read_options(config.model_options),
+        classes=None if config.classes is None else read_vocabulary(config.classes),
+        device=choose_device(config.device),
+    )
     tagged: list[TaggedWindow] = []
     failed: list[str] = []
     for file in config.files:
@@ -84,34 +106,30 @@ def run(config: Annotated[TagConfig, Parameter(name="*")]) -> list[TaggedWindow]
 
 
 def _tag_file(file: str, model: LoadedModel, config: TagConfig) -> Iterator[TaggedWindow]:
-    rate, seconds = model.sample_rate_hz, model.input_seconds
+    rate = model.sample_rate_hz
     sound = decode(storage.read_bytes(file))
     samples = resample(sound.samples, sound.sample_rate_hz, rate)
-    length = round(seconds * rate)
+    seconds = min(config.window or math.inf, longest_seconds(model))
+    length = len(samples) if math.isinf(seconds) else max(1, round(seconds * rate))
     for start in range(0, len(samples), length):
-        window = fit_length(samples[start : start + length], length)
-        probabilities = _predict(model, window)  # (classes,)
+        window = samples[start : start + length]
+        try:
+            probabilities = tag_window(model, window)  # (classes,)
+        except torch.OutOfMemoryError as error:
+            raise PipelineError(
+                f"{file}: {len(window) / rate:.0f} s are too long for the memory of {config.device}. Give --window 10"
+            ) from error
         best = np.argsort(-probabilities, kind="stable")[: config.top]
         yield TaggedWindow(
             file=redact(file),
             start_seconds=start / rate,
-            end_seconds=min(start + length, len(samples)) / rate,
+            end_seconds=(start + len(window)) / rate,
             tags=tuple(
                 (model.vocabulary.names[index], float(probabilities[index]))
                 for index in best
                 if probabilities[index] >= config.least
             ),
         )
-
-
-@torch.inference_mode()
-def _predict(model: LoadedModel, window: np.ndarray) -> np.ndarray:
-    """(samples,) → (classes,), probabilities."""
-    network: Any = model.network
-    device = next(network.parameters()).device
-    features = network.front_end(torch.from_numpy(window).to(device)[None])  # one clip
-    logits = network(features)[0]  # (classes,)
-    return (logits.softmax(dim=0) if model.task == "single-label" else logits.sigmoid()).cpu().numpy()
 
 
 def _show(windows: list[TaggedWindow], as_json: bool) -> None:

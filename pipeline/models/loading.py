@@ -2,7 +2,7 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
@@ -133,6 +133,8 @@ def load_model(
     manifest: Manifest | None = None,
     *,
     model: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    classes: Vocabulary | None = None,
     device: torch.device | str = "cpu",
     offline: bool | None = None,
 ) -> LoadedModel:
@@ -140,9 +142,11 @@ def load_model(
 
     Args:
         location: a file, a folder, a URL, or the registered name of a model with released weights; see `open_weights`.
-            None is what was released as `model`.
+            `NAME=LOCATION` names the model, as `model` does. None is what was released as `model`.
         manifest: of the dataset whose classes the logits have to be for; without one, any classes will do.
         model: the registered name of a student or teacher, for a file that doesn't say what it is.
+        options: further keywords of that model, such as strides; files that say how they are built don't need them.
+        classes: what the logits of a file are for that doesn't say it; None is the dataset's, or AudioSet's.
         device: where the model goes.
         offline: don't fetch what was released; None asks the environment.
 
@@ -151,24 +155,28 @@ def load_model(
         UsageError: neither the file nor `model` says what it is, or nothing is registered under that name.
     """
     released = nullcontext(fetch_released(str(model), offline=offline)) if location is None else None
-    location = location or str(model)
+    named, location = named_checkpoint(location or str(model))
     with released or open_weights(location, offline=offline) as weights:
-        path, model = weights.path, model or weights.released_as
+        path, model = weights.path, named or model or weights.released_as
         metadata = load_checkpoint_metadata(path)
         if metadata is None and model is None:
             raise UsageError(f"{location}: does not say which model it holds. Name it with --model, such as mn10_as.")
-        vocabulary = _own_vocabulary(metadata, location) if manifest is None else manifest.vocabulary
-        if metadata is not None and metadata.vocabulary_sha256 != vocabulary.sha256:
-            owner = "AudioSet" if manifest is None else manifest.location
+        if metadata is not None and named is not None and _registered_name(named) != metadata.model:
             raise CheckpointError(
-                f"{location}: was trained for {metadata.classes} classes with hash {metadata.vocabulary_sha256[:12]}, "
-                f"but {owner} has {len(vocabulary)} with hash {vocabulary.sha256[:12]}. Choose a dataset with the "
-                "checkpoint's classes."
+                f"{location}: holds the weights of {metadata.model}, not of {named}. Leave {named}= out."
             )
+        vocabulary = _vocabulary(location, metadata, manifest, classes)
         try:
-            network = _build_foreign(path, str(model), vocabulary) if metadata is None else _build_own(path, metadata)
+            if metadata is None:
+                network = _build_foreign(weights, str(model), vocabulary, options or {})
+            else:
+                network = _build_own(path, metadata)
         except (ValueError, TypeError) as error:  # TypeError: a keyword that the model doesn't take
             raise CheckpointError(f"{location}: {error}") from error
+        if metadata is None and classes is None and vocabulary.sha256 != audioset_vocabulary().sha256:
+            _log.warning("%s does not say which classes it is for; they are taken to be the dataset's", path.name)
+        if metadata is not None and options:
+            _log.warning("%s says itself how it is built; --model-options are for files that don't", path)
     network = network.to(device).eval()
     if torch.device(device).type == "cpu":
         keep_freed_memory()
@@ -227,6 +235,57 @@ def build_for_training(
         raise kind(f"--model {name}: {error}") from error
 
 
+def named_checkpoint(text: str) -> tuple[str | None, str]:
+    """Returns what `NAME=FILE` says, the model's name and the file; (None, text) for a file or URL alone.
+
+    Raises:
+        UsageError: the name is no model's, although the file is there.
+    """
+    name, _, file = text.partition("=")
+    if not file or not _NAME.fullmatch(name) or (not storage.is_remote(text) and storage.local_path(text).exists()):
+        return None, text
+    if _registered_name(name) is not None:
+        return name, file
+    if storage.is_remote(file) or storage.local_path(file).exists():
+        raise UsageError(
+            f"--checkpoint {text}: no student or teacher is called {name}; choose mn01 to mn40, mn10_as, …"
+        )
+    return None, text
+
+
+def _registered_name(name: str) -> str | None:
+    """Returns the name that a name or alias stands for; None where nothing is registered."""
+    return next((package.model_card(name).name for package in _PACKAGES if is_registered(package, name)), None)
+
+
+def _vocabulary(
+    location: str, metadata: CheckpointMetadata | None, manifest: Manifest | None, given: Vocabulary | None
+) -> Vocabulary:
+    """Returns the classes that a checkpoint's logits are for.
+
+    Raises:
+        UsageError: the given list is not the dataset's.
+        CheckpointError: the file says that it was made for others.
+    """
+    if manifest is not None and given is not None and manifest.vocabulary.sha256 != given.sha256:
+        raise UsageError(
+            f"--classes: has {len(given)} classes with hash {given.sha256[:12]}, but {manifest.location} has "
+            f"{len(manifest.vocabulary)} with hash {manifest.vocabulary.sha256[:12]}. Leave --classes out, or choose a "
+            "dataset with the checkpoint's classes."
+        )
+    owner, vocabulary = ("AudioSet", None) if manifest is None else (manifest.location, manifest.vocabulary)
+    owner, vocabulary = (owner, vocabulary) if given is None else ("--classes", given)
+    if vocabulary is None:
+        vocabulary = _own_vocabulary(metadata, location)
+    if metadata is not None and metadata.vocabulary_sha256 != vocabulary.sha256:
+        raise CheckpointError(
+            f"{location}: was trained for {metadata.classes} classes with hash {metadata.vocabulary_sha256[:12]}, "
+            f"but {owner} has {len(vocabulary)} with hash {vocabulary.sha256[:12]}. Give the checkpoint's "
+            "class list, or choose a dataset with its classes."
+        )
+    return vocabulary
+
+
 def _own_vocabulary(metadata: CheckpointMetadata | None, location: str) -> Vocabulary:
     """Returns the classes that a file names, or AudioSet's where it names none."""
     if metadata is None or metadata.vocabulary is None:
@@ -242,28 +301,51 @@ def _build_own(path: Path, metadata: CheckpointMetadata) -> Tagger:
     return model
 
 
-def _build_foreign(path: Path, name: str, vocabulary: Vocabulary) -> Tagger:
-    """Build a released model; its classes can only be counted, because its file does not name them.
+def _build_foreign(weights: Weights, name: str, vocabulary: Vocabulary, options: Mapping[str, Any]) -> Tagger:
+    """Build a model of another project; its classes can only be counted, because its file does not name them.
 
     Raises:
         ValueError: the file does not fit the model, or has another number of classes.
     """
-    classes = len(vocabulary)
+    path, classes = weights.path, len(vocabulary)
     if is_registered(student, name):
+        if weights.released_as is None:
+            _say_what_the_file_leaves_open(path, name, options)
         tensors = read_checkpoint(path)
-        network = student.create_model(name, tensors, num_classes=classes)
+        network = student.create_model(name, tensors, num_classes=classes, **options)
         # A last layer of another size would stay fresh: right for fine-tuning, noise for an evaluation.
         fits = all(tensors[key].shape == tensor.shape for key, tensor in network.state_dict().items() if key in tensors)
     elif is_registered(teacher, name):
-        network = teacher.create_model(name, path)
+        network = teacher.create_model(name, path, **options)
         fits = network.num_classes == classes
     else:
         raise UsageError(f"--model {name}: no student or teacher is called that; choose mn01 to mn40, mn10_as, …")
     if not fits:
-        raise ValueError(f"is not for {classes} classes; choose a dataset with the checkpoint's classes")
-    if vocabulary.sha256 != audioset_vocabulary().sha256:
-        _log.warning("%s does not say which classes it is for; they are taken to be the dataset's", path.name)
+        raise ValueError(f"is not for {classes} classes; name its own with --classes, or choose a dataset with them")
     return network
+
+
+def _say_what_the_file_leaves_open(path: Path, name: str, options: Mapping[str, Any]) -> None:
+    """Warn that a student's file holds nothing of its strides or its front end, which are then the name's.
+
+    Raises:
+        ValueError: it was released as another model, whose weights have the same shapes.
+    """
+    taken = student.untold_settings(name, **options)
+    released = student.card_of_file(path.name)
+    if released is not None and not options:
+        if student.untold_settings(released.name) != taken:
+            raise ValueError(f"was released as {released.name}, which fits {name} but computes something else")
+        return
+    given = {"front_end" if key in student.FRONT_END_KEYWORDS else key for key in options}
+    told = ", ".join(f"{key} {value}" for key, value in taken.items() if key not in given)
+    if told:
+        _log.warning(
+            "%s: holds no trace of what follows, which is taken as %s has it: %s. Set it with --model-options",
+            path,
+            name,
+            told,
+        )
 
 
 def is_registered(package: object, name: str) -> bool:

@@ -9,12 +9,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from made_stores import stamp_for
 from safetensors.torch import load_file
 from torch import nn
 
 import student
+from pipeline import cli
 from pipeline.batches.sampling import EpochSampler
 from pipeline.commands.train_student import TrainStudentConfig, run
 from pipeline.dataset.manifest import read_manifest
@@ -166,6 +168,40 @@ def test_the_kernels_of_a_dymn_cool_with_the_epochs_and_its_weights_say_how_far(
     run(replace(resumed, resume=True))
     straight, theirs = (load_file(tmp_path / run / "last.safetensors") for run in ("straight", "resumed"))
     assert all(torch.equal(theirs[key], tensor) for key, tensor in straight.items())
+
+
+@pytest.mark.parametrize("given", ["flags", "recipe"])
+def test_a_front_end_of_ones_own_is_trained_kept_with_the_weights_evaluated_and_tagged(
+    data: Path, tmp_path: Path, given: str
+) -> None:
+    settings = {"resample-rate": 16_000, "window-size": 400, "hopsize": 160, "n-fft": 512, "n-mels": 40, "fmin": 60}
+    settings |= {"fmax": 7_000, "fmin-aug-range": 1, "fmax-aug-range": 1}
+    flags = [f"--model-options.{key}={value}" for key, value in settings.items()]
+    if given == "recipe":
+        lines = [f"{key.replace('-', '_')} = {value}" for key, value in settings.items()]
+        (tmp_path / "recipe.toml").write_text("\n".join(["[model_options]", *lines]))
+        flags = ["--config", str(tmp_path / "recipe.toml")]
+    command = ["train-student", "--data", str(data), "--eval-data", str(data), "--run", str(tmp_path / "run")]
+    command += ["--model", "mn01", "--epochs", "1", "--batch-size", "4", "--workers", "0", "--device", "cpu"]
+    assert cli.run([*command, "--cache", str(tmp_path / "cache"), *flags]) == 0
+    weights = str(tmp_path / "run" / "best.safetensors")
+    loaded = load_model(weights)
+    assert loaded.sample_rate_hz == 16_000
+    assert isinstance(loaded.network, student.Tagger)
+    assert loaded.network.front_end.config == student.FrontEndConfig(
+        sample_rate_hz=16_000,
+        window_samples=400,
+        hop_samples=160,
+        fft_samples=512,
+        mels=40,
+        low_hz=60,
+        high_hz=7_000,
+        low_jitter_hz=1,
+        high_jitter_hz=1,
+    )
+    assert cli.run(["evaluate", "--checkpoint", weights, "--data", str(data), "--workers", "0"]) == 0
+    soundfile.write(tmp_path / "tone.wav", np.sin(np.arange(22_050) / 9), 44_100)
+    assert cli.run(["tag", str(tmp_path / "tone.wav"), "--checkpoint", weights]) == 0
 
 
 def test_an_average_of_a_dymn_is_judged_at_the_epochs_temperature() -> None:

@@ -1,5 +1,7 @@
 """The front end equals EfficientAT's, in evaluation and in its training-time jitter."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ import torchaudio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from student.front_end import FrontEndConfig, LogMelFrontEnd, mel_filters, mel_groups
+from student.front_end import FrontEndConfig, LogMelFrontEnd, front_end_config, mel_filters, mel_groups
 
 
 def kaldi_bank(config: FrontEndConfig, low_hz: float, high_hz: float) -> torch.Tensor:
@@ -149,3 +151,63 @@ def test_no_band_reaches_beyond_the_bins_of_its_group(config) -> None:
             for mels, bins in groups:
                 bank[mels, bins] = 0
             assert not bank.any()
+
+
+@pytest.mark.parametrize(
+    ("keywords", "expected"),
+    [
+        ({}, FrontEndConfig()),
+        ({"resample_rate": 16_000}, FrontEndConfig(sample_rate_hz=16_000, high_hz=7_000.0)),
+        (
+            {"fmax_aug_range": 1, "fmin_aug_range": 1},
+            FrontEndConfig(high_hz=16_000.0, low_jitter_hz=1, high_jitter_hz=1),
+        ),
+        (
+            {"n_mels": 64, "hopsize": 160, "window_size": 400, "n_fft": 512, "fmin": 50, "fmax": 14_000},
+            FrontEndConfig(
+                mels=64, hop_samples=160, window_samples=400, fft_samples=512, low_hz=50.0, high_hz=14_000.0
+            ),
+        ),
+    ],
+)
+def test_upstreams_keywords_describe_a_front_end(keywords: dict[str, Any], expected: FrontEndConfig) -> None:
+    assert front_end_config(**keywords) == expected
+
+
+def test_a_keyword_that_nobody_takes_is_named() -> None:
+    with pytest.raises(
+        TypeError, match=r"hop_length: no setting of the network, nor of its front end \(n_mels, hopsize"
+    ):
+        front_end_config(hop_length=1)  # pyright: ignore[reportCallIssue]
+
+
+@pytest.mark.parametrize(
+    "keywords",
+    [
+        {"resample_rate": 16_000, "window_size": 400, "hopsize": 160, "n_fft": 512, "n_mels": 64},
+        {"fmin": 300.0, "fmax": 9_000.0, "n_fft": 2048, "window_size": 1600},
+        {"fmin_aug_range": 1, "fmax_aug_range": 1},
+        {"resample_rate": 8_000, "fmax_aug_range": 500, "n_mels": 40},
+    ],
+)
+@pytest.mark.parametrize("training", [False, True])
+def test_front_ends_of_other_settings_hear_as_upstreams(keywords: dict[str, Any], training: bool) -> None:
+    """Upstream's steps in its words: pre-emphasis, power, Kaldi's triangles, logarithm."""
+    config = front_end_config(**keywords)
+    front_end = LogMelFrontEnd(config).train(training)
+    sound = 0.3 * torch.randn(2, config.sample_rate_hz, generator=torch.Generator().manual_seed(0))
+    found = front_end(sound, torch.Generator().manual_seed(5))[:, 0]
+
+    generator = torch.Generator().manual_seed(5)
+    rise, fall = (
+        int(torch.randint(width, (), generator=generator)) for width in (config.low_jitter_hz, config.high_jitter_hz)
+    )
+    low = config.low_hz + (rise if training else 0)
+    high = config.high_hz + (config.high_jitter_hz // 2 - fall if training else 0)
+    emphasised = torch.nn.functional.conv1d(sound[:, None], torch.tensor([[[-0.97, 1.0]]]))[:, 0]
+    window = torch.hann_window(config.window_samples, periodic=False)
+    spectrum = torch.stft(
+        emphasised, config.fft_samples, config.hop_samples, config.window_samples, window, return_complex=True
+    )
+    bands = kaldi_bank(config, low, high) @ spectrum.abs().square()
+    torch.testing.assert_close(found, ((bands + 1e-5).log() + 4.5) / 5, rtol=1e-4, atol=1e-4)

@@ -51,3 +51,21 @@ def test_a_long_difference_is_cut() -> None:
     assert message.startswith("9 missing: layer0 (0,), ")
     assert message.endswith("layer4 (4,), …")
     assert describe_difference(expected, expected) == ""
+
+
+@pytest.mark.parametrize(("first", "prefix"), [("features.0.0.weight", "model."), ("in_c.0.weight", "net.student.")])
+def test_a_lightning_checkpoint_gives_the_network_inside(tmp_path, first, prefix, caplog) -> None:
+    inside = {f"{prefix}{first}": torch.ones(2), f"{prefix}classifier.5.bias": torch.zeros(3)}
+    path = tmp_path / "epoch=3.ckpt"
+    torch.save({"state_dict": {"mel.window": torch.ones(1), **inside}, "epoch": 3, "loops": {"fit": [1]}}, path)
+    with caplog.at_level("INFO"):
+        assert list(read_checkpoint(path)) == [first, "classifier.5.bias"]
+    assert "left 1, such as mel.window" in caplog.text
+    assert list(read_checkpoint(inside)) == [first, "classifier.5.bias"]
+
+
+def test_averaged_weights_are_preferred_and_a_bare_network_is_left_as_it_is() -> None:
+    first = "features.0.0.weight"
+    both = {f"model.{first}": torch.zeros(1), f"model_ema.{first}": torch.ones(1)}
+    assert read_checkpoint(both)[first] == 1
+    assert list(read_checkpoint({first: torch.zeros(1), "other": torch.zeros(1)})) == [first, "other"]

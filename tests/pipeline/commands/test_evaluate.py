@@ -289,6 +289,23 @@ def test_a_released_file_with_another_number_of_classes_is_refused(
         evaluate(data, str(tmp_path / "released.pt"), model=name)
 
 
+def test_several_plain_files_may_each_name_their_model(
+    data: Manifest, clips: list[TinyClip], tmp_path: Path, five_classes: Vocabulary
+) -> None:
+    ours = write_student(tmp_path / "ours.safetensors", data.vocabulary)
+    (tmp_path / "classes.csv").write_bytes(five_classes.to_csv_bytes())
+    models = {name: student.create_model(name, num_classes=CLASSES, **COARSE) for name in ("mn01", "mn02")}
+    for name, model in models.items():
+        torch.save(model.state_dict(), tmp_path / f"{name}.pt")
+    files = [f"{name}={tmp_path}/{name}.pt" for name in models]
+    options = {"n-mels": "40", "hopsize": "1600"}
+    report = evaluate(data, *files, ours, model_options=options, classes=str(tmp_path / "classes.csv"))
+    assert [system.name for system in report.systems] == ["mn01", "mn02", "ours", "ensemble of 3"]
+    logits = logits_by_hand(str(tmp_path / "mn01.pt"), clips)
+    expected = average_precision_by_hand(logits[:, 0], labels_of(clips)[:, 0])
+    assert report.system("mn01").average_precision[0] == pytest.approx(expected)
+
+
 def test_an_unknown_model_is_wrong_usage(data: Manifest, tmp_path: Path) -> None:
     (tmp_path / "released.pt").write_bytes(b"")
     with pytest.raises(UsageError, match="--model gramophone"):

@@ -18,10 +18,10 @@ import teacher
 from pipeline import cli
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.vocabulary import Vocabulary, audioset_vocabulary
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, UsageError
 from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
 from pipeline.models import fetching
-from pipeline.models.loading import load_model, open_weights
+from pipeline.models.loading import load_model, named_checkpoint, open_weights
 from pipeline.models.weights import sha256_of_file
 from pipeline.training.checkpoints import save_weights
 from student.registry import _CARD_BY_NAME as STUDENTS
@@ -252,3 +252,122 @@ def test_a_student_is_loaded_without_batch_norms_and_says_the_same(tmp_path: Pat
     with torch.inference_mode():
         expected = model.eval()(images)
         torch.testing.assert_close(loaded(images), expected, atol=float(1e-4 * expected.std()), rtol=0)
+
+
+# Files of other projects, which say nothing of themselves.
+
+
+VARIANTS: list[tuple[str, dict[str, Any]]] = [
+    ("mn10", {"width_mult": 0.13}),
+    ("mn01", {"se_dims": "f"}),
+    ("mn01", {"se_dims": "none"}),
+    ("mn01", {"se_dims": "cf", "se_agg": "add", "se_r": 2}),
+    ("mn01", {"head_type": "multihead_attention_pooling", "multihead_attention_heads": 2}),
+    ("mn01", {"head_type": "fully_convolutional", "strides": [2, 2, 2, 1]}),
+    ("mn01", {"dilated": True}),
+    ("mn01", {"reduced_tail": True}),
+    ("mn01", {"resample_rate": 16_000, "n_fft": 512, "window_size": 400, "hopsize": 160, "fmin": 50, "n_mels": 64}),
+    ("mn01", {"fmax": 12_000, "fmin_aug_range": 1, "fmax_aug_range": 1}),
+    ("dymn04", {"width_mult": 0.1, "use_dy_blocks": "replace_se", "T_max": 1.0}),
+]
+
+
+@pytest.mark.parametrize(("name", "options"), VARIANTS, ids=str)
+def test_a_plain_file_of_any_variant_loads_by_its_options(name: str, options: dict[str, Any], tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = student.create_model(name, **options).eval()
+    torch.save(model.state_dict(), tmp_path / "theirs.pt")
+    loaded = load_model(f"{name}={tmp_path}/theirs.pt", options=options)
+    network: Any = loaded.network
+    sound = 0.1 * torch.randn(2, loaded.sample_rate_hz)
+    with torch.inference_mode():
+        expected, found = model(model.front_end(sound)), network(network.front_end(sound))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+    assert loaded.sample_rate_hz == options.get("resample_rate", 32_000)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({}, "strides (2, 2, 2, 2), dilated False, front_end FrontEndConfig(sample_rate_hz=32000, mels=128"),
+        ({"strides": [2, 2, 2, 2]}, "has it: dilated False, front_end FrontEndConfig("),
+        ({"n_mels": 128}, "has it: strides (2, 2, 2, 2), dilated False. Set it with --model-options"),
+    ],
+)
+def test_what_a_plain_file_does_not_tell_is_said_with_what_is_taken(
+    options: dict[str, Any], told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    torch.save(student.create_model("mn01").state_dict(), tmp_path / "theirs.pt")
+    load_model(str(tmp_path / "theirs.pt"), model="mn01_as", options=options)
+    assert told in caplog.text
+
+
+def test_what_is_known_is_not_said(tmp_path: Path, caplog: pytest.LogCaptureFixture, release: Release) -> None:
+    torch.save(student.create_model("mn01").state_dict(), tmp_path / "mn01_as_mAP_298.pt")
+    load_model("mn01_as_mAP_298.pt", model="mn01_as")
+    load_model("mn01=mn01_as_mAP_298.pt")  # the width of the same network
+    release("mn01_as")
+    load_model("mn01_as")
+    everything = {"strides": [2, 2, 2, 2], "dilated": False, "n_mels": 128}
+    torch.save(student.create_model("mn01").state_dict(), tmp_path / "theirs.pt")
+    load_model("mn01=theirs.pt", options=everything)
+    assert "holds no trace" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "named", "released"),
+    [("mn10_as_hop_15_mAP_463.pt", "mn10_as", "mn10_as_hop_15"), ("dymn04_as.pt", "dymn04", "dymn04_as")],
+)
+def test_a_file_that_was_released_as_another_twin_is_refused(
+    file: str, named: str, released: str, tmp_path: Path
+) -> None:
+    torch.save(student.create_model(released).state_dict(), tmp_path / file)
+    with pytest.raises(CheckpointError, match=f"was released as {released}, which fits {named} but computes something"):
+        load_model(file, model=named)
+    assert load_model(file, model=named, options={"dropout": 0.0}).model_name == named
+
+
+def test_a_lightning_checkpoint_is_heard_as_the_network_inside(tmp_path: Path) -> None:
+    state = student.create_model("mn01").state_dict()
+    torch.save(state, "plain.pt")
+    inside = {f"model.{key}": value for key, value in state.items()}
+    torch.save({"state_dict": inside, "epoch": 9, "global_step": 7, "loops": {}, "callbacks": {}}, "epoch=9.ckpt")
+    image = torch.randn(1, 1, 128, 64)
+    with torch.inference_mode():
+        plain, wrapped = (load_model(f"mn01={file}").network(image) for file in ("plain.pt", "epoch=9.ckpt"))
+    assert torch.equal(plain, wrapped)
+
+
+def test_a_name_before_the_file_is_told_from_a_file_with_such_a_name(tmp_path: Path) -> None:
+    torch.save(student.create_model("mn01").state_dict(), "a.pt")
+    assert named_checkpoint("mn01=a.pt") == ("mn01", "a.pt")
+    assert named_checkpoint("a.pt") == (None, "a.pt")
+    assert named_checkpoint("passt_s=s3://me@host/x=1/b.pt") == ("passt_s", "s3://me@host/x=1/b.pt")
+    assert named_checkpoint("https://host/a.pt?name=mn01") == (None, "https://host/a.pt?name=mn01")
+    assert named_checkpoint("epoch=9.ckpt") == (None, "epoch=9.ckpt"), "nothing is called that: perhaps a lost file"
+    Path("mn01=a.pt").write_bytes(Path("a.pt").read_bytes())
+    assert named_checkpoint("mn01=a.pt") == (None, "mn01=a.pt")
+    with pytest.raises(UsageError, match="no student or teacher is called mn99x"):
+        named_checkpoint("mn99x=a.pt")
+
+
+def test_weights_of_ours_under_another_name_are_refused(tmp_path: Path, five_classes: Vocabulary) -> None:
+    about = {"classes": 5, "vocabulary_sha256": five_classes.sha256, "vocabulary": five_classes.to_csv_bytes().decode()}
+    weights = student.create_model("mn01", num_classes=5).state_dict()
+    save_weights(Path("ours.safetensors"), weights, {"stage": "student", "model": "mn01", "kwargs": {}, **about})
+    with pytest.raises(CheckpointError, match="holds the weights of mn01, not of mn02"):
+        load_model("mn02=ours.safetensors")
+    assert load_model("mn01=ours.safetensors").vocabulary == five_classes
+
+
+def test_classes_of_a_plain_file_can_be_named(
+    tmp_path: Path, five_classes: Vocabulary, build_dataset: Callable[..., Manifest], make_noises: Callable
+) -> None:
+    torch.save(student.create_model("mn01", num_classes=5).state_dict(), "theirs.pt")
+    with pytest.raises(CheckpointError, match="is not for 527 classes; name its own with --classes"):
+        load_model("mn01=theirs.pt")
+    assert load_model("mn01=theirs.pt", classes=five_classes).vocabulary == five_classes
+    manifest = build_dataset("data", make_noises(2, 5))
+    assert load_model("mn01=theirs.pt", manifest, classes=five_classes).vocabulary == five_classes
+    with pytest.raises(UsageError, match=r"--classes: has 527 classes with hash .* but .*data has 5"):
+        load_model("mn01=theirs.pt", manifest, classes=audioset_vocabulary())
