@@ -4,6 +4,7 @@ It holds no logic. Each command is one module of `pipeline.commands` with one se
 imported only when it is called, so that `--help` answers at once.
 """
 
+import io
 import logging
 import os
 import sys
@@ -177,4 +178,7 @@ def _complain(console: Console, message: str, exit_code: int) -> int:
 def main() -> None:
     """Entry point of the `pipeline` command."""
     limit_threads()
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # on the CPU is done what Apple's GPUs can't do
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a page that lacks a character is no reason to fail; stderr never is
     sys.exit(run(sys.argv[1:]))

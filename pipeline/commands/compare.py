@@ -37,7 +37,7 @@ class CompareConfig:
     workers: int = 2
     """Processes that read and decode; 0 decodes between the forward passes."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one."""
     max_failed: float = 0.01
     """Largest share, 0 to 1, of the clips that may be undecodable or missing from the store."""
 

@@ -42,7 +42,7 @@ class EvaluateConfig:
     workers: int = 2
     """Processes that read and decode; 0 decodes between the forward passes."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one."""
     precision: Precision = "float32"
     """What the networks compute in; front ends always compute in float32."""
     max_failed: float = 0.01

@@ -70,7 +70,7 @@ class ImportLogitsConfig:
             raise UsageError("--npy and --index belong together; give both, of the same release")
         if self.parquet and self.held is None:
             raise UsageError("say by --held logits or --held probabilities what the numbers in the Parquet are")
-        if self.data.rstrip("/") == self.store.rstrip("/"):
+        if storage.is_same_place(self.data, self.store):
             raise UsageError(f"data and store are both {self.data}; give the store a folder of its own")
         if not 0 <= self.max_failed <= 1:
             raise UsageError(f"max_failed is {self.max_failed}; choose a share from 0 to 1")

@@ -10,6 +10,7 @@ from pipeline.errors import UsageError
 from pipeline.logits.reweighting import reweight, reweighted_stamp, weight_changes
 from pipeline.logits.store import open_store
 from pipeline.runtime.progress import console
+from pipeline.storage.files import is_same_place
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +31,7 @@ class ReweightConfig:
     """Keep only this many logits of a clip, the largest; the teachers' own are left out then."""
 
     def __post_init__(self) -> None:
-        if self.out.rstrip("/") == self.store.rstrip("/"):
+        if is_same_place(self.out, self.store):
             raise UsageError(
                 f"out is the store itself, {self.out}. A store changed halfway would be of no use, so a new one is "
                 "made: give it a folder of its own"

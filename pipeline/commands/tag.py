@@ -51,7 +51,7 @@ class TagConfig:
     json: bool = False
     """Print one JSON object a window instead of a table."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
         if not self.files:

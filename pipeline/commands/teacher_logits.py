@@ -83,7 +83,7 @@ class TeacherLogitsConfig:
             raise UsageError("no teacher: give --teacher NAME at least once, such as --teacher passt_s")
         for text in self.teacher:
             TeacherSpec.parse(text)
-        if self.data.rstrip("/") == self.store.rstrip("/"):
+        if storage.is_same_place(self.data, self.store):
             raise UsageError(f"data and store are both {self.data}; give the store a folder of its own")
         check_address(self.address)
         if self.keep_members and self.top_k is not None:

@@ -4,6 +4,7 @@ Two million rows are a few dozen megabytes of Arrow columns; nothing here makes 
 """
 
 import logging
+import os
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
@@ -322,9 +323,16 @@ def write_manifest(dataset: str | Path, table: pa.Table, vocabulary: Vocabulary)
     return manifest
 
 
-def is_safe_name(name: str) -> bool:
-    """Returns whether `name` stays inside the folder that it is joined to: relative, no `..`, no control characters."""
-    return bool(name) and not name.startswith("/") and ".." not in name.split("/") and not has_control_characters(name)
+def is_safe_name(name: str, separator: str = os.sep) -> bool:
+    """Returns whether `name` stays inside the folder that it is joined to: relative, no `..`, no control characters.
+
+    Args:
+        name: its parts are separated by `/`.
+        separator: what else separates the parts of a path. Where that is a backslash, drives have a colon.
+    """
+    parts = name.replace(separator, "/").split("/")
+    leads_away = not parts[0] or ".." in parts or (separator == "\\" and ":" in name)
+    return not leads_away and not has_control_characters(name)
 
 
 def _read_classes(dataset: str | Path) -> Vocabulary:

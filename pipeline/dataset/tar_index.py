@@ -82,7 +82,7 @@ def _refusal(name: bytes, kind: bytes, extended: "_Extended") -> str:
         text = name.decode()
     except UnicodeDecodeError:
         return "name not in UTF-8"
-    return "" if is_safe_name(text.removeprefix("./")) else "unsafe name"
+    return "" if is_safe_name(text.removeprefix("./"), "/") else "unsafe name"
 
 
 class _Header:

@@ -43,7 +43,7 @@ def find_audio_files(folder: Path) -> Iterator[AudioFile]:
         for name in sorted(names):
             stem, _, extension = name.rpartition(".")
             if stem and extension.lower() in AUDIO_FORMATS | UNREADABLE_FORMATS:
-                yield AudioFile(os.path.relpath(os.path.join(parent, name), folder))
+                yield AudioFile(Path(parent, name).relative_to(folder).as_posix())
 
 
 def file_version(path: Path) -> str:

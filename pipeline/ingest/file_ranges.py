@@ -25,6 +25,6 @@ class FileRanges:
         """
         if not hasattr(self._own, "readers"):
             self._own.readers = {}
-        folder, _, name = from_folder(self._working_folder, location).rpartition("/")
-        reader = self._own.readers.setdefault(folder, storage.RangeReader(folder or "/"))
+        folder, name = storage.split_path(from_folder(self._working_folder, location))
+        reader = self._own.readers.setdefault(folder, storage.RangeReader(folder))
         return reader.read(name, offset, size)

@@ -89,9 +89,10 @@ class LabelledTableSource(Source):
 
     def _find(self, named: str) -> str | None:
         """Returns the path of the file, relative to the folder where it is in it; it may lack its extension."""
-        location = Path(named)
-        path = location.relative_to(self.audio) if location.is_relative_to(self.audio) else location
-        spellings = [path.as_posix(), *(f"{path.as_posix()}.{extension}" for extension in sorted(AUDIO_FORMATS))]
+        spellings = []
+        for location in map(Path, dict.fromkeys((named, named.replace("\\", "/")))):  # a table may come from Windows
+            path = location.relative_to(self.audio) if location.is_relative_to(self.audio) else location
+            spellings += [path.as_posix(), *(f"{path.as_posix()}.{extension}" for extension in sorted(AUDIO_FORMATS))]
         try:
             return next((spelling for spelling in spellings if (self.audio / spelling).is_file()), None)
         except (OSError, ValueError):  # a name that no file can have

@@ -119,8 +119,8 @@ def versioned_files(paths: Iterable[str], extensions: Sequence[str], flag: str) 
         if inside:
             found |= {storage.join_path(path, file.name): f"{file.size} {file.version}" for file in inside}
             continue
-        parent, _, name = path.rstrip("/").rpartition("/")
-        files = [file for file in storage.list_files(parent or ("/" if "/" in path else ".")) if file.name == name]
+        parent, name = storage.split_path(path)
+        files = [file for file in storage.list_files(parent) if file.name == name]
         if not files:
             wanted = " or ".join(extensions)
             raise UsageError(f"{flag} {path}: there is no such file, and no folder of {wanted} files")

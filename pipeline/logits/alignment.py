@@ -3,7 +3,6 @@
 Opening costs the pages that are touched, not the gigabytes that the array holds, and processes share those pages.
 """
 
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.storage import files as storage
-from pipeline.storage.mapped_arrays import forget_pages
+from pipeline.storage.mapped_arrays import forget_pages, reserve
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -88,16 +87,14 @@ def write_aligned(
     with storage.publish(_mask_path(path)) as staged:
         np.savez(staged, has_logits=has_logits, repeated=repeated)
     with storage.publish(path) as staged:
-        # Reserve the space now: a full disk is an error here, but would be a crash while writing to mapped memory.
         target = np.lib.format.open_memmap(staged, mode="w+", dtype=np.float16, shape=shape)
         with staged.open("r+b") as stream:
-            os.posix_fallocate(stream.fileno(), 0, staged.stat().st_size)
+            reserve(stream.fileno(), staged.stat().st_size, staged.parent)
         for rows, logits in pieces:
             target[rows] = logits
         target.flush()
-        # Mapped before it gets its name, so that clearing the cache at this moment can't take it away.
-        mapped = np.load(staged, mmap_mode="r")
-    return AlignedLogits(logits=mapped, has_logits=has_logits, repeated=repeated, path=path)
+        del target  # Windows gives no other name to a file that somebody has mapped
+    return AlignedLogits(logits=np.load(path, mmap_mode="r"), has_logits=has_logits, repeated=repeated, path=path)
 
 
 def load_aligned(path: Path) -> AlignedLogits:

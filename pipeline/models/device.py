@@ -16,11 +16,14 @@ PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
 def choose_device(name: str) -> torch.device:
     """Turn `auto`, `cpu`, `cuda`, `cuda:1`, `mps` … into a device that is there; `auto` takes a GPU if there is one.
 
+    That is a GPU of NVIDIA's or AMD's (both `cuda` to torch) or Apple's (`mps`).
+
     Raises:
         UsageError: there is no such device on this machine.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
+        return torch.device(next((kind for kind, is_available in there.items() if is_available()), "cpu"))
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

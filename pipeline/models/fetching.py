@@ -96,12 +96,12 @@ class _Partial:
         """Returns the headers that ask for the rest; a server whose file has changed since then sends all of it."""
         if not self.size or not self._version.exists():
             return {}
-        return {"Range": f"bytes={self.size}-", "If-Range": self._version.read_text()}
+        return {"Range": f"bytes={self.size}-", "If-Range": self._version.read_text(encoding="utf-8")}
 
     def start_over(self, version: str | None) -> None:
         self.forget()
         if version is not None:
-            self._version.write_text(version)
+            self._version.write_text(version, encoding="utf-8")
 
     def forget(self) -> None:
         self.path.unlink(missing_ok=True)

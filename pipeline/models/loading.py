@@ -359,5 +359,5 @@ def is_registered(package: object, name: str) -> bool:
 
 def _display_name(location: str) -> str:
     """Returns a run's name for its weights, a file's own for any other."""
-    path = PurePosixPath(location.partition("?")[0] if storage.is_remote(location) else location)
+    path = PurePosixPath(location.partition("?")[0]) if storage.is_remote(location) else storage.local_path(location)
     return path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem

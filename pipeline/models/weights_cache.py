@@ -146,5 +146,5 @@ def _recorded(path: Path, record: Path) -> str | None:
     blob = path.resolve().name
     if path.is_symlink() and _SHA256.fullmatch(blob):
         return blob  # the Hub's cache names a file's bytes by their hash
-    words = record.read_text().split() if record.is_file() else []
+    words = record.read_text(encoding="utf-8").split() if record.is_file() else []
     return words[0] if words and _SHA256.fullmatch(words[0]) else None

@@ -53,8 +53,8 @@ def _bound_cores() -> int:
 def _cpu_cgroups(root: Path) -> Iterator[Path]:
     """Go through the folders of the process's cgroup and of those above it, of every hierarchy that limits CPU time."""
     try:
-        own = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text().splitlines()]
-        mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text().splitlines()]
+        own = [line.split(":", 2) for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()]
+        mounts = [line.split() for line in (root / "proc/self/mountinfo").read_text(encoding="utf-8").splitlines()]
     except OSError:
         return
     # A line of the first is "number:controllers:path", and version 2 has no controllers. The second has the mount's
@@ -74,7 +74,7 @@ def _cpu_cgroups(root: Path) -> Iterator[Path]:
 def _quota_of(folder: Path) -> float | None:
     for names in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):
         try:
-            quota, period = " ".join((folder / name).read_text() for name in names).split()
+            quota, period = " ".join((folder / name).read_text(encoding="utf-8") for name in names).split()
         except (OSError, ValueError):  # no such file: the hierarchy's root, or another version
             continue
         if quota.isdigit() and int(quota) > 0 and int(period) > 0:  # `max` and -1 are no limit

@@ -11,12 +11,12 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 from typing import Any, BinaryIO
 
 from pipeline.errors import PipelineError, StorageError, StorageFullError
 from pipeline.storage.cache import ShardMirror
-from pipeline.storage.descriptors import open_descriptor, read_at
+from pipeline.storage.descriptors import open_descriptor, opened, read_at
 from pipeline.storage.remote import byte_ranges, objects, schemes
 
 LISTING_NAME = "files.json"
@@ -53,7 +53,12 @@ def local_path(location: str | Path) -> Path:
     """
     if is_remote(location):
         raise ValueError(f"{location} is not a local path")
-    return Path(str(location).removeprefix("file://")).expanduser()
+    text = str(location)
+    if text.startswith("file://"):
+        text = text.removeprefix("file://")
+        if PureWindowsPath(text[1:]).drive and issubclass(Path, PureWindowsPath):  # file:///C:/data
+            text = text[1:]
+    return Path(text).expanduser()
 
 
 def join_path(folder: str | Path, name: str) -> str:
@@ -68,6 +73,15 @@ def is_same_place(one: str | Path, other: str | Path) -> bool:
     if is_remote(one) or is_remote(other):
         return str(one).rstrip("/") == str(other).rstrip("/")
     return local_path(one).resolve() == local_path(other).resolve()
+
+
+def split_path(location: str | Path) -> tuple[str, str]:
+    """Returns the folder that a file or folder lies in, and its name there."""
+    if is_remote(location):
+        folder, _, name = str(location).rstrip("/").rpartition("/")
+        return folder, name
+    path = local_path(location)
+    return str(path.parent), path.name
 
 
 def file_name(location: str | Path) -> str:
@@ -124,7 +138,7 @@ def list_tree(folder: str | Path) -> list[str]:
         names = objects.list_tree(str(folder))
     else:
         root = local_path(folder)
-        names = [str(path.relative_to(root)) for path in root.rglob("*") if path.is_file()]
+        names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
     return sorted(name for name in names if not is_staged(name))
 
 
@@ -228,7 +242,8 @@ def local_copy(location: str | Path) -> Iterator[Path]:
     if not is_remote(location):
         yield local_path(location)
         return
-    with tempfile.TemporaryDirectory(prefix="fetched-") as folder:
+    # Windows removes no file that is still mapped, as safetensors' are while a tensor lives.
+    with tempfile.TemporaryDirectory(prefix="fetched-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / (file_name(location) or "file")
         with _missing_file_told(location), _lack_of_room_told(path, path):
             objects.download(str(location), path)
@@ -409,9 +424,11 @@ def publish(location: str | Path) -> Iterator[Path]:
         with _lack_of_room_told(staged, target):
             target.parent.mkdir(parents=True, exist_ok=True)
             yield staged
-            _flush_to_disk(staged)
+            with opened(staged, os.O_RDWR) as descriptor:
+                os.fsync(descriptor)
             staged.replace(target)
-            _flush_to_disk(target.parent)
+            with suppress(PermissionError), opened(target.parent, os.O_RDONLY) as folder:  # Windows opens no folders
+                os.fsync(folder)
     finally:
         with suppress(NotADirectoryError):
             staged.unlink(missing_ok=True)
@@ -497,11 +514,3 @@ def remove_staged(folder: str | Path) -> None:
         for path in root.iterdir():
             if path.name.startswith(".") and _STAGED in path.name:
                 path.unlink(missing_ok=True)
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

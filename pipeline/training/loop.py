@@ -134,7 +134,7 @@ class TrainingConfig:
     seed: int = 0
     """Decides everything random, 0 or more."""
     device: str = "auto"
-    """cpu, cuda, cuda:1 …; auto takes a GPU where there is one."""
+    """cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one."""
     ranks: int = 1
     """Processes that train together, one a GPU, started by Ray Train. Leave it at 1 under torchrun, which has its own
     --nproc-per-node. The clips of a step are the same."""

@@ -94,7 +94,7 @@ class RunMirror:
     def _present(self) -> dict[str, tuple[int, int]]:
         """File → (size, time of its last change)."""
         stats = {
-            str(path.relative_to(self.path)): path.stat()
+            path.relative_to(self.path).as_posix(): path.stat()
             for path in self.path.rglob("*")
             if path.is_file() and not storage.is_staged(path.name)
         }

@@ -59,6 +59,8 @@ class Ranks:
             UsageError: there is no such device on this machine.
         """
         device = choose_device(name)
+        if device.type == "mps" and self.world_size > 1:  # torch has no way for Apple's GPUs to train together
+            device = torch.device("cpu")
         if device.type != "cuda" or self.world_size == 1:
             return device
         if device.index is None:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +27,14 @@ def test_every_flag_of_every_command_is_explained(
     assert cli.run([*command.split(), "--help"]) == 0
     shown = capsys.readouterr().out
     assert all(name in shown for name in flags)
+
+
+def test_a_code_page_that_lacks_a_character_is_no_reason_to_fail() -> None:
+    environment = os.environ | {"PYTHONIOENCODING": "cp1252", "COLUMNS": "120"}  # as a pipe of Windows
+    done = subprocess.run(
+        [sys.executable, "-m", "pipeline", "--help"], env=environment, capture_output=True, check=True
+    )
+    assert b"Several datasets ? one" in done.stdout
 
 
 def test_help_of_the_whole_needs_neither_torch_nor_ray() -> None:

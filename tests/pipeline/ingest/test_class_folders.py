@@ -1,5 +1,5 @@
 import os
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 from published_copies import RealClip
@@ -7,6 +7,7 @@ from published_copies import RealClip
 from pipeline.commands.ingest_folder import IngestFolderConfig, run
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import ManifestError
+from pipeline.ingest import audio_files
 
 
 @pytest.fixture
@@ -23,6 +24,19 @@ def folder(tmp_path: Path, mp3s: list[RealClip]) -> Path:
 def ingest(folder: Path, **settings: object):
     options: dict = {"clips_per_shard": 2, "workers": 2} | settings
     return run(IngestFolderConfig(audio=str(folder), out=str(folder.parent / "train"), **options))
+
+
+def test_paths_in_a_folder_are_separated_alike_on_windows(monkeypatch: pytest.MonkeyPatch) -> None:
+    walked = [
+        ("C:\\sounds", ["dog"], []),
+        ("C:\\sounds\\dog", ["deep"], ["1.wav"]),
+        ("C:\\sounds\\dog\\deep", [], ["2.wav"]),
+    ]
+    monkeypatch.setattr(audio_files, "Path", PureWindowsPath)
+    monkeypatch.setattr(audio_files, "_is_new", lambda folder, visited: True)
+    monkeypatch.setattr(os, "walk", lambda folder, followlinks: walked)
+    found = audio_files.find_audio_files(PureWindowsPath("C:\\sounds"))  # pyright: ignore[reportArgumentType]
+    assert [file.path for file in found] == ["dog/1.wav", "dog/deep/2.wav"]
 
 
 def test_each_folder_is_a_class_and_only_folders_tell_equal_names_apart(

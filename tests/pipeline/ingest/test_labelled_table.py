@@ -56,6 +56,12 @@ def test_many_rows_a_clip(audio: Path, tmp_path: Path) -> None:
     assert labels(tmp_path / "train") == {"sub/0": ["a", "b"], "sub/1": ["a"]}
 
 
+def test_a_table_that_was_written_on_windows(audio: Path, tmp_path: Path) -> None:
+    (audio / "sub" / "odd\\name.mp3").write_bytes((audio / "sub" / "1.mp3").read_bytes())
+    ingest(audio, "path,label\nsub\\0.mp3,a\nsub/odd\\name.mp3,b\n")
+    assert labels(tmp_path / "train") == {"sub/0": ["a"], "sub/odd\\name": ["b"]}
+
+
 def test_only_the_rows_of_one_split(audio: Path, tmp_path: Path) -> None:
     ingest(audio, "path,label,fold\nsub/0.mp3,a,1\nsub/1.mp3,b,2\nsub/2.mp3,c,1\n", only=("fold=1",))
     assert labels(tmp_path / "train") == {"sub/0": ["a"], "sub/2": ["c"]}

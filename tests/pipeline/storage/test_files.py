@@ -4,10 +4,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
+from typing import Self
 
 import pytest
 
+from pipeline.dataset.manifest import is_safe_name
 from pipeline.errors import PipelineError, StorageError
 from pipeline.storage import files as storage
 
@@ -104,6 +106,33 @@ def test_urls_and_paths_are_told_apart(tmp_path: Path) -> None:
     assert storage.join_path("s3://bucket/data/", "a.tar") == "s3://bucket/data/a.tar"
     with pytest.raises(ValueError, match="not a local path"):
         storage.local_path("s3://bucket")
+
+
+class WindowsPath(PureWindowsPath):
+    def expanduser(self) -> Self:
+        return self
+
+
+def test_paths_of_windows_keep_their_drives_and_are_no_urls(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "Path", WindowsPath)
+    for text in ("C:\\data", "c:/data", "\\\\server\\share\\data", "data\\eval", "C:data"):
+        assert not storage.is_remote(text)
+        assert storage.local_path(text) == PureWindowsPath(text)
+        shard = storage.join_path(text, "sub/train-000000.tar")
+        assert PureWindowsPath(shard) == PureWindowsPath(text) / "sub" / "train-000000.tar"
+        assert storage.file_name(shard) == "train-000000.tar"
+        assert storage.split_path(shard) == (str(PureWindowsPath(text) / "sub"), "train-000000.tar")
+    assert storage.local_path("file:///C:/data") == PureWindowsPath("C:\\data")
+    assert storage.split_path("s3://bucket/data/a.tar") == ("s3://bucket/data", "a.tar")
+
+
+@pytest.mark.parametrize(
+    "name", ["a.tar", "sub/a.tar", "..a", "C:a.tar", "C:\\a.tar", "\\a.tar", "..\\a.tar", "a\\..\\b"]
+)
+def test_a_shards_name_leads_out_of_no_folder_on_windows(name: str) -> None:
+    folder = PureWindowsPath("D:\\data")
+    joined = folder / name
+    assert is_safe_name(name, "\\") == (joined.is_relative_to(folder) and ".." not in joined.parts)
 
 
 FILL = """
