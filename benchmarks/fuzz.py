@@ -40,7 +40,7 @@ from pipeline.dataset.vocabulary import audioset_vocabulary, parse_vocabulary
 from pipeline.errors import PipelineError
 from pipeline.ingest.labelled_table import LabelledTableSource, TableColumns
 from pipeline.ingest.plan import make_plan
-from pipeline.ingest.tars import TarRules, index_tar
+from pipeline.ingest.tars import TarRules, index_tars
 
 SECONDS_OF_PROCESSOR = 2.0
 MORE_MEMORY_BYTES = 512 << 20
@@ -59,7 +59,7 @@ class HangError(Exception):
 def read_tar(path: Path) -> str:
     """Index a tar, and make a manifest of what it holds."""
     length = path.stat().st_size
-    ledger = index_tar(str(path.parent), path.name, TarRules(vocabulary=VOCABULARY), set())
+    ledger = index_tars(str(path.parent), [path.name], TarRules(vocabulary=VOCABULARY))
     manifest = Manifest(str(path.parent), ledger.rows, VOCABULARY)
     assert (manifest.offsets + manifest.sizes <= length).all(), "a clip lies outside its tar"
     for item in ledger.rejections:

@@ -10,7 +10,7 @@ from pipeline.dataset.vocabulary import Vocabulary, audioset_vocabulary, read_vo
 from pipeline.errors import UsageError
 from pipeline.ingest.dataset_folder import UNFINISHED, finish_folder
 from pipeline.ingest.rejections import count_by_reason, rejection_table, tabulate
-from pipeline.ingest.tars import TarRules, index_tar, is_tar
+from pipeline.ingest.tars import TarRules, index_tars, is_named_list, is_tar
 from pipeline.runtime.progress import console, progress_bar
 from pipeline.storage import files as storage
 
@@ -46,7 +46,8 @@ def run(config: Annotated[IndexConfig, Parameter(name="*")]) -> IndexResult:
 
     No audio is decoded, and the tars are not touched. A clip's id is its json's `clip_id`, `id`, `ytid` or `video_id`,
     else the name of its members; its labels are its json's `labels`, `mids`, `label`, `human_labels` or `label_id`:
-    class ids, names or indices. What can't be used is listed in the folder's rejected.parquet.
+    class ids or names, a vector of zeros and ones for all classes, or, with --classes, numbers of that list. What can't
+    be used is listed in the folder's rejected.parquet.
 
     Raises:
         ManifestError: no clip could be used.
@@ -61,15 +62,17 @@ def run(config: Annotated[IndexConfig, Parameter(name="*")]) -> IndexResult:
     shards = [file.name for file in storage.list_files(config.dataset) if is_tar(file.name)]
     if not shards:
         raise UsageError(f"{config.dataset}: holds no tars")
-    rules = TarRules(vocabulary=_vocabulary(config), checksums=config.checksums, keep_unlabelled=config.keep_unlabelled)
-    taken_ids: set[str] = set()
-    ledgers = []
+    vocabulary, is_named = _vocabulary(config)
+    rules = TarRules(
+        vocabulary=vocabulary,
+        checksums=config.checksums,
+        keep_unlabelled=config.keep_unlabelled,
+        numbered=is_named,
+    )
     with progress_bar("index", len(shards), unit="shards") as bar:
-        for shard in shards:
-            ledgers.append(index_tar(config.dataset, shard, rules, taken_ids))
-            bar.advance()
-    manifest = finish_folder(config.dataset, ledgers, [], rules.vocabulary)
-    rejected = count_by_reason(tabulate(item for ledger in ledgers for item in ledger.rejections))
+        ledger = index_tars(config.dataset, shards, rules, on_shard=bar.advance)
+    manifest = finish_folder(config.dataset, [ledger], [], vocabulary)
+    rejected = count_by_reason(tabulate(ledger.rejections))
     if rejected:
         console().print(rejection_table(rejected))
     result = IndexResult(clips=len(manifest), shards=len(manifest.shards), rejected=rejected)
@@ -82,8 +85,10 @@ def run(config: Annotated[IndexConfig, Parameter(name="*")]) -> IndexResult:
     return result
 
 
-def _vocabulary(config: IndexConfig) -> Vocabulary:
+def _vocabulary(config: IndexConfig) -> tuple[Vocabulary, bool]:
+    """Returns the classes, and whether somebody named their list."""
     beside = storage.join_path(config.dataset, CLASSES_NAME)
     if config.classes is not None:
-        return read_vocabulary(config.classes)
-    return read_vocabulary(beside) if storage.exists(beside) else audioset_vocabulary()
+        return read_vocabulary(config.classes), True
+    found = read_vocabulary(beside) if storage.exists(beside) else audioset_vocabulary()
+    return found, is_named_list(found)

@@ -30,8 +30,9 @@ class IngestCsvConfig(IngestConfig):
     """The column of clip ids, taken as they are; the paths without their extension are the ids unless given."""
     only: tuple[str, ...] = ()
     """COLUMN=VALUE, such as split=train: take only rows with that value there; several have to hold together."""
-    delimiter: str = ","
-    """What is between two fields: one character; `\\t` is a tab."""
+    delimiter: str | None = None
+    """What is between two fields: one character; `\\t` is a tab. A comma, a semicolon or a tab, whichever the first
+    line is separated by, unless given."""
     whole_names: bool = False
     """Take a sound's path without its extension as its id, even where its name looks like YouTube's id behind a Y or
     with times after it."""
@@ -42,10 +43,15 @@ class IngestCsvConfig(IngestConfig):
             raise UsageError("--csv needs at least one file")
         if bad := [text for text in self.only if "=" not in text]:
             raise UsageError(f"--only is {bad[0]!r}; spell it COLUMN=VALUE")
-        if len(self.delimiter.replace("\\t", "\t")) != 1:
+        if self.delimiter is not None and len(self.spelled_delimiter or "") != 1:
             raise UsageError(f"--delimiter is {self.delimiter!r}; give one character")
         if self.label_separator == "":
             raise UsageError("--label-separator is empty; leave it out where a field is one label")
+
+    @property
+    def spelled_delimiter(self) -> str | None:
+        """The delimiter itself; None where the first line is to tell."""
+        return self.delimiter and self.delimiter.replace("\\t", "\t")
 
 
 def run(config: Annotated[IngestCsvConfig, Parameter(name="*")]) -> IngestResult:
@@ -65,7 +71,9 @@ def run(config: Annotated[IngestCsvConfig, Parameter(name="*")]) -> IngestResult
         id=config.id_column,
         label_separator=config.label_separator,
         only=tuple((name, value) for name, _, value in (text.partition("=") for text in config.only)),
-        delimiter=config.delimiter.replace("\\t", "\t"),
+        delimiter=config.spelled_delimiter,
     )
     audio = local_folder(config.audio, "--audio")
-    return ingest(config, LabelledTableSource(config.csv, audio, columns, config.whole_names))
+    return ingest(
+        config, LabelledTableSource(config.csv, audio, columns, config.whole_names, config.classes is not None)
+    )

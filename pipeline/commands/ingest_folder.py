@@ -32,4 +32,5 @@ def run(config: Annotated[IngestFolderConfig, Parameter(name="*")]) -> IngestRes
         ManifestError: no clip could be used.
         UsageError: the folder is not there, the dataset is, or its folder holds tars of somebody else.
     """
-    return ingest(config, ClassFoldersSource(local_folder(config.audio, "--audio"), config.whole_names))
+    folder = local_folder(config.audio, "--audio")
+    return ingest(config, ClassFoldersSource(folder, config.whole_names, config.classes is not None))

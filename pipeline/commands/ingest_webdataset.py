@@ -28,11 +28,12 @@ def run(config: Annotated[IngestWebdatasetConfig, Parameter(name="*")]) -> Inges
     `pipeline index` uses WebDataset tars where they are; this command copies, for shards of another size, several
     collections in one dataset, another encoding, or every clip decoded once to see that it can be. A clip's id is its
     json's `clip_id`, `id`, `ytid` or `video_id`, else the name of its members; its labels are its json's `labels`,
-    `mids`, `label`, `human_labels` or `label_id`: class ids, names or indices. What can't be used is listed in the
-    dataset's rejected.parquet.
+    `mids`, `label`, `human_labels` or `label_id`: class ids or names, a vector of zeros and ones for all classes, or,
+    with --classes, numbers of that list. What can't be used is listed in the dataset's rejected.parquet.
 
     Raises:
         ManifestError: a list is malformed, or no clip could be used.
         UsageError: a tar is not there, the dataset is, or its folder holds tars of somebody else.
     """
-    return ingest(config, WebdatasetSource(config.tars, config.segments, config.keep_unlabelled))
+    numbered = config.classes is not None
+    return ingest(config, WebdatasetSource(config.tars, config.segments, config.keep_unlabelled, numbered))

@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.dataset.clip_ids import has_control_characters
+from pipeline.dataset.parquet_files import publish_table
 from pipeline.dataset.string_columns import repeated_rows, string_bytes, string_lengths
 from pipeline.dataset.vocabulary import Vocabulary, read_vocabulary
 from pipeline.errors import ManifestError
@@ -318,8 +319,7 @@ def write_manifest(dataset: str | Path, table: pa.Table, vocabulary: Vocabulary)
     manifest = Manifest(str(dataset), table, vocabulary)
     storage.publish_bytes(storage.join_path(dataset, CLASSES_NAME), vocabulary.to_csv_bytes())
     plain = manifest.table.cast(SCHEMA).replace_schema_metadata({VOCABULARY_KEY: vocabulary.sha256})
-    with storage.publish(storage.join_path(dataset, MANIFEST_NAME)) as staged:
-        pq.write_table(plain, staged, compression="zstd", row_group_size=2**17)
+    publish_table(storage.join_path(dataset, MANIFEST_NAME), plain, row_group_size=2**17)
     return manifest
 
 

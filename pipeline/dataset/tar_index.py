@@ -12,6 +12,7 @@ from pipeline.dataset.manifest import is_safe_name
 from pipeline.errors import ShardError
 
 _BLOCK = 512
+_CHUNK_BYTES = 1 << 20
 _MAX_NAME_BYTES = 1 << 20
 _COMPRESSIONS = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _REFUSED_TYPES = {b"1": "hard link", b"2": "symbolic link", b"3": "device", b"4": "device", b"6": "pipe"}
@@ -30,30 +31,35 @@ class TarMember:
     """Bytes."""
     refusal: str = ""
     """Why nobody should use it; empty for an ordinary file."""
+    part: int = 0
+    """How many end marks of tars stand before it: the file's part, where tars were joined."""
 
 
 def iter_members(stream: BinaryIO, where: str) -> Iterator[TarMember]:
     """Yields the members of an uncompressed tar in order, folders left out.
 
-    Between two members the stream may be read or moved by the caller; the tar's own place is kept.
+    A tar that follows another one's end mark, as `cat a.tar b.tar` joins them, is read on; zeros behind the last one
+    are padding. Between two members the stream may be read or moved by the caller; the tar's own place is kept.
 
     Args:
         stream: a seekable stream of the tar.
         where: what messages call it.
 
     Raises:
-        ShardError: the stream is no tar, is compressed, damaged, or ends within a member; the members before that have
-            been given.
+        ShardError: the stream is no tar, is compressed, damaged, ends within a member, or holds something else than
+            tars behind an end mark; the members before that have been given.
     """
     length = stream.seek(0, 2)
     if length == 0:
         raise ShardError(f"{where}: empty file, not even the end mark of a tar")
-    offset, extended = 0, _Extended()
+    offset, part, extended, behind = 0, 0, _Extended(), ""
     while offset + _BLOCK <= length:
         stream.seek(offset)
-        header = _Header(stream.read(_BLOCK), f"{where}: byte {offset}")
+        header = _Header(stream.read(_BLOCK), f"{where}: byte {offset}{behind}")
         if header.is_end:
-            return
+            offset, part, extended = _end_of_zeros(stream, offset + _BLOCK), part + 1, _Extended()
+            behind = f", behind the end mark of a tar, with {length - offset} bytes left"
+            continue
         describes_next = header.kind in b"xgLK"
         data, size = offset + _BLOCK, header.size if header.has_data else 0
         if extended.size is not None and header.has_data and not describes_next:
@@ -67,10 +73,20 @@ def iter_members(stream: BinaryIO, where: str) -> Iterator[TarMember]:
         name = extended.name or header.name
         if header.kind != _FOLDER and not name.endswith(b"/"):
             text = name.decode("utf-8", "backslashreplace")
-            yield TarMember(text, data, size, _refusal(name, header.kind, extended))
+            yield TarMember(text, data, size, _refusal(name, header.kind, extended), part)
         extended = _Extended()
-    if length % _BLOCK and offset < length:
-        raise ShardError(f"{where}: cut off within a member's header")
+    if offset < length:
+        raise ShardError(f"{where}: byte {offset}{behind}: cut off within a member's header")
+
+
+def _end_of_zeros(stream: BinaryIO, offset: int) -> int:
+    """Returns the place of the first byte from `offset` on that isn't zero, or else the stream's end."""
+    stream.seek(offset)
+    while chunk := stream.read(_CHUNK_BYTES):
+        if rest := chunk.lstrip(b"\0"):
+            return offset + len(chunk) - len(rest)
+        offset += len(chunk)
+    return offset
 
 
 def _refusal(name: bytes, kind: bytes, extended: "_Extended") -> str:

@@ -1,6 +1,5 @@
 """The classes that a dataset's labels point into: `classes.csv`, in the format of AudioSet's own list."""
 
-import csv
 import io
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from importlib.resources import files
 from pathlib import Path
 
 from pipeline.dataset.clip_ids import has_control_characters
+from pipeline.dataset.text_lists import TableError, is_error_value, is_text, read_table
 from pipeline.errors import ManifestError
 from pipeline.storage import files as storage
 
@@ -68,6 +68,11 @@ class Vocabulary:
         names = self.names
         return {label.name: label.index for label in self.classes if names.count(label.name) == 1}
 
+    @cached_property
+    def has_numbers_for_names(self) -> bool:
+        """Whether a class is called by a number, so that a number in a text may mean that one."""
+        return any(text.isdecimal() for label in self.classes for text in (label.mid, label.name))
+
     def to_csv_bytes(self) -> bytes:
         """Returns the list as `class_labels_indices.csv` does: AudioSet's own list gives AudioSet's own bytes."""
         lines = [",".join(_HEADER)]
@@ -118,6 +123,10 @@ def parse_vocabulary(content: bytes, location: str) -> Vocabulary:
             raise ManifestError(
                 f"{where}: index {index!r}, expected {len(classes)}; number the classes from 0 in order"
             )
+        if not is_text(row):
+            raise ManifestError(f"{where}: is not in UTF-8: {ascii(','.join(row))[:100]}")
+        if is_error_value(mid):
+            raise ManifestError(f"{where}: {mid!r} is what a spreadsheet wrote over the class; put the class back")
         if not mid or has_control_characters(mid + name):
             raise ManifestError(f"{where}: a class needs a mid, and text without control characters: {mid!r}, {name!r}")
         if mid in mids:
@@ -130,11 +139,14 @@ def parse_vocabulary(content: bytes, location: str) -> Vocabulary:
 
 
 def _rows(content: bytes, location: str) -> Iterator[tuple[int, list[str]]]:
+    rows = read_table(io.BytesIO(content), set(_HEADER), skip_spaces=False)
     try:
-        reader = csv.reader(io.StringIO(content.decode("utf-8-sig")), strict=True)
-        rows = [(reader.line_num, row) for row in reader if row]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ManifestError(f"{location}: is not a CSV file in UTF-8 ({error})") from error
-    if not rows or [field.strip() for field in rows[0][1]] != _HEADER:
-        raise ManifestError(f"{location}:1: a class list begins with the line `{','.join(_HEADER)}`")
-    yield from rows[1:]
+        line, head = next(rows, (1, []))
+        if [field.strip() for field in head[: len(_HEADER)]] != _HEADER:
+            raise ManifestError(f"{location}:{line}: a class list begins with the line `{','.join(_HEADER)}`")
+        for line, row in rows:
+            while len(row) > len(_HEADER) and not row[-1]:
+                row.pop()  # spreadsheets fill rows up
+            yield line, row
+    except TableError as error:
+        raise ManifestError(f"{location}:{error.line}: is not a CSV file in UTF-8 ({error})") from error

@@ -14,7 +14,7 @@ from pipeline.dataset.shards import UNREADABLE_FORMATS
 from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import ManifestError
 from pipeline.ingest.audio_files import AudioFile, file_version, find_audio_files, open_file_reader
-from pipeline.ingest.rejections import Rejection
+from pipeline.ingest.rejections import Rejection, escaped
 from pipeline.ingest.sources import ClipReader, PlannedClip, Source
 
 
@@ -22,8 +22,8 @@ from pipeline.ingest.sources import ClipReader, PlannedClip, Source
 class AudiosetSource(Source):
     """The clips of segment lists that have a file, in the order of the lists.
 
-    Where several files claim one clip, a format that can be decoded comes first, then the name that is the id itself,
-    then the path that comes first in the alphabet.
+    Where several files claim one clip, a path that can be written down comes first, then a format that can be decoded,
+    then the name that is the id itself, then the path that comes first in the alphabet.
     """
 
     segments: tuple[str, ...]
@@ -95,5 +95,6 @@ def _match(clip_ids: pa.ChunkedArray, files: Iterable[AudioFile], notes: Counter
     return match
 
 
-def _preference(file: AudioFile, clip_id: str) -> tuple[bool, bool, str]:
-    return file.extension in UNREADABLE_FORMATS, file.stem != clip_id, file.path
+def _preference(file: AudioFile, clip_id: str) -> tuple[bool, bool, bool, str]:
+    is_unusable = escaped(file.path) != file.path
+    return is_unusable, file.extension in UNREADABLE_FORMATS, file.stem != clip_id, file.path

@@ -10,9 +10,9 @@ from pathlib import Path
 from pipeline.dataset.clip_ids import clip_id_of_path, without_extension
 from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.ingest.audio_files import file_version, find_audio_files, open_file_reader
-from pipeline.ingest.descriptions import indices_of
+from pipeline.ingest.labels import LabelField
 from pipeline.ingest.own_classes import vocabulary_of
-from pipeline.ingest.rejections import Rejection, UnusableClipError
+from pipeline.ingest.rejections import Rejection, UnusableClipError, escaped
 from pipeline.ingest.sources import ClipReader, PlannedClip, Source
 
 
@@ -26,14 +26,17 @@ class ClassFoldersSource(Source):
     folder: Path
     whole_names: bool = False
     """Take each path as the id, even where its name looks like a YouTube id with a prefix or times."""
+    numbered: bool = False
+    """Whether the user said which list class numbers are of: the vocabulary."""
 
     def own_vocabulary(self) -> Vocabulary:
         """Returns the folders' names that hold sounds, in the order of their characters' codes."""
-        labels = (_label(file.path) for file in find_audio_files(self.folder))
-        return vocabulary_of((label for label in labels if label), str(self.folder))
+        paths = (file.path for file in find_audio_files(self.folder))
+        return vocabulary_of(filter(None, (_label(path) for path in paths if escaped(path) == path)), str(self.folder))
 
     def scan(self, vocabulary: Vocabulary, notes: Counter[str]) -> Iterator[PlannedClip | Rejection]:
         """Go through all folders."""
+        field = LabelField(vocabulary, numbered=self.numbered)
         paths = [file.path for file in find_audio_files(self.folder)]
         paths.sort(key=lambda path: sha256(path.encode("utf-8", "surrogateescape")).digest())
         for path in paths:
@@ -43,7 +46,7 @@ class ClassFoldersSource(Source):
                 yield Rejection(clip_id, path, "in no class's folder")
                 continue
             try:
-                labels = indices_of([label], vocabulary)
+                labels = field.read(label)
             except UnusableClipError as error:
                 yield Rejection(clip_id, path, error.reason, error.detail)
                 continue

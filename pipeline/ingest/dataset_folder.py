@@ -16,14 +16,15 @@ from pipeline.dataset.manifest import (
     with_present_names,
     write_manifest,
 )
+from pipeline.dataset.parquet_files import publish_table
 from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest.rejections import (
     REJECTED_NAME,
     REJECTED_SCHEMA,
     Rejection,
-    count_by_reason,
     tabulate,
+    told_in_one_line,
     write_rejections,
 )
 from pipeline.storage import files as storage
@@ -177,8 +178,7 @@ def publish_ledger(dataset: str, shard: str, fingerprint: str, ledger: Ledger) -
     """Write down that a shard is finished."""
     rejected = json.dumps([(item.clip_id, item.path, item.reason, item.detail) for item in ledger.rejections])
     table = ledger.rows.replace_schema_metadata({_FINGERPRINT_KEY: fingerprint, _REJECTED_KEY: rejected})
-    with storage.publish(_ledger_location(dataset, shard)) as staged:
-        pq.write_table(table, staged, compression="zstd")
+    publish_table(_ledger_location(dataset, shard), table)
 
 
 def finish_folder(
@@ -207,9 +207,7 @@ def finish_folder(
     everything, rows = pa.concat_tables(left_out), pa.concat_tables(tables)
     write_rejections(dataset, everything)
     if not rows.num_rows:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in count_by_reason(everything).items())
-        first = next((f"; the first: {detail}" for detail in everything["detail"].to_pylist() if detail), "")
-        raise ManifestError(f"{dataset}: holds no clip that can be used ({reasons or 'none at all'}{first})")
+        raise ManifestError(f"{dataset}: holds no clip that can be used {told_in_one_line(everything)}")
     manifest = write_manifest(dataset, rows, vocabulary)
     storage.remove(storage.join_path(dataset, UNFINISHED))
     return manifest

@@ -1,17 +1,18 @@
 """What the json beside a clip's audio says: its id and its labels, in the spellings that are in use."""
 
 import json
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import Any
 
-from pipeline.dataset.clip_ids import clip_id_of_path, has_control_characters
+from pipeline.dataset.clip_ids import clip_id_of_path, has_control_characters, is_youtube_id
 from pipeline.dataset.clips import from_shard_key
 from pipeline.dataset.vocabulary import Vocabulary
+from pipeline.ingest.labels import LabelField
 from pipeline.ingest.rejections import UnusableClipError
 
 ID_FIELDS = ("clip_id", "id", "ytid", "video_id")
 LABEL_FIELDS = ("labels", "mids", "label", "human_labels", "label_id", "label_ids")
-"""Each holds one class or a list of them; a class is its mid, its display name, or its index."""
+"""Each holds one class or a list of them, or a vector with a number for each class; see `LabelField`."""
 MASK_FIELDS = ("label_mask", "judged")
 """Each holds the classes whose label is known; earlier versions wrote the second."""
 
@@ -47,13 +48,21 @@ def clip_id_of(description: Description, key: str, listed: Container[str] = ()) 
     Raises:
         UnusableClipError: the json's id is nothing that can be one.
     """
+    return usable_clip_id(stated_id(description) or clip_id_of_path(from_shard_key(key), listed))
+
+
+def stated_id(description: Description) -> str:
+    """Returns the id that a json states; empty where it states none."""
     for field in ID_FIELDS:
         value = description.get(field)
         if isinstance(value, str | int) and not isinstance(value, bool) and str(value):
-            break
-    else:
-        value = clip_id_of_path(from_shard_key(key), listed)
-    return usable_clip_id(str(value))
+            return str(value)
+    return ""
+
+
+def is_certain(clip_id: str, description: Description | None) -> bool:
+    """Whether an id means one clip in all files: the clip's json states it, or YouTube gave it."""
+    return is_youtube_id(clip_id) or bool(stated_id(description or {}))
 
 
 def usable_clip_id(text: str) -> str:
@@ -67,12 +76,32 @@ def usable_clip_id(text: str) -> str:
     return text
 
 
-def labels_of(description: Description, vocabulary: Vocabulary, *, may_lack: bool = False) -> tuple[int, ...]:
+def label_fields(
+    vocabulary: Vocabulary, *, numbered: bool, names: Mapping[str, Sequence[str]] | None = None
+) -> dict[str, LabelField]:
+    """Returns each field of labels with how it is read; see `LabelField`.
+
+    Args:
+        vocabulary: the classes.
+        numbered: whether somebody said that numbers are places in `vocabulary`.
+        names: field → what its numbers stand for, where the file itself says so.
+    """
+    named = names or {}
+    return {field: LabelField(vocabulary, names=named.get(field), numbered=numbered) for field in LABEL_FIELDS}
+
+
+def look_at_labels(description: Description, fields: Mapping[str, LabelField]) -> None:
+    """Take one clip's labels into account, before the first clip's are read."""
+    for name in description.keys() & fields.keys():
+        fields[name].look_at(description[name])
+
+
+def labels_of(description: Description, fields: Mapping[str, LabelField], *, may_lack: bool = False) -> tuple[int, ...]:
     """Returns a clip's class indices, ascending.
 
     Args:
         description: the clip's json.
-        vocabulary: the classes.
+        fields: how its fields of labels are read.
         may_lack: whether a json without any field of labels means a clip without labels.
 
     Raises:
@@ -80,11 +109,11 @@ def labels_of(description: Description, vocabulary: Vocabulary, *, may_lack: boo
     """
     found: dict[str, tuple[int, ...]] = {}
     faults: list[UnusableClipError] = []
-    for field in LABEL_FIELDS:
-        if description.get(field) is not None:
+    for name, field in fields.items():
+        value = description.get(name)
+        if value is not None and value == value:  # a number that is missing is NaN in some tables
             try:
-                value = description[field]
-                found[field] = indices_of(value if isinstance(value, list) else [value], vocabulary)
+                found[name] = field.read(value)
             except UnusableClipError as error:
                 faults.append(error)
     if len(set(found.values())) > 1:
@@ -114,30 +143,12 @@ def label_mask_of(description: Description, vocabulary: Vocabulary) -> tuple[int
         UnusableClipError: one is none of the classes.
     """
     known = next((description[field] for field in MASK_FIELDS if field in description), None)
-    return indices_of(known, vocabulary) if "clip_id" in description and isinstance(known, list) else None
+    if "clip_id" not in description or not isinstance(known, list):
+        return None
+    return LabelField(vocabulary, numbered=True).read(known)
 
 
 def _number(value: Any, kind: type) -> int | float | None:
     if isinstance(value, bool) or not isinstance(value, int | kind):
         return None
     return value if 0 <= value < 2**31 else None
-
-
-def indices_of(labels: Iterable[object], vocabulary: Vocabulary) -> tuple[int, ...]:
-    """Returns the class indices, ascending, of labels that are mids, display names or indices.
-
-    Raises:
-        UnusableClipError: one is none of the classes.
-    """
-    return tuple(sorted({_index_of(label, vocabulary) for label in labels}))
-
-
-def _index_of(label: object, vocabulary: Vocabulary) -> int:
-    index = None
-    if isinstance(label, str):
-        index = vocabulary.index_by_mid.get(label, vocabulary.index_by_name.get(label))
-    elif isinstance(label, int) and not isinstance(label, bool) and 0 <= label < len(vocabulary):
-        index = label
-    if index is None:
-        raise UnusableClipError("unknown label", ascii(label)[:100])
-    return index

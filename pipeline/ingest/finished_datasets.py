@@ -20,7 +20,15 @@ import numpy as np
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.vocabulary import LabelClass, Vocabulary
 from pipeline.errors import DecodeError, ShardError, UsageError
-from pipeline.ingest.descriptions import LABEL_FIELDS, MASK_FIELDS, facts_of, label_mask_of, labels_of
+from pipeline.ingest.descriptions import (
+    LABEL_FIELDS,
+    MASK_FIELDS,
+    facts_of,
+    label_fields,
+    label_mask_of,
+    labels_of,
+    look_at_labels,
+)
 from pipeline.ingest.file_ranges import FileRanges
 from pipeline.ingest.rejections import Rejection, UnusableClipError
 from pipeline.ingest.sources import (
@@ -178,7 +186,7 @@ def _open_reader(working_folder: str, vocabulary: Vocabulary) -> Iterator[ClipRe
 def _samples_by_offset(location: str) -> dict[int, Sample]:
     with storage.open_input(location) as stream:
         samples, _ = read_samples(stream, location, checksums=False)
-    return {sample.audio.offset: sample for sample in samples.values() if sample.audio}
+    return {sample.audio.offset: sample for sample in samples if sample.audio}
 
 
 def _read(ranges: FileRanges, clip: PlannedClip, sample: Sample | None, vocabulary: Vocabulary) -> KnownSound:
@@ -195,7 +203,9 @@ def _description(clip: PlannedClip, sample: Sample | None, vocabulary: Vocabular
     told = facts_to_tell(clip, vocabulary, clip.sample_rate, clip.frames)
     facts = {name: value for name, value in told.items() if name not in ("labels", *MASK_FIELDS)}
     try:
-        says_all = found.get("clip_id") == clip.clip_id and labels_of(found, vocabulary) == clip.labels
+        fields = label_fields(vocabulary, numbered=True)
+        look_at_labels(found, fields)
+        says_all = found.get("clip_id") == clip.clip_id and labels_of(found, fields) == clip.labels
         says_all = says_all and label_mask_of(found, vocabulary) == clip.label_mask
     except UnusableClipError:
         says_all = False

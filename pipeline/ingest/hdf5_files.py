@@ -12,10 +12,12 @@ from typing import ClassVar, cast
 import h5py
 import numpy as np
 
-from pipeline.dataset.clip_ids import clip_id_of_path, without_extension
+from pipeline.dataset.clip_ids import clip_id_of_path, is_youtube_id, without_extension
 from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import DecodeError, ManifestError, UsageError
-from pipeline.ingest.rejections import Rejection
+from pipeline.ingest.file_marks import file_mark
+from pipeline.ingest.labels import classes_of_vector
+from pipeline.ingest.rejections import Rejection, UnusableClipError
 from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle, Source, from_folder, versioned_files
 from pipeline.storage import files as storage
 
@@ -46,22 +48,35 @@ class Hdf5Source(Source):
             ManifestError: a file is no HDF5, or its datasets are not those that are expected.
         """
         for location, version in _files(self.paths):
-            with open_hdf5(from_folder(self.working_folder, location)) as file:
+            path = from_folder(self.working_folder, location)
+            with open(path, "rb") as stream:
+                mark = file_mark(stream, location)
+            with open_hdf5(path) as file:
                 self.check(file, location, len(vocabulary))
                 all_names = dataset(file, "audio_name")
                 for start in range(0, len(all_names), _ROWS_AT_ONCE):
                     names = all_names[start : start + _ROWS_AT_ONCE]
                     targets = self.targets(file, slice(start, start + _ROWS_AT_ONCE), len(vocabulary))
                     for row, (name, target) in enumerate(zip(names, targets, strict=True), start=start):
-                        yield self._clip(location, version, row, bytes(name), target)
+                        text = bytes(name).rstrip(b"\0").decode("utf-8", "surrogateescape")
+                        try:
+                            yield self._clip(location, version, mark, row, text, target)
+                        except UnusableClipError as error:
+                            yield Rejection(None, f"{location}/{text or f'row {row}'}", error.reason, error.detail)
 
-    def _clip(self, location: str, version: str, row: int, name: bytes, target: np.ndarray) -> PlannedClip | Rejection:
-        if not name.strip(b"\0"):
-            return Rejection(None, f"{location}/row {row}", "empty row", "its name is empty: the clip was not there")
-        text = name.rstrip(b"\0").decode("utf-8", "backslashreplace")
-        labels = tuple(np.flatnonzero(target).tolist())
+    @staticmethod
+    def _clip(location: str, version: str, mark: str, row: int, name: str, target: np.ndarray) -> PlannedClip:
+        if not name:
+            raise UnusableClipError("empty row", "its name is empty: the clip was not there")
+        clip_id = clip_id_of_path(without_extension(name))
         return PlannedClip(
-            clip_id_of_path(without_extension(text)), location, version, labels, member=text, position=row
+            clip_id=clip_id,
+            file=location,
+            version=version,
+            labels=classes_of_vector(target, len(target)),
+            member=name,
+            position=row,
+            unique_id=None if is_youtube_id(clip_id) else f"{mark}/row {row}",
         )
 
     def open_reader(self) -> AbstractContextManager[ClipReader]:
@@ -87,7 +102,7 @@ class Hdf5Source(Source):
 
     @abstractmethod
     def targets(self, file: h5py.File, rows: slice, classes: int) -> np.ndarray:
-        """Read the classes of some rows: (rows, classes), bool or 0 and 1."""
+        """Read the classes of some rows: (rows, classes), zeros and ones of any type."""
 
     @staticmethod
     @abstractmethod

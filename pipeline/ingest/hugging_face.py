@@ -1,5 +1,6 @@
 """Parquet files as the Hugging Face Hub keeps sounds: agkphysics/AudioSet and what is made like it."""
 
+import json
 import os
 from bisect import bisect_right
 from collections import Counter
@@ -13,11 +14,22 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.dataset.clip_ids import without_extension
-from pipeline.dataset.vocabulary import Vocabulary
-from pipeline.errors import DecodeError, ManifestError
-from pipeline.ingest.descriptions import ID_FIELDS, LABEL_FIELDS, clip_id_of, labels_of
-from pipeline.ingest.rejections import Rejection, UnusableClipError
+from pipeline.dataset.clip_ids import clip_id_of_path, is_youtube_id, without_extension
+from pipeline.dataset.vocabulary import Vocabulary, audioset_vocabulary
+from pipeline.errors import DecodeError, ManifestError, UsageError
+from pipeline.ingest.descriptions import (
+    ID_FIELDS,
+    LABEL_FIELDS,
+    label_fields,
+    labels_of,
+    look_at_labels,
+    stated_id,
+    usable_clip_id,
+)
+from pipeline.ingest.file_marks import file_mark
+from pipeline.ingest.labels import LabelField
+from pipeline.ingest.own_classes import vocabulary_in_order
+from pipeline.ingest.rejections import NOT_UTF8, Rejection, UnusableClipError
 from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle, Source, from_folder, versioned_files
 from pipeline.storage import files as storage
 
@@ -30,41 +42,104 @@ _BUFFER_BYTES = 1 << 20
 class HuggingFaceSource(Source):
     """Rows of `video_id`, `audio` (a struct of bytes and path), `labels` (mids) and `human_labels` (names).
 
-    Other spellings of id and labels are those of `descriptions`. Of a file's sounds no more is in memory than a page of
-    the column, which the Hub's writer cuts at 100 rows.
+    Other spellings of id and labels are those of `descriptions`. A row without an id gets one of its file and its
+    sound's name, or its number: the Hub keeps no more of a path than the name at its end, which other files and rows
+    have, too. Of a file's sounds no more is in memory than a page of the column, which the Hub's writer cuts at 100
+    rows.
     """
 
     paths: tuple[str, ...]
     """Parquet files, or folders of them, local or URLs."""
+    id_column: str | None = None
+    """The column of ids; None is whichever of the usual ones is there."""
+    numbered: bool = False
+    """Whether the user said which list class numbers are of: the vocabulary. A column's own names come before it."""
     working_folder: str = field(default_factory=os.getcwd)
     """What paths that aren't absolute are relative to."""
+
+    def own_vocabulary(self) -> Vocabulary:
+        """Returns the classes that the files name, in the order of their numbers, or AudioSet's where they name none.
+
+        Raises:
+            ManifestError: a file is no Parquet, or has no column of sounds.
+            UsageError: a path is not there.
+        """
+        named: dict[str, None] = {}
+        for location, _ in self._files():
+            with storage.open_input(from_folder(self.working_folder, location)) as stream:
+                for names in _class_names(_parquet_file(stream, location).schema_arrow).values():
+                    named |= dict.fromkeys(names)
+        audioset = audioset_vocabulary()
+        if not named or named.keys() in (audioset.index_by_mid.keys(), audioset.index_by_name.keys()):
+            return audioset
+        return vocabulary_in_order(named, " ".join(self.paths))
 
     def scan(self, vocabulary: Vocabulary, notes: Counter[str]) -> Iterator[PlannedClip | Rejection]:
         """Go through all columns but the sounds.
 
         Raises:
             ManifestError: a file is no Parquet, or has no column of sounds.
-            UsageError: a path is not there.
+            UsageError: a path is not there, or a file has class numbers and nobody says of which list.
         """
-        for location, version in versioned_files(self.paths, (".parquet",), "--parquet"):
+        for location, version in self._files():
             with storage.open_input(from_folder(self.working_folder, location)) as stream:
-                file = _parquet_file(stream, location)
-                names = [name for name in (*ID_FIELDS, *LABEL_FIELDS) if name in file.schema_arrow.names]
-                position = 0
-                for batch in file.iter_batches(_SCANNED_AT_ONCE, columns=[*names, "audio.path"]):
-                    for row in batch.to_pylist():
-                        yield self._clip(location, version, position, row, vocabulary)
-                        position += 1
+                file, mark = _parquet_file(stream, location), file_mark(stream, location)
+                fields = self._label_fields(file, location, vocabulary)
+                wanted = (*self._id_columns(file, location), *LABEL_FIELDS)
+                columns = [name for name in wanted if name in file.schema_arrow.names]
+                batches = file.iter_batches(_SCANNED_AT_ONCE, columns=[*columns, "audio.path"])
+                for position, row in enumerate(row for batch in batches for row in _rows(batch)):
+                    number = f"row {position}"
+                    path = ((row or {}).get("audio") or {}).get("path") or number
+                    try:
+                        if row is None:
+                            raise UnusableClipError(NOT_UTF8)
+                        labels, own_id = labels_of(row, fields), self._id_of(row, path)
+                        clip_id = usable_clip_id(own_id or f"{mark}/{clip_id_of_path(without_extension(path))}")
+                    except UnusableClipError as error:
+                        yield Rejection(None, f"{location}/{path}", error.reason, error.detail)
+                        continue
+                    yield PlannedClip(
+                        clip_id=clip_id,
+                        file=location,
+                        version=version,
+                        labels=labels,
+                        member=path,
+                        position=position,
+                        unique_id=None if own_id else f"{mark}/{number}",
+                    )
 
-    def _clip(
-        self, location: str, version: str, position: int, row: dict[str, Any], vocabulary: Vocabulary
-    ) -> PlannedClip | Rejection:
-        path = (row["audio"] or {}).get("path") or f"row {position}"
-        try:
-            clip_id = clip_id_of(row, without_extension(path))
-            return PlannedClip(clip_id, location, version, labels_of(row, vocabulary), member=path, position=position)
-        except UnusableClipError as error:
-            return Rejection(None, f"{location}/{path}", error.reason, error.detail)
+    def _files(self) -> list[tuple[str, str]]:
+        return versioned_files(self.paths, (".parquet",), "--parquet")
+
+    def _id_columns(self, file: pq.ParquetFile, location: str) -> tuple[str, ...]:
+        names = file.schema_arrow.names
+        if self.id_column is not None and self.id_column not in names:
+            raise UsageError(f"{location}: has no column {self.id_column}; it has {', '.join(names)}")
+        return ID_FIELDS if self.id_column is None else (self.id_column,)
+
+    def _label_fields(self, file: pq.ParquetFile, location: str, vocabulary: Vocabulary) -> dict[str, LabelField]:
+        schema = file.schema_arrow
+        fields = label_fields(vocabulary, numbered=self.numbered, names=_class_names(schema))
+        numbers = [name for name in fields if name in schema.names and _holds_numbers(schema.field(name).type)]
+        for batch in file.iter_batches(_SCANNED_AT_ONCE, columns=numbers) if numbers else ():
+            for row in batch.to_pylist():
+                look_at_labels(row, fields)
+        there = [name for name in fields if name in schema.names]
+        if there and all(fields[name].lacks_list for name in there):
+            raise UsageError(
+                f"{location}: its column {there[0]} holds class numbers, and the file does not say which classes they "
+                "stand for. Name their class list by --classes"
+            )
+        return fields
+
+    def _id_of(self, row: dict[str, Any], path: str) -> str:
+        """Returns the id that a row states, or that its file's name is; empty where there is none."""
+        if self.id_column is not None:
+            value = row[self.id_column]
+            return "" if value is None else str(value)
+        name = clip_id_of_path(without_extension(path))
+        return stated_id(row) or (name if is_youtube_id(name) else "")
 
     def open_reader(self) -> AbstractContextManager[ClipReader]:
         """Open the files, one after the other."""
@@ -131,6 +206,46 @@ class _Cursor:
             if batch is None:
                 raise pa.ArrowInvalid(f"the file has no row {row} any more")
             self._sounds = batch.column(0).field("bytes")
+
+
+def _class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+    """Returns the names that the Hub's metadata give the numbers of a file's columns of labels."""
+    try:
+        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
+        found = {column: _names_of(features[column]) for column in LABEL_FIELDS if column in features}
+    except (ValueError, LookupError, TypeError, AttributeError):  # somebody else's metadata
+        return {}
+    return {column: names for column, names in found.items() if names}
+
+
+def _names_of(feature: Any) -> tuple[str, ...]:
+    """Returns the names of a ClassLabel, or of a list of them; empty for any other feature."""
+    if isinstance(feature, list):
+        return _names_of(feature[0])
+    if "feature" in feature:  # Sequence, List, LargeList
+        return _names_of(feature["feature"])
+    names = feature.get("names") if feature.get("_type") == "ClassLabel" else None
+    if isinstance(names, dict):  # as the Hub's README files spell them
+        names = [names[number] for number in sorted(names, key=int)]
+    return tuple(map(str, names or ()))
+
+
+def _holds_numbers(kind: pa.DataType) -> bool:
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        return _holds_numbers(kind.value_type)
+    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+
+
+def _rows(batch: pa.RecordBatch) -> Iterator[dict[str, Any] | None]:
+    """Yields a batch's rows; None stands for one with a text that isn't UTF-8, which Parquet's writers don't check."""
+    try:
+        yield from batch.to_pylist()
+    except UnicodeDecodeError:
+        for number in range(batch.num_rows):
+            try:
+                yield batch.slice(number, 1).to_pylist()[0]
+            except UnicodeDecodeError:
+                yield None
 
 
 def _sound_or_fault(found: bytes | DecodeError | None) -> bytes:

@@ -17,7 +17,7 @@ from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest.dataset_folder import DatasetFolder
 from pipeline.ingest.packing import pack_shard
 from pipeline.ingest.plan import Plan, PlannedShard, make_plan, plan_shards
-from pipeline.ingest.rejections import count_by_reason, rejection_table, tabulate
+from pipeline.ingest.rejections import count_by_reason, rejection_table, tabulate, told_in_one_line
 from pipeline.ingest.sources import Source, from_folder
 from pipeline.ingest.transcoding import HIGHEST_FLAC_RATE_HZ, OPUS_RATES_HZ, Transcoding
 from pipeline.runtime.cores import usable_cores
@@ -189,8 +189,7 @@ def _pack_on_ray(config: IngestConfig, source: Source, shards: Sequence[PlannedS
 
 def _conclude_without_clips(folder: DatasetFolder, plan: Plan) -> IngestResult:
     if folder.base is None:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in count_by_reason(plan.rejected).items())
-        raise ManifestError(f"{folder.location}: there is no clip to pack ({reasons or 'none at all'})")
+        raise ManifestError(f"{folder.location}: there is no clip to pack {told_in_one_line(plan.rejected)}")
     return _conclude(folder.base, 0, plan.rejected, plan)
 
 

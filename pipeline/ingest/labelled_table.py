@@ -1,19 +1,18 @@
 """Any CSV with a column of paths and a column of labels, and the folder that the paths are in."""
 
-import csv
-import io
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.dataset.clip_ids import clip_id_of_path, without_extension
 from pipeline.dataset.shards import AUDIO_FORMATS
+from pipeline.dataset.text_lists import TableError, is_error_value, is_text, read_table, spreadsheet_damage
 from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest.audio_files import file_version, open_file_reader
-from pipeline.ingest.descriptions import indices_of
+from pipeline.ingest.labels import LabelField
 from pipeline.ingest.own_classes import vocabulary_of
 from pipeline.ingest.rejections import Rejection, UnusableClipError
 from pipeline.ingest.sources import ClipReader, PlannedClip, Source
@@ -31,7 +30,8 @@ class TableColumns:
     """The column of clip ids; without, the paths give them."""
     label_separator: str | None = None
     """What is between the labels of one clip; None takes the whole field as one."""
-    delimiter: str = ","
+    delimiter: str | None = None
+    """What is between two fields; None is what gives the first line all the columns."""
     only: tuple[tuple[str, str], ...] = ()
     """Columns and the values that a row has to have in them to be taken."""
 
@@ -50,12 +50,27 @@ class LabelledTableSource(Source):
     columns: TableColumns
     whole_names: bool = False
     """Take each path as the id, even where its name looks like a YouTube id with a prefix or times."""
+    numbered: bool = False
+    """Whether the user said which list class numbers are of: the vocabulary."""
 
     def own_vocabulary(self) -> Vocabulary:
-        """Returns the labels that occur, in the order of their characters' codes, numbers by their value."""
-        rows = (row for table in self.tables for row in _rows(table, self.columns))
-        labels = (label for row in rows if isinstance(row, _Row) for label in row.labels)
-        return vocabulary_of(labels, " ".join(self.tables))
+        """Returns the labels that occur, in the order of their characters' codes, numbers by their value.
+
+        Raises:
+            ManifestError: they are vectors of zeros and ones, or a table is no CSV.
+            UsageError: a table lacks a column.
+        """
+        field, labels = LabelField(Vocabulary(()), numbered=False), set[str]()
+        for row in self._labelled_rows():
+            field.look_at(row.labels)
+            labels.update(row.labels)
+        tables = " ".join(self.tables)
+        if field.holds_vectors:
+            raise ManifestError(
+                f"{tables}: the column {self.columns.label} holds vectors of zeros and ones, which name no classes. "
+                "Say by --classes which class has which place"
+            )
+        return vocabulary_of(labels, tables)
 
     def scan(self, vocabulary: Vocabulary, notes: Counter[str]) -> Iterator[PlannedClip | Rejection]:
         """Go through the rows, and look for each file.
@@ -63,19 +78,26 @@ class LabelledTableSource(Source):
         Raises:
             ManifestError: a table is no CSV, or lacks a column.
         """
+        field = LabelField(vocabulary, numbered=self.numbered)
+        for row in self._labelled_rows() if self.columns.label_separator else ():
+            field.look_at(row.labels)
         clips: dict[str, _Clip] = {}
         for table in self.tables:
             for row in _rows(table, self.columns):
                 if isinstance(row, Rejection):
                     yield row
                     continue
-                clip = clips.setdefault(row.path, _Clip(row.clip_id))
+                clip = clips.setdefault(row.path, _Clip(row.clip_id, row.suspicion))
                 try:
-                    clip.labels = tuple(sorted({*clip.labels, *indices_of(row.labels, vocabulary)}))
+                    clip.labels = tuple(sorted({*clip.labels, *field.read(row.labels)}))
                 except UnusableClipError as error:
                     clip.fault = clip.fault or error
         for path, clip in clips.items():
             yield self._planned(path, clip)
+
+    def _labelled_rows(self) -> Iterator["_Row"]:
+        for table in self.tables:
+            yield from (row for row in _rows(table, self.columns) if isinstance(row, _Row))
 
     def _planned(self, named: str, clip: "_Clip") -> PlannedClip | Rejection:
         path = self._find(named)
@@ -84,7 +106,7 @@ class LabelledTableSource(Source):
         if clip.fault is not None:
             return Rejection(clip_id, path or named, clip.fault.reason, clip.fault.detail)
         if path is None:
-            return Rejection(clip_id, named, "file missing")
+            return Rejection(clip_id, named, "file missing", clip.suspicion)
         return PlannedClip(clip_id, path, file_version(self.audio / path), clip.labels)
 
     def _find(self, named: str) -> str | None:
@@ -106,13 +128,16 @@ class LabelledTableSource(Source):
 @dataclass(slots=True)
 class _Row:
     path: str
-    clip_id: str | None
+    clip_id: str
     labels: list[str]
+    suspicion: str
+    """Where its path looks as if a spreadsheet had made it of another one."""
 
 
 @dataclass(slots=True)
 class _Clip:
-    clip_id: str | None
+    clip_id: str
+    suspicion: str
     labels: tuple[int, ...] = ()
     fault: UnusableClipError | None = None
 
@@ -125,26 +150,48 @@ def _rows(table: str, columns: TableColumns) -> Iterator[_Row | Rejection]:
         PipelineError: it is not there.
     """
     with storage.open_input(table) as stream:
-        text = io.TextIOWrapper(stream, encoding="utf-8-sig", newline="")
-        reader = csv.reader(text, delimiter=columns.delimiter, strict=True, skipinitialspace=True)
+        rows = read_table(stream, set(columns.needed), columns.delimiter, skip_spaces=True)
         try:
-            header = [name.strip() for name in next(reader, [])]
+            _, head = next(rows, (1, []))
+            header = [name.strip() for name in head]
             place = {name: _place(header, name, table) for name in columns.needed}
-            for row in filter(None, reader):
-                where = f"{table}:{reader.line_num}"
+            for line, row in rows:
+                where = f"{table}:{line}"
+                while len(row) > len(header) and not row[-1]:
+                    row.pop()  # spreadsheets fill rows up
                 if len(row) != len(header):
                     yield Rejection(None, where, "malformed row", f"{len(row)} fields, but {len(header)} columns")
-                elif any(row[place[name]].strip() != value for name, value in columns.only):
                     continue
-                elif not (path := row[place[columns.path]].strip()):
-                    yield Rejection(None, where, "malformed row", f"nothing in the column {columns.path}")
-                else:
-                    clip_id = row[place[columns.id]].strip() if columns.id else None
-                    yield _Row(path, clip_id, _labels(row[place[columns.label]], columns.label_separator))
-        except (csv.Error, UnicodeDecodeError) as error:
+                cells = {name: row[index].strip() for name, index in place.items()}
+                if all(cells[name] == value for name, value in columns.only):
+                    yield _row(cells, columns, where)
+        except TableError as error:
+            between = columns.delimiter or ","
             raise ManifestError(
-                f"{table}:{reader.line_num}: is no CSV in UTF-8 with {columns.delimiter!r} between its fields ({error})"
+                f"{table}:{error.line}: is no CSV in UTF-8 with {between!r} between its fields ({error})"
             ) from error
+
+
+def _row(cells: Mapping[str, str], columns: TableColumns, where: str) -> _Row | Rejection:
+    path, label, clip_id = cells[columns.path], cells[columns.label], cells[columns.id] if columns.id else ""
+    fault = ""
+    if not is_text(cells.values()):
+        fault = f"is not in UTF-8: {ascii(path)[:100]}"
+    elif not path:
+        fault = f"nothing in the column {columns.path}"
+    elif damage := spreadsheet_damage(clip_id):
+        fault = f"{clip_id!r} is no clip id but {damage}"
+    elif is_error_value(label):
+        fault = f"{label!r} is no label but what a spreadsheet wrote over it"
+    if fault:
+        return Rejection(None, where, "malformed row", fault)
+    damage = spreadsheet_damage(path)
+    return _Row(
+        path=path,
+        clip_id=clip_id,
+        labels=_labels(label, columns.label_separator),
+        suspicion=f"{where}: perhaps {damage}" if damage else "",
+    )
 
 
 def _place(header: list[str], name: str, table: str) -> int:

@@ -19,9 +19,17 @@ def vocabulary_of(labels: Iterable[str], where: str) -> Vocabulary:
     """
     found = set(labels)
     numbers = all(label.isdecimal() for label in found)
-    ordered = sorted(found, key=(lambda label: (int(label), label)) if numbers else None)
+    return vocabulary_in_order(sorted(found, key=(lambda label: (int(label), label)) if numbers else None), where)
+
+
+def vocabulary_in_order(labels: Iterable[str], where: str) -> Vocabulary:
+    """Make a class list of labels, each once.
+
+    Raises:
+        ManifestError: as `vocabulary_of`.
+    """
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["index", "mid", "display_name"])
-    writer.writerows([index, label, label] for index, label in enumerate(ordered))
+    writer.writerows([index, label, label] for index, label in enumerate(labels))
     return parse_vocabulary(text.getvalue().encode("utf-8", "backslashreplace"), where)

@@ -48,8 +48,8 @@ class PannsHdf5Source(Hdf5Source):
             )
 
     def targets(self, file: h5py.File, rows: slice, classes: int) -> np.ndarray:
-        """Read the classes of some rows: (rows, classes), bool."""
-        return dataset(file, "target")[rows] != 0
+        """Read the classes of some rows: (rows, classes), bool in PANNs' own files."""
+        return dataset(file, "target")[rows]
 
     @staticmethod
     def read_row(file: h5py.File, row: int) -> bytes:

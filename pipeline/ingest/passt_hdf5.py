@@ -31,8 +31,18 @@ class PasstHdf5Source(Hdf5Source):
             )
 
     def targets(self, file: h5py.File, rows: slice, classes: int) -> np.ndarray:
-        """Read the classes of some rows: (rows, classes), 0 and 1."""
-        return np.unpackbits(dataset(file, "target")[rows], axis=1, count=classes, bitorder="big")
+        """Read the classes of some rows: (rows, classes), 0 and 1.
+
+        Raises:
+            ManifestError: a bit stands for a class that is not in the list.
+        """
+        bits = np.unpackbits(dataset(file, "target")[rows], axis=1, bitorder="big")  # (rows, classes and padding)
+        if bits[:, classes:].any():
+            raise ManifestError(
+                f"{file.filename}: target has bits for more than {classes} classes. Give the class list that it was "
+                "made with by --classes"
+            )
+        return bits[:, :classes]
 
     @staticmethod
     def read_row(file: h5py.File, row: int) -> bytes:

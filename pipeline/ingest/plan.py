@@ -6,7 +6,7 @@ run has made it already, and has the same bytes for any number of workers.
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import cast
 
@@ -18,7 +18,8 @@ from pipeline.dataset.row_tables import table_of_rows
 from pipeline.dataset.string_columns import first_rows, repeated_rows, string_bytes
 from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.ingest.descriptions import usable_clip_id
-from pipeline.ingest.rejections import REJECTED_SCHEMA, Rejection, UnusableClipError, tabulate
+from pipeline.ingest.rejections import NOT_UTF8, REJECTED_SCHEMA, Rejection, UnusableClipError, escaped, tabulate
+from pipeline.ingest.shared_names import told_apart
 from pipeline.ingest.sources import PlannedClip, Source
 
 _ITEMS_AT_ONCE = 1 << 10
@@ -44,6 +45,7 @@ PLAN_SCHEMA = pa.schema(
 )
 """The columns are the fields of `PlannedClip`."""
 
+_FOUND_SCHEMA = PLAN_SCHEMA.append(pa.field("unique_id", pa.string()))
 _PLAIN_SCHEMA = pa.schema(
     [pa.field(item.name, pa.string() if item.type == _FEW else item.type) for item in PLAN_SCHEMA]
 )
@@ -69,7 +71,8 @@ def make_plan(
 ) -> Plan:
     """Go through a source once, without reading sounds.
 
-    Of several clips with one id the first is taken; those that a dataset has already come before all.
+    Of several clips with one id the first is taken; those that a dataset has already come before all. What only has a
+    name in common is told apart by its file, see `told_apart`.
 
     Args:
         source: where the clips are.
@@ -93,8 +96,9 @@ def make_plan(
                 rejected.append(tabulate(rejections))
                 rejections.clear()
 
-    table = table_of_rows(clips(), PLAN_SCHEMA)
-    table, repeats = _without_repeats(table, taken_ids)
+    found = table_of_rows(clips(), _FOUND_SCHEMA)
+    ids = told_apart(found["clip_id"].combine_chunks(), found["unique_id"].combine_chunks())
+    table, repeats = _without_repeats(found.set_column(0, "clip_id", ids).select(PLAN_SCHEMA.names), taken_ids)
     rejected.append(tabulate(rejections))
     return Plan(table, pa.concat_tables([*rejected, repeats]), notes)
 
@@ -159,24 +163,16 @@ def _spelled(column: pa.Array) -> Iterator[bytes]:
 
 def _checked(item: PlannedClip | Rejection) -> PlannedClip | Rejection:
     """Refuse names that can't be written down."""
+    path = item.path or ""
+    if escaped(path) != path:
+        return Rejection(None, escaped(path), NOT_UTF8)
     if isinstance(item, Rejection):
-        return item if _is_unicode(item.path or "") else replace(item, path=_escaped(item.path or ""))
-    if not _is_unicode(item.path):
-        return Rejection(None, _escaped(item.path), "name not in UTF-8")
+        return item
     try:
         usable_clip_id(item.clip_id)
     except UnusableClipError as error:
         return Rejection(None, item.path, error.reason, error.detail)
     return item
-
-
-def _is_unicode(name: str) -> bool:
-    # File names that are not UTF-8 come as lone surrogates.
-    return name.isascii() or _escaped(name) == name
-
-
-def _escaped(name: str) -> str:
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _without_repeats(clips: pa.Table, taken_ids: pa.StringArray) -> tuple[pa.Table, pa.Table]:

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from rich.table import Table
 
+from pipeline.dataset.parquet_files import publish_table
 from pipeline.dataset.row_tables import table_of_rows
 from pipeline.storage import files as storage
 
@@ -19,6 +19,10 @@ REJECTED_SCHEMA = pa.schema(
         pa.field("detail", pa.string(), nullable=False),
     ]
 )
+
+
+NOT_UTF8 = "name not in UTF-8"
+"""The reason that stands for a file, a folder or a member whose name can't be written down."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +46,19 @@ class UnusableClipError(Exception):
         self.detail = detail
 
 
+def escaped(name: str) -> str:
+    """Returns a name as it can be written down; what is not UTF-8 in it came as lone surrogates."""
+    if name.isascii():
+        return name
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return name.encode("utf-8", "backslashreplace").decode()
+
+
 def write_rejections(dataset: str, rejected: pa.Table) -> None:
     """Write `rejected.parquet`, whole; it is there also when nothing was rejected."""
-    with storage.publish(storage.join_path(dataset, REJECTED_NAME)) as staged:
-        pq.write_table(rejected.cast(REJECTED_SCHEMA), staged, compression="zstd")
+    publish_table(storage.join_path(dataset, REJECTED_NAME), rejected.cast(REJECTED_SCHEMA))
 
 
 def tabulate(rejections: Iterable[Rejection]) -> pa.Table:
@@ -58,6 +71,14 @@ def count_by_reason(rejected: pa.Table) -> dict[str, int]:
     counts = rejected["reason"].value_counts()
     by_reason = dict(zip(counts.field("values").to_pylist(), counts.field("counts").to_pylist(), strict=True))
     return dict(sorted(by_reason.items(), key=lambda item: -item[1]))
+
+
+def told_in_one_line(rejected: pa.Table) -> str:
+    """Returns why nothing could be used: the counts by reason, and what is to be said of the first."""
+    counts = ", ".join(f"{count} {reason}" for reason, count in count_by_reason(rejected).items())
+    told = zip(rejected["path"].to_pylist(), rejected["detail"].to_pylist(), strict=True)
+    first = next((f". The first: {path or ''}: {detail}" for path, detail in told if detail), "")
+    return f"({counts or 'none at all'}){first}"
 
 
 def rejection_table(counts: dict[str, int]) -> Table:

@@ -40,6 +40,8 @@ class PlannedClip:
     """Of the bytes, where the source says so."""
     label_mask: tuple[int, ...] | None = None
     """The classes whose label is known, ascending; None: all of them."""
+    unique_id: str | None = None
+    """The id to take where another clip of the source has `clip_id`, too; None where that is more than a name."""
 
     @property
     def path(self) -> str:

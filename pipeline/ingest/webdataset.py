@@ -6,16 +6,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, BinaryIO
 
 from pipeline.dataset.segments import read_segment_files
+from pipeline.dataset.tar_index import TarMember
 from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import DecodeError
-from pipeline.ingest.descriptions import clip_id_of, facts_of, label_mask_of, labels_of
+from pipeline.ingest.descriptions import clip_id_of
 from pipeline.ingest.file_ranges import FileRanges
 from pipeline.ingest.rejections import Rejection, UnusableClipError
 from pipeline.ingest.sources import ClipReader, PlannedClip, ReadHandle, Source, from_folder, versioned_files
-from pipeline.ingest.tars import Sample, read_samples
+from pipeline.ingest.tars import TarRules, read_clips, read_samples
 from pipeline.storage import files as storage
 
 
@@ -29,6 +30,8 @@ class WebdatasetSource(Source):
     """AudioSet's segment lists; without any, the json beside each sound has the labels."""
     keep_unlabelled: bool = False
     """Take clips whose json is missing or names no labels."""
+    numbered: bool = False
+    """Whether the user said which list the jsons' class numbers are of: the vocabulary."""
     working_folder: str = field(default_factory=os.getcwd)
     """What paths that aren't absolute are relative to."""
 
@@ -39,34 +42,22 @@ class WebdatasetSource(Source):
             ManifestError: a list is malformed.
             UsageError: a path is not there.
         """
-        labeller = _ListLabeller(self.segments, vocabulary) if self.segments else None
+        labeller = _ListLabeller(self.segments, vocabulary, notes) if self.segments else None
+        rules = TarRules(
+            vocabulary=vocabulary, checksums=False, keep_unlabelled=self.keep_unlabelled, numbered=self.numbered
+        )
         for location, version in versioned_files(self.paths, (".tar", ".tgz", ".tar.gz"), "--tars"):
             with storage.open_input(from_folder(self.working_folder, location)) as stream:
-                samples, rejections = read_samples(stream, location, checksums=False)
+                if labeller is not None:
+                    yield from labeller.clips(stream, location, version)
+                    continue
+                clips, rejections = read_clips(stream, location, rules)
             yield from rejections
-            for key, sample in samples.items():
-                try:
-                    if labeller is None:
-                        yield self._described_clip(location, version, key, sample, vocabulary)
-                    elif clip := labeller.clip(location, version, key, sample):
-                        yield clip
-                    else:
-                        notes["sounds in no list"] += 1
-                except UnusableClipError as error:
-                    yield Rejection(None, f"{location}/{key}", error.reason, error.detail)
+            for clip in clips:
+                known = {**clip.facts, "label_mask": clip.label_mask, "unique_id": clip.unique_id}
+                yield _planned(location, version, clip.audio, clip.clip_id, clip.labels, known)
         if labeller is not None:
             yield from labeller.missing()
-
-    def _described_clip(
-        self, location: str, version: str, key: str, sample: Sample, vocabulary: Vocabulary
-    ) -> PlannedClip:
-        sample.checked_audio()
-        if sample.description is None and not self.keep_unlabelled:
-            raise UnusableClipError("audio without json")
-        description = sample.description or {}
-        labels = labels_of(description, vocabulary, may_lack=self.keep_unlabelled)
-        known = {**facts_of(description), "label_mask": label_mask_of(description, vocabulary)}
-        return _planned(location, version, sample, clip_id_of(description, key), labels, known)
 
     def open_reader(self) -> AbstractContextManager[ClipReader]:
         """Open the tars, each with its first clip."""
@@ -76,24 +67,29 @@ class WebdatasetSource(Source):
 class _ListLabeller:
     """Gives sounds without a json the labels and times that AudioSet's lists have for them."""
 
-    def __init__(self, segments: Sequence[str], vocabulary: Vocabulary) -> None:
+    def __init__(self, segments: Sequence[str], vocabulary: Vocabulary, notes: Counter[str]) -> None:
         self._segments = read_segment_files(segments, vocabulary).combine_chunks()
         self._row_of = {clip_id: row for row, clip_id in enumerate(self._segments["clip_id"].to_pylist())}
         self._is_found = bytearray(len(self._row_of))
+        self._notes = notes
 
-    def clip(self, location: str, version: str, key: str, sample: Sample) -> PlannedClip | None:
-        """Returns the clip, or None where no list has it.
-
-        Raises:
-            UnusableClipError: it can't be a sound.
-        """
-        clip_id = clip_id_of(sample.description or {}, key, self._row_of)
-        row = self._row_of.get(clip_id)
-        if row is None:
-            return None
-        self._is_found[row] = True
-        segment = self._segments.slice(row, 1).to_pylist()[0]
-        return _planned(location, version, sample, clip_id, tuple(segment["labels"]), segment)
+    def clips(self, stream: BinaryIO, location: str, version: str) -> Iterator[PlannedClip | Rejection]:
+        """Yields the clips of one tar that a list has."""
+        samples, rejections = read_samples(stream, location, checksums=False)
+        yield from rejections
+        for sample in samples:
+            try:
+                clip_id = clip_id_of(sample.description or {}, sample.key, self._row_of)
+                if (row := self._row_of.get(clip_id)) is None:
+                    self._notes["sounds in no list"] += 1
+                    continue
+                self._is_found[row] = True
+                segment = self._segments.slice(row, 1).to_pylist()[0]
+                audio = sample.checked_audio()
+            except UnusableClipError as error:
+                yield Rejection(None, f"{location}/{sample.key}", error.reason, error.detail)
+                continue
+            yield _planned(location, version, audio, clip_id, tuple(segment["labels"]), segment)
 
     def missing(self) -> Iterator[Rejection]:
         """Yields the listed clips that no tar has."""
@@ -103,9 +99,8 @@ class _ListLabeller:
 
 
 def _planned(
-    location: str, version: str, sample: Sample, clip_id: str, labels: tuple[int, ...], known: Mapping[str, Any]
+    location: str, version: str, audio: TarMember, clip_id: str, labels: tuple[int, ...], known: Mapping[str, Any]
 ) -> PlannedClip:
-    audio = sample.checked_audio()
     return PlannedClip(
         clip_id=clip_id,
         file=location,
@@ -117,6 +112,7 @@ def _planned(
         start_seconds=known.get("start_seconds"),
         end_seconds=known.get("end_seconds"),
         label_mask=known.get("label_mask"),
+        unique_id=known.get("unique_id"),
     )
 
 

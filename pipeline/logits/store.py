@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.parquet_files import publish_table
 from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import LogitStoreError
 from pipeline.logits.alignment import AlignedLogits, load_aligned, target_rows, write_aligned
@@ -135,9 +136,8 @@ def publish_part(
     logits = logits if isinstance(logits, TopLogits) else np.asarray(logits, dtype=np.float16)
     _check_values(shard_stem, len(clip_ids), logits, members, stamp)
     table = table_of(part_schema(stamp, shard_identity, failures), stamp, clip_ids, logits, members)
-    with storage.publish(location) as staged:
-        # Plain pages: BYTE_STREAM_SPLIT would save 12 %, but DuckDB does not read it for half floats.
-        pq.write_table(table, staged, compression="zstd", use_dictionary=False)
+    # Plain pages: BYTE_STREAM_SPLIT would save 12 %, but DuckDB does not read it for half floats.
+    publish_table(location, table, use_dictionary=False)
 
 
 def _check_values(
@@ -255,8 +255,7 @@ def read_stamp(store: str) -> StoreStamp | None:
 def write_failures(store: str, parts: Sequence[LogitPart]) -> None:
     """Gather the parts' failures in `failed.parquet`, which only repeats what the parts already tell."""
     rows = [{"part": part.stem, **asdict(failure)} for part in parts for failure in part.failures]
-    with storage.publish(storage.join_path(store, FAILED_NAME)) as staged:
-        pq.write_table(pa.Table.from_pylist(rows, schema=_FAILED_SCHEMA), staged, compression="zstd")
+    publish_table(storage.join_path(store, FAILED_NAME), pa.Table.from_pylist(rows, schema=_FAILED_SCHEMA))
 
 
 def open_store(store: str) -> "LogitStore":

@@ -12,7 +12,7 @@ from pipeline.dataset.vocabulary import read_vocabulary
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.ingest.dataset_folder import ROW_SCHEMA, UNFINISHED, finish_folder
 from pipeline.ingest.rejections import REJECTED_NAME, REJECTED_SCHEMA, Rejection, tabulate
-from pipeline.ingest.tars import DAMAGED_SHARD, TarRules, index_tar, is_tar
+from pipeline.ingest.tars import DAMAGED_SHARD, TarRules, index_tars, is_named_list, is_tar
 from pipeline.storage import files as storage
 from pipeline.verification.datasets import MISPLACED, MISSING_SHARD, UNUSABLE_MANIFEST
 from pipeline.verification.faults import Fault, move_aside
@@ -43,13 +43,17 @@ def repair_dataset(location: str, faults: Iterable[Fault]) -> None:
     known = _known_rows(location, vocabulary.sha256)
     shards = [file.name for file in storage.list_files(location) if is_tar(file.name)]
     shards += sorted({row["shard"] for row in known.values()} - set(shards))  # in folders below
-    rules, taken = TarRules(vocabulary=vocabulary, keep_unlabelled=bool(known)), set()
-    ledgers = [index_tar(location, shard, rules, taken) for shard in shards]
-    rejections = [rejection for ledger in ledgers for rejection in ledger.rejections]
+    rules = TarRules(
+        vocabulary=vocabulary,
+        keep_unlabelled=bool(known),
+        labels_known=bool(known),
+        numbered=is_named_list(vocabulary),
+    )
+    ledger = index_tars(location, shards, rules)
+    rejections = ledger.rejections
     if damaged := next((one for one in rejections if one.reason == DAMAGED_SHARD), None):
         raise PipelineError(f"{location}: {damaged.detail}. Put a sound copy back before the manifest is made again")
-    found = [row for ledger in ledgers for row in ledger.rows.to_pylist()]
-    rows, left_out = _united(found, known)
+    rows, left_out = _united(ledger.rows.to_pylist(), known)
     if storage.exists(storage.join_path(location, MANIFEST_NAME)):
         move_aside(location, MANIFEST_NAME)
     rejected = _without_doubles([_rejected_before(location), tabulate([*rejections, *left_out])])

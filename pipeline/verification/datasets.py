@@ -12,6 +12,7 @@ from pipeline.dataset.manifest import MANIFEST_NAME, Manifest, read_manifest
 from pipeline.errors import DecodeError, ManifestError, PipelineError, StorageUnavailableError
 from pipeline.ingest.dataset_folder import UNFINISHED
 from pipeline.ingest.descriptions import clip_id_of
+from pipeline.ingest.file_marks import is_marked
 from pipeline.ingest.rejections import UnusableClipError
 from pipeline.ingest.tars import DAMAGED_SHARD, Sample, read_samples
 from pipeline.storage import files as storage
@@ -104,10 +105,10 @@ def _compare(stream: BinaryIO, shard: str, rows: list[_Row], findings: Findings,
             findings.faults.append(Fault(DAMAGED_SHARD, shard, detail=rejection.detail))
         else:
             findings.notes[f"tar members left out: {rejection.reason}"] += 1
-    by_offset = {sample.audio.offset: (key, sample) for key, sample in samples.items() if sample.audio}
+    by_offset = {sample.audio.offset: sample for sample in samples if sample.audio}
     taken: set[int] = set()
     for row in rows:
-        if fault := _misplaced(row, by_offset.get(row.offset), length, taken):
+        if fault := _misplaced(shard, row, by_offset.get(row.offset), length, taken):
             findings.faults.append(Fault(fault[0], shard, row.clip_id, fault[1]))
             continue
         taken.add(row.offset)
@@ -123,21 +124,23 @@ def _compare(stream: BinaryIO, shard: str, rows: list[_Row], findings: Findings,
             findings.faults.append(Fault(fault[0], shard, row.clip_id, fault[1]))
 
 
-def _misplaced(row: _Row, found: tuple[str, Sample] | None, length: int, taken: set[int]) -> tuple[str, str] | None:
+def _misplaced(shard: str, row: _Row, sample: Sample | None, length: int, taken: set[int]) -> tuple[str, str] | None:
     if row.offset + row.size > length:
         return MISPLACED[0], f"{row.size} bytes at {row.offset}, but the shard has {length}"
-    if found is None or found[1].audio is None:
+    if sample is None or sample.audio is None:
         return MISPLACED[1], f"no member with a sound begins at {row.offset}"
-    key, sample = found
+    key = sample.key
     if row.offset in taken:
         return MISPLACED[2], f"an earlier row has {row.offset}, too"
-    if (found[1].audio.size, sample.format) != (row.size, row.format):
-        return MISPLACED[3], f"{row.size} bytes of {row.format}, but {key} has {found[1].audio.size} of {sample.format}"
+    if (sample.audio.size, sample.format) != (row.size, row.format):
+        return MISPLACED[3], f"{row.size} bytes of {row.format}, but {key} has {sample.audio.size} of {sample.format}"
     try:
         clip_id = clip_id_of(sample.description or {}, key)
     except UnusableClipError as error:
         return MISPLACED[4], f"{key}: {error.detail}"
-    return None if clip_id == row.clip_id else (MISPLACED[4], f"{key} is the clip {clip_id!r}")
+    if clip_id == row.clip_id or is_marked(row.clip_id, shard, clip_id, sample.part):
+        return None
+    return MISPLACED[4], f"{key} is the clip {clip_id!r}"
 
 
 def _misheard(row: _Row, audio: bytes) -> tuple[str, str] | None:

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from pipeline.dataset.parquet_files import publish_table
 from pipeline.dataset.row_tables import table_of_rows
 from pipeline.storage import files as storage
 
@@ -59,8 +59,7 @@ class Findings:
 
 def write_faults(location: str, faults: Iterable[Fault]) -> None:
     """Write faults as Parquet, whole, in `FAULT_SCHEMA`."""
-    with storage.publish(location) as staged:
-        pq.write_table(table_of_rows(faults, FAULT_SCHEMA), staged, compression="zstd")
+    publish_table(location, table_of_rows(faults, FAULT_SCHEMA))
 
 
 def move_aside(folder: str, name: str) -> str:

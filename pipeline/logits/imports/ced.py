@@ -8,7 +8,6 @@ mean probabilities do, which is what an ensemble over views would say.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar, cast
 
 import h5py
@@ -27,6 +26,7 @@ from pipeline.logits.imports.foreign_logits import (
     to_logits,
     to_probabilities,
 )
+from pipeline.storage import files as storage
 from pipeline.storage.mapped_arrays import forget_pages, scratch_array
 
 _ROWS_AT_ONCE = 1 << 14
@@ -191,7 +191,6 @@ def file_pairs(paths: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the HDF5 files that `paths` name; a folder stands for all that it holds, by name."""
     found: list[str] = []
     for path in paths:
-        folder = Path(path).expanduser()
-        inside = sorted(str(file) for file in folder.glob("*.h5")) if folder.is_dir() else []
+        inside = [] if storage.is_remote(path) else sorted(map(str, storage.local_path(path).glob("*.h5")))
         found += inside or [path]
     return tuple(found)

@@ -59,11 +59,16 @@ def _clips_of_names(names: pa.StringArray, clip_ids: pa.StringArray) -> np.ndarr
     others = np.flatnonzero((clip_of_row < 0) & names.is_valid().to_numpy(zero_copy_only=False))
     if len(others):
         listed = frozenset(clip_ids.to_pylist())
-        spelled = [
-            clip_id_of_path(without_extension(name), listed) for name in names.take(pa.array(others)).to_pylist()
-        ]
+        spelled = [_id_of(name, listed) for name in names.take(pa.array(others)).view(pa.binary()).to_pylist()]
         clip_of_row[others] = _places(pa.array(spelled, pa.string()), clip_ids)
     return clip_of_row
+
+
+def _id_of(name: bytes, listed: frozenset[str]) -> str | None:
+    try:
+        return clip_id_of_path(without_extension(name.decode()), listed)
+    except UnicodeDecodeError:  # Parquet's writers don't check; no clip's id is no text
+        return None
 
 
 def _places(names: pa.Array, clip_ids: pa.StringArray) -> np.ndarray:

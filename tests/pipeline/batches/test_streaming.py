@@ -17,7 +17,7 @@ from pipeline.batches.sampling import EpochSampler, StreamConfig, StreamSampler,
 from pipeline.batches.streaming import load_steps, stream_shard, stream_workers
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.shards import read_clip_bytes
-from pipeline.ingest.tars import TarRules, index_tar
+from pipeline.ingest.tars import TarRules, index_tars
 from pipeline.logits.alignment import AlignedLogits, write_aligned
 from pipeline.storage.files import RangeReader
 
@@ -154,7 +154,7 @@ def test_clips_of_others_tars_are_found_by_their_id_not_their_name(tmp_path: Pat
         members |= {f"./some.{number}.wav": b"sound %d" % number, f"./some.{number}.json": described[number]}
         members |= {f"./some.{number}.npy": b"an embedding"}
     foreign_tar(tmp_path / "x.tar", members.items())
-    ledger = index_tar(str(tmp_path), "x.tar", TarRules(vocabulary=manifest.vocabulary), set())
+    ledger = index_tars(str(tmp_path), ["x.tar"], TarRules(vocabulary=manifest.vocabulary))
     foreign = Manifest(str(tmp_path), ledger.rows, manifest.vocabulary)
     assert foreign.clip_ids.to_pylist() == ["id.0", "id.1", "id.2"]
     assert list(stream_shard(foreign, "x.tar", [0, 2])) == [(0, b"sound 0"), (2, b"sound 2")]
@@ -181,6 +181,6 @@ def test_other_plans_read_each_clip_alone(dataset: JoinedDataset) -> None:
 def test_a_member_that_stands_twice_in_a_shard_means_its_first(tmp_path: Path, manifest: Manifest) -> None:
     members = [("a.wav", b"first"), ("a.json", b'{"labels": [0]}'), ("a.wav", b"again"), ("a.flac", b"other")]
     foreign_tar(tmp_path / "x.tar", [*members, ("b.wav", b"later"), ("b.json", b'{"labels": [0]}')])
-    ledger = index_tar(str(tmp_path), "x.tar", TarRules(vocabulary=manifest.vocabulary), set())
+    ledger = index_tars(str(tmp_path), ["x.tar"], TarRules(vocabulary=manifest.vocabulary))
     twice = Manifest(str(tmp_path), ledger.rows, manifest.vocabulary)
     assert list(stream_shard(twice, "x.tar", [0, 1])) == [(0, b"first"), (1, b"later")]

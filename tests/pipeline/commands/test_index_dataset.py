@@ -1,5 +1,6 @@
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -7,13 +8,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipeline.commands.index_dataset import IndexConfig, run
+from pipeline.commands.verify_path import VerifyConfig
+from pipeline.commands.verify_path import run as verify
 from pipeline.dataset.manifest import MAX_CLIP_BYTES, read_manifest
 from pipeline.dataset.shards import read_clip_bytes
-from pipeline.errors import ManifestError, UsageError
+from pipeline.errors import ManifestError, UsageError, VerificationError
 from pipeline.ingest.dataset_folder import UNFINISHED
 from pipeline.storage.files import RangeReader
 
 SPEECH, MUSIC = 0, 137
+AUDIOSET = str(Path(__file__).parents[3] / "manifests" / "audioset_classes.csv")
+"""Numbers in the jsons are of this list only where somebody says so."""
 # What becomes of the bench's tars: the reasons, and whether anything is left.
 EXPECTED_REASONS = {
     "ok.tar": {},
@@ -73,12 +78,12 @@ def test_every_tar_of_the_bench_ends_as_its_manifest_says(torture_dir: Path, tmp
 def test_a_compressed_tar_is_refused_naming_the_compression(torture_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "gzip.tar.gz").write_bytes((torture_dir / "tars" / "gzip.tar.gz").read_bytes())
     with pytest.raises(ManifestError, match="compressed with gzip"):
-        run(IndexConfig(str(tmp_path)))
+        run(IndexConfig(str(tmp_path), classes=AUDIOSET))
 
 
 def test_dotted_names_are_clips_of_their_own(torture_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "dotted.tar").write_bytes((torture_dir / "tars" / "dotted_key.tar").read_bytes())
-    run(IndexConfig(str(tmp_path)))
+    run(IndexConfig(str(tmp_path), classes=AUDIOSET))
     assert list(labels(tmp_path)) == ["my.clip.v1", "AAAAAAAAAA0", "my.clip.v2"]
 
 
@@ -96,7 +101,7 @@ def test_dotted_names_are_clips_of_their_own(torture_dir: Path, tmp_path: Path) 
 )
 def test_the_id_is_the_jsons_or_else_the_keys(tmp_path: Path, description: dict, clip_id: str) -> None:
     write_tar(tmp_path / "a.tar", {"folder/00000123.wav": b"w", "folder/00000123.json": {"labels": [0], **description}})
-    run(IndexConfig(str(tmp_path)))
+    run(IndexConfig(str(tmp_path), classes=AUDIOSET))
     assert list(labels(tmp_path)) == [clip_id]
 
 
@@ -111,7 +116,7 @@ def test_the_id_is_the_jsons_or_else_the_keys(tmp_path: Path, description: dict,
 )
 def test_a_key_gives_the_id_that_a_files_name_would(tmp_path: Path, key: str, clip_id: str) -> None:
     write_tar(tmp_path / "a.tar", {f"{key}.flac": b"f", f"{key}.json": {"labels": []}})
-    run(IndexConfig(str(tmp_path)))
+    run(IndexConfig(str(tmp_path), classes=AUDIOSET))
     assert list(labels(tmp_path)) == [clip_id]
 
 
@@ -130,7 +135,7 @@ def test_a_key_gives_the_id_that_a_files_name_would(tmp_path: Path, key: str, cl
 )
 def test_labels_are_read_in_the_spellings_in_use(tmp_path: Path, description: dict, expected: list[int]) -> None:
     write_tar(tmp_path / "a.tar", {"a.mp3": b"m", "a.json": description})
-    run(IndexConfig(str(tmp_path)))
+    run(IndexConfig(str(tmp_path), classes=AUDIOSET))
     assert labels(tmp_path) == {"a": expected}
 
 
@@ -158,7 +163,7 @@ def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path: Path, descripti
     write_tar(
         tmp_path / "a.tar", {"good.wav": b"w", "good.json": {"labels": [0]}, "bad.wav": b"w", "bad.json": description}
     )
-    run(IndexConfig(str(tmp_path)))
+    run(IndexConfig(str(tmp_path), classes=AUDIOSET))
     assert list(labels(tmp_path)) == ["good"]
     assert reason in {found for _, found in reasons(tmp_path)}
 
@@ -166,10 +171,64 @@ def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path: Path, descripti
 def test_a_clip_in_two_shards_is_taken_once(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"x.wav": b"first", "x.json": {"id": "dog", "labels": [0]}})
     write_tar(tmp_path / "b.tar", {"y.wav": b"second", "y.json": {"id": "dog", "labels": [1]}, "z.m4a": b"z"})
-    run(IndexConfig(str(tmp_path)))
+    run(IndexConfig(str(tmp_path), classes=AUDIOSET))
     manifest = read_manifest(tmp_path)
     assert read_clip_bytes(RangeReader(tmp_path), manifest, 0) == b"first"
     assert reasons(tmp_path) == [("b.tar/y", "repeated clip id"), ("b.tar/z", "unsupported format")]
+
+
+def test_clips_that_only_have_a_name_in_common_are_told_apart_by_their_tars(tmp_path: Path) -> None:
+    for tar in "abc":
+        shared = {} if tar == "c" else {"1.wav": tar.encode(), "1.json": {"label": "Speech"}}
+        write_tar(tmp_path / f"{tar}.tar", {**shared, f"{tar}.wav": b"w", f"{tar}.json": {"label": "Music"}})
+    assert run(IndexConfig(str(tmp_path))).rejected == {}
+    found = labels(tmp_path)
+    assert [clip_id for clip_id in found if "/" not in clip_id] == ["a", "b", "c"]
+    told_apart = [clip_id for clip_id in found if "/" in clip_id]
+    assert [clip_id[0] + clip_id[-2:] for clip_id in told_apart] == ["a/1", "b/1"]
+    verify(VerifyConfig(str(tmp_path)))
+    (tmp_path / "manifest.parquet").unlink()
+    verify(VerifyConfig(str(tmp_path), repair=True))
+    assert labels(tmp_path) == found
+
+
+def test_tars_behind_an_end_mark_are_indexed_and_verified(tmp_path: Path) -> None:
+    for name in "ab":
+        write_tar(
+            tmp_path / "parts" / f"{name}.tar", {f"{name}.wav": name.encode(), f"{name}.json": {"label": "Speech"}}
+        )
+    joined = tmp_path / "data" / "joined.tar"
+    joined.parent.mkdir()
+    joined.write_bytes(b"".join((tmp_path / "parts" / f"{name}.tar").read_bytes() for name in "ab"))
+    run(IndexConfig(str(joined.parent)))
+    assert list(labels(joined.parent)) == ["a", "b"]
+    assert verify(VerifyConfig(str(joined.parent))).looked_at["clips"] == 2
+    with joined.open("ab") as stream:
+        stream.write(b"a signature")
+    with pytest.raises(VerificationError, match="faults: 1"):
+        verify(VerifyConfig(str(joined.parent)))
+    assert run(IndexConfig(str(joined.parent))).rejected == {"damaged shard": 1}
+
+
+def test_a_list_that_was_named_once_is_named_for_good_but_audiosets_only_when_it_is_said(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    write_tar(data / "a.tar", {"a.wav": b"a", "a.json": {"labels": [0]}})
+    with pytest.raises(ManifestError, match=r"1 class number of no list\). The first: a.tar/a: 0: .* by --classes"):
+        run(IndexConfig(str(data)))
+    (tmp_path / "own.csv").write_text('index,mid,display_name\n0,bell,"Door bell"\n')
+    run(IndexConfig(str(data), classes=str(tmp_path / "own.csv")))
+    run(IndexConfig(str(data)))
+    assert labels(data) == {"a": [0]}
+    run(IndexConfig(str(data), classes=AUDIOSET))
+    with pytest.raises(ManifestError, match="1 class number of no list"):
+        run(IndexConfig(str(data)))
+
+
+def test_a_tar_whose_name_is_no_text_is_left_out(tmp_path: Path) -> None:
+    write_tar(tmp_path / "a.tar", {"a.wav": b"a", "a.json": {"label": "Speech"}})
+    os.link(tmp_path / "a.tar", os.fsencode(tmp_path) + b"/caf\xe9.tar")
+    run(IndexConfig(str(tmp_path)))
+    assert reasons(tmp_path) == [("caf\\xe9.tar", "name not in UTF-8")]
 
 
 def test_members_need_not_be_neighbours_and_others_are_no_matter(tmp_path: Path) -> None:
@@ -182,7 +241,7 @@ def test_members_need_not_be_neighbours_and_others_are_no_matter(tmp_path: Path)
         "a.json": {"labels": [1]},
     }
     write_tar(tmp_path / "a.tar", files)
-    run(IndexConfig(str(tmp_path)))
+    run(IndexConfig(str(tmp_path), classes=AUDIOSET))
     assert labels(tmp_path) == {"a": [1], "b": [0]}
 
 
@@ -191,7 +250,7 @@ def test_unlabelled_clips_are_kept_when_asked(tmp_path: Path) -> None:
         tmp_path / "a.tar", {"a.flac": b"a", "b.flac": b"b", "b.json": {}, "c.flac": b"c", "c.json": {"label": "?"}}
     )
     with pytest.raises(ManifestError, match="1 audio without json"):
-        run(IndexConfig(str(tmp_path)))
+        run(IndexConfig(str(tmp_path), classes=AUDIOSET))
     assert run(IndexConfig(str(tmp_path), keep_unlabelled=True)).clips == 2
     assert labels(tmp_path) == {"a": [], "b": []}
 
@@ -207,19 +266,19 @@ def test_own_classes_are_given_once_and_kept(tmp_path: Path) -> None:
 
 def test_checksums_can_be_left_out(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"a.wav": b"a", "a.json": {"labels": [0]}})
-    run(IndexConfig(str(tmp_path), checksums=False))
+    run(IndexConfig(str(tmp_path), checksums=False, classes=AUDIOSET))
     assert read_manifest(tmp_path).crc32s.tolist() == [-1]
-    run(IndexConfig(str(tmp_path)))
+    run(IndexConfig(str(tmp_path), classes=AUDIOSET))
     assert read_manifest(tmp_path).crc32s.tolist() == [0xE8B7BE43]
 
 
 def test_a_folder_without_tars_or_with_an_unfinished_ingest_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="holds no tars"):
-        run(IndexConfig(str(tmp_path)))
+        run(IndexConfig(str(tmp_path), classes=AUDIOSET))
     write_tar(tmp_path / "a.tar", {"a.wav": b"a", "a.json": {"labels": [0]}})
     (tmp_path / UNFINISHED).mkdir()
     with pytest.raises(UsageError, match="an ingest was stopped here"):
-        run(IndexConfig(str(tmp_path)))
+        run(IndexConfig(str(tmp_path), classes=AUDIOSET))
 
 
 def test_a_sound_of_more_than_two_gigabytes_is_left_out_unread(tmp_path: Path) -> None:
@@ -231,6 +290,6 @@ def test_a_sound_of_more_than_two_gigabytes_is_left_out_unread(tmp_path: Path) -
         stream.write(huge.tobuf(format=tarfile.GNU_FORMAT))
         stream.seek(512 + -(-huge.size // 512) * 512)  # a hole: no byte of it takes room
         stream.write(ordinary)
-    run(IndexConfig(str(tmp_path), checksums=False))
+    run(IndexConfig(str(tmp_path), checksums=False, classes=AUDIOSET))
     assert labels(tmp_path) == {"c": [0]}
     assert reasons(tmp_path) == [("a.tar/b", "too long")]

@@ -53,6 +53,68 @@ def test_windows_line_ends_and_a_byte_order_mark_are_no_matter(tmp_path: Path) -
     assert len(read(path)) == 2
 
 
+PAIR = [("AAAAAAAAAA0", 30.5, 40.0, [0, 137]), ("--PJHxphWEs", 0.0, 10.0, [0])]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'AAAAAAAAAA0;30,5;40;"/m/09x0r,/m/04rlf"\r\n--PJHxphWEs;0;10;/m/09x0r\r\n',
+        "sep=;\nAAAAAAAAAA0;30.5;40;/m/09x0r,/m/04rlf\n--PJHxphWEs;0;10;/m/09x0r\n",
+        "AAAAAAAAAA0\t30.5\t40\t/m/09x0r,/m/04rlf\n--PJHxphWEs\t0\t10\t/m/09x0r\n",
+        'AAAAAAAAAA0,30.5,40," ""/m/09x0r","/m/04rlf"""\n--PJHxphWEs,0,10," ""/m/09x0r""",\n,,,,\n',
+        '"AAAAAAAAAA0, 30.5, 40, ""/m/09x0r,/m/04rlf"""\n"--PJHxphWEs, 0, 10, ""/m/09x0r"""\n',
+        'AAAAAAAAAA0,30.5,40,"/m/09x0r,/m/04rlf"\r--PJHxphWEs,0,10,"/m/09x0r"\r',
+        f'{HEAD}AAAAAAAAAA0,30.5,40,"/m/09x0r,/m/04rlf"\n\ufeff{HEAD}--PJHxphWEs,0,10,"/m/09x0r"\n',
+        'YTID,start_seconds,end_seconds,positive_labels\nAAAAAAAAAA0,30.5,40,"/m/09x0r,/m/04rlf"\n--PJHxphWEs,0,10,/m/09x0r\n',
+        '# my own list\n#\nAAAAAAAAAA0,30.5,40,"/m/09x0r,/m/04rlf"\n--PJHxphWEs,0,10,/m/09x0r\n',
+    ],
+    ids=["semicolons", "sep=", "tabs", "split labels", "quoted lines", "CR", "joined lists", "plain head", "own head"],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_a_list_that_a_spreadsheet_saved_says_what_it_said(tmp_path: Path, text: str, encoding: str) -> None:
+    (tmp_path / "own.csv").write_bytes(text.encode(encoding))
+    assert [tuple(row.values()) for row in read(tmp_path / "own.csv").to_pylist()] == PAIR
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('#NAME?,30,40,"/m/09x0r"', "'#NAME\\?' is no clip id but an error's name that a spreadsheet wrote over it"),
+        ('"#NAME?";30;40;/m/09x0r', "'#NAME\\?' is no clip id"),
+        ("#NAME?,,,", "'#NAME\\?' is no clip id"),
+        ('=-BBBBBBBBBB,30,40,"/m/09x0r"', "'=-BBBBBBBBBB' is no clip id but a formula"),
+        ("1.23E+11,30,40,/m/09x0r", "'1.23E\\+11' is no clip id but a number"),
+        ("#AAAAAAAAAA1,30,40,/m/09x0r", "begins with #, but only the head of a list has comments"),
+        ("# AAAAAAAAAA1, 30, 40, /m/09x0r", "begins with #"),
+        ("YTID-abcdef,30,40,/m/none", "the class '/m/none'"),
+    ],
+)
+@pytest.mark.parametrize("lines_before", [0, 3, 5])
+def test_a_line_of_a_clip_is_no_comment_wherever_it_stands(
+    tmp_path: Path, line: str, complaint: str, lines_before: int
+) -> None:
+    before = "".join((HEAD + GOOD).splitlines(keepends=True)[:lines_before])
+    path = write(tmp_path / "eval.csv", f"{before}{line}\nAAAAAAAAAA0,30,40,/m/09x0r\n")
+    with pytest.raises(ManifestError, match=rf"eval\.csv:{lines_before + 1}: .*{complaint}"):
+        read(path)
+
+
+def test_an_id_that_is_called_like_the_heads_column_is_a_clip(tmp_path: Path) -> None:
+    assert read(write(tmp_path / "own.csv", "YTID-abcdef,30,40,/m/09x0r\n"))["clip_id"].to_pylist() == ["YTID-abcdef"]
+
+
+def test_a_comment_among_the_clips_is_told(tmp_path: Path) -> None:
+    with pytest.raises(ManifestError, match=r"eval\.csv:3: begins with #"):
+        read(write(tmp_path / "eval.csv", GOOD + "# the end\n"))
+
+
+def test_a_line_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_bytes(b"AAAAAAAAAA0,30,40,/m/09x0r\ncaf\xe9,30,40,/m/09x0r\n")
+    with pytest.raises(ManifestError, match=r"own\.csv:2: is not in UTF-8"):
+        read(tmp_path / "own.csv")
+
+
 def test_an_empty_last_field_is_a_clip_without_labels(tmp_path: Path) -> None:
     path = write(tmp_path / "own.csv", 'clip, 0, 10, ""\n')
     assert read(path)["labels"].to_pylist() == [[]]

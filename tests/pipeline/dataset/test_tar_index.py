@@ -80,6 +80,35 @@ def test_only_ordinary_files_are_given(kind: bytes, refusal: str) -> None:
     ]
 
 
+@given(
+    st.lists(st.lists(st.binary(max_size=1500), max_size=3), min_size=2, max_size=4),
+    st.integers(0, 3000),
+    st.sampled_from(FORMATS),
+)
+@settings(max_examples=60)
+def test_tars_behind_an_end_mark_are_read_on(parts: list[list[bytes]], padding: int, format: int) -> None:
+    files = [[(f"{part}-{number}.wav", data) for number, data in enumerate(one)] for part, one in enumerate(parts)]
+    joined = bytes(padding).join(make_tar(one, format) for one in files) + bytes(padding)
+    found = [(member.name, joined[member.offset : member.offset + member.size]) for member in members(joined)]
+    assert found == [file for one in files for file in one]
+
+
+@pytest.mark.parametrize(
+    ("junk", "complaint"),
+    [
+        (b"a signature".ljust(2000, b"."), "no tar header where one should be"),
+        (b"short", "cut off within a member's header"),
+        (b"\x1f\x8b\x08".ljust(600, b"z"), "compressed with gzip"),
+    ],
+)
+def test_what_is_no_tar_behind_an_end_mark_is_named(junk: bytes, complaint: str) -> None:
+    tar = make_tar([("a.wav", b"sound")], tarfile.GNU_FORMAT)
+    found = iter_members(io.BytesIO(tar + junk), "x.tar")
+    assert next(found).name == "a.wav"
+    with pytest.raises(ShardError, match=rf"x\.tar: byte {len(tar)}, behind the end mark of a tar, .*{complaint}"):
+        next(found)
+
+
 def test_a_name_that_is_no_text_is_refused() -> None:
     tar = bytearray(make_tar([("a\udcffb.flac", b"")], tarfile.GNU_FORMAT))
     (member,) = members(bytes(tar))

@@ -43,7 +43,8 @@ def test_any_class_list_comes_back_from_its_csv(tmp_path_factory: pytest.TempPat
         (HEADER + '0,/m/1,"a"\n2,/m/2,"b"\n', ":3: index '2', expected 1"),
         (HEADER + '0,/m/1,"a"\n1,/m/1,"b"\n', ":3: the class '/m/1' is there twice"),
         (HEADER + '0,,"a"\n', ":2: a class needs a mid"),
-        (HEADER + '0,/m/1,"a\n', "is not a CSV file"),
+        (HEADER + '0,/m/1,"a\n', ":2: is not a CSV file"),
+        (HEADER + "0,#NAME?,a\n", ":2: '#NAME\\?' is what a spreadsheet wrote over the class"),
     ],
 )
 def test_a_malformed_list_is_refused_by_line(tmp_path: Path, content: str, complaint: str) -> None:
@@ -51,6 +52,24 @@ def test_a_malformed_list_is_refused_by_line(tmp_path: Path, content: str, compl
     path.write_text(content)
     with pytest.raises(ManifestError, match=complaint):
         read_vocabulary(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("line_end", ["\n", "\r\n"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_a_list_that_a_spreadsheet_saved_is_the_same_list(
+    tmp_path: Path, encoding: str, line_end: str, delimiter: str
+) -> None:
+    rows = [["index", "mid", "display_name", ""], ["0", "/m/1", '"Bell, small"', ""], ["1", "/m/2", "Größe", ""]]
+    text = line_end.join([*map(delimiter.join, rows), delimiter * 3, ""])
+    (tmp_path / "own.csv").write_bytes(text.encode(encoding))
+    assert read_vocabulary(tmp_path / "own.csv").names == ("Bell, small", "Größe")
+
+
+def test_a_line_that_is_no_text_is_named(tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_bytes(HEADER.encode() + b"0,/m/1,caf\xe9\n")
+    with pytest.raises(ManifestError, match=r"own\.csv:2: is not in UTF-8: .*caf"):
+        read_vocabulary(tmp_path / "own.csv")
 
 
 @given(st.binary() | st.text('0123,"\n\r/m é', max_size=60).map(str.encode))

@@ -91,10 +91,39 @@ def test_a_name_that_is_no_text_is_listed(folder: Path, mp3s: list[RealClip], re
     with open(os.fsencode(folder) + b"/dog/caf\xe9.mp3", "wb") as stream:
         stream.write(mp3s[0].audio)
     ingest(folder)
-    assert rejected(folder.parent / "train") == [(None, "dog/caf\\udce9.mp3", "name not in UTF-8")]
+    assert rejected(folder.parent / "train") == [(None, "dog/caf\\xe9.mp3", "name not in UTF-8")]
 
 
 def test_an_empty_folder_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "sounds").mkdir()
     with pytest.raises(ManifestError, match="holds 0 classes"):
         ingest(tmp_path / "sounds")
+
+
+def test_files_and_folders_whose_names_are_no_text_are_left_out_and_named(
+    folder: Path, mp3s: list[RealClip], contents, rejected
+) -> None:
+    for name in (b"f\xe9e/x.mp3", b"dog/caf\xe9.mp3", b"dog/d\xe9ep/y.mp3"):
+        path = os.fsencode(folder) + b"/" + name
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        with open(path, "wb") as stream:
+            stream.write(mp3s[0].audio)
+    assert ingest(folder).rejected == {"name not in UTF-8": 3}
+    assert read_manifest(folder.parent / "train").vocabulary.names == ("bird", "cat", "dog")
+    assert len(contents(folder.parent / "train")) == 4
+    assert sorted(rejected(folder.parent / "train")) == [
+        (None, "dog/caf\\xe9.mp3", "name not in UTF-8"),
+        (None, "dog/d\\xe9ep/y.mp3", "name not in UTF-8"),
+        (None, "f\\xe9e/x.mp3", "name not in UTF-8"),
+    ]
+
+
+def test_folders_called_by_numbers_are_of_the_list_that_is_named(folder: Path, contents) -> None:
+    for number, name in enumerate(("bird", "cat", "dog")):
+        (folder / name).rename(folder / str(2 - number))
+    own = folder.parent / "own.csv"
+    own.write_text('index,mid,display_name\n0,/m/dog,"dog"\n1,cat,"Katze"\n2,bird,"Vogel"\n')
+    ingest(folder, classes=str(own))
+    assert {clip_id[0]: labels for clip_id, (labels, _) in contents(folder.parent / "train").items()}["0"] == [0]
+    ingest(folder, overwrite=True)
+    assert read_manifest(folder.parent / "train").vocabulary.names == ("0", "1", "2")

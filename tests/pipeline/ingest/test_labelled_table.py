@@ -14,6 +14,7 @@ from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import ManifestError, PipelineError, UsageError
 from pipeline.ingest.labelled_table import LabelledTableSource, TableColumns
 from pipeline.ingest.rejections import Rejection
+from pipeline.ingest.sources import PlannedClip
 
 
 @pytest.fixture
@@ -89,6 +90,70 @@ def test_what_cannot_be_used_is_listed(audio: Path, tmp_path: Path, rejected) ->
         ("sub/1", "sub/1.mp3", "unknown label"),
         ("x" * 300, "x" * 300, "file missing"),
     ]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "path;label\r\nsub/0.mp3;a\r\nsub/1.mp3;b, c\r\n",
+        "path\tlabel\nsub/0.mp3\ta\nsub/1.mp3\tb, c\n",
+        'path,label,\nsub/0.mp3,a,\n"sub/1.mp3","b, c",,,\n,,\n',
+        "sep=;\npath;label\nsub/0.mp3;a\nsub/1.mp3;b, c\n",
+    ],
+    ids=["semicolons", "tabs", "filled up", "sep="],
+)
+def test_a_table_that_a_spreadsheet_saved_says_what_it_said(
+    audio: Path, tmp_path: Path, text: str, encoding: str
+) -> None:
+    (tmp_path / "own.csv").write_bytes(text.encode(encoding))
+    source = LabelledTableSource((str(tmp_path / "own.csv"),), audio, TableColumns(path="path", label="label"))
+    vocabulary = source.own_vocabulary()
+    found = list(source.scan(vocabulary, Counter()))
+    assert vocabulary.names == ("a", "b, c")
+    assert [(item.clip_id, item.labels) for item in found if isinstance(item, PlannedClip)] == [
+        ("sub/0", (0,)),
+        ("sub/1", (1,)),
+    ]
+
+
+def test_what_a_spreadsheet_changed_is_listed_with_its_line(audio: Path, tmp_path: Path) -> None:
+    text = "path,label,id\nsub/0.mp3,a,one\nsub/1.mp3,a,#NAME?\nsub/2.mp3,#N/A,three\n#NAME?,a,four\n=-sub,b,1.2E+11\n"
+    (tmp_path / "own.csv").write_bytes(text.encode() + b"sub/caf\xe9.mp3,a,six\n")
+    columns = TableColumns(path="path", label="label", id="id")
+    source = LabelledTableSource((str(tmp_path / "own.csv"),), audio, columns)
+    assert source.own_vocabulary().names == ("a",)
+    items = list(source.scan(source.own_vocabulary(), Counter()))
+    assert [item.clip_id for item in items if isinstance(item, PlannedClip)] == ["one"]
+    told = {item.path: f"{item.reason}: {item.detail}" for item in items if isinstance(item, Rejection)}
+    table = tmp_path / "own.csv"
+    assert told == {
+        f"{table}:3": "malformed row: '#NAME?' is no clip id but an error's name that a spreadsheet wrote over it",
+        f"{table}:4": "malformed row: '#N/A' is no label but what a spreadsheet wrote over it",
+        "#NAME?": f"file missing: {table}:5: perhaps an error's name that a spreadsheet wrote over it",
+        f"{table}:6": "malformed row: '1.2E+11' is no clip id but a number that a spreadsheet made of it",
+        f"{table}:7": "malformed row: is not in UTF-8: 'sub/caf\\udce9.mp3'",
+    }
+
+
+FOUR = "index,mid,display_name\n0,/m/a,a\n1,/m/b,b\n2,/m/c,c\n3,/m/d,d\n"
+
+
+def test_numbers_are_places_in_the_list_that_is_named(audio: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text(FOUR)
+    ingest(audio, "path,label\nsub/0.mp3,3\nsub/1.mp3,b\n", classes=str(tmp_path / "own.csv"))
+    assert labels(tmp_path / "train") == {"sub/0": ["d"], "sub/1": ["b"]}
+
+
+def test_vectors_need_the_list_that_is_named(audio: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.csv").write_text(FOUR)
+    text = "path,label\nsub/0.mp3,0 0 1 0\nsub/1.mp3,1 0 0 1\nsub/2.mp3,0 1 1\n"
+    with pytest.raises(
+        ManifestError, match=r"labels\.csv: the column label holds vectors of zeros and ones.*--classes"
+    ):
+        ingest(audio, text, label_separator=" ")
+    ingest(audio, text, label_separator=" ", classes=str(tmp_path / "own.csv"))
+    assert labels(tmp_path / "train") == {"sub/0": ["c"], "sub/1": ["a", "d"]}
 
 
 @pytest.mark.parametrize(

@@ -71,3 +71,29 @@ def test_a_file_without_its_rate_or_with_other_classes_is_refused(tmp_path: Path
     own.write_text('index,mid,display_name\n0,bell,"Door bell"\n')
     with pytest.raises(ManifestError, match=r"target is \(1, 527\), but the class list has 1 classes"):
         run(IngestPannsConfig(hdf5=(str(file),), out=str(tmp_path / "train"), classes=str(own)))
+
+
+def test_a_target_that_is_no_vector_of_zeros_and_ones_costs_its_row(
+    tmp_path: Path, mp3s: list[RealClip], contents, rejected
+) -> None:
+    file = write_panns_hdf5(tmp_path / "eval.h5", [*mp3s[:3]], SAMPLES)
+    with h5py.File(file, "a") as hdf5:
+        target = dataset(hdf5, "target")[:].astype(np.float32)
+        target[0] *= 0.5
+        del hdf5["target"]
+        hdf5["target"] = target
+    assert ingest(tmp_path, file).rejected == {"label vector of other numbers": 1}
+    found = contents(tmp_path / "train")
+    assert {clip_id: labels for clip_id, (labels, _) in found.items()} == {c.clip_id: c.labels for c in mp3s[1:3]}
+
+
+def test_rows_that_share_a_name_are_told_apart_and_no_name_is_fatal(
+    tmp_path: Path, mp3s: list[RealClip], contents, rejected
+) -> None:
+    files = [write_panns_hdf5(tmp_path / f"{name}.h5", [*mp3s[:2]], SAMPLES) for name in "ab"]
+    for file, names in zip(files, ([b"0.wav", b"caf\xe9.wav"], [b"0.wav", b"x/1.wav"]), strict=True):
+        with h5py.File(file, "a") as hdf5:
+            dataset(hdf5, "audio_name")[:] = names
+    assert ingest(tmp_path, *files).rejected == {"name not in UTF-8": 1}
+    ids = list(contents(tmp_path / "train"))
+    assert [(clip_id[:2], clip_id[-5:]) for clip_id in ids] == [("a-", "row 0"), ("b-", "row 0"), ("x/", "x/1")]

@@ -57,6 +57,14 @@ def test_a_folder_stands_for_its_files(tmp_path: Path, mp3s: list[RealClip], con
     assert list(contents(tmp_path / "train")) == [clip.clip_id for clip in [*mp3s[2:], *mp3s[:2]]]
 
 
+def test_bits_for_more_classes_than_the_list_has_are_refused(tmp_path: Path, mp3s: list[RealClip]) -> None:
+    path = write_passt_hdf5(tmp_path / "wide.hdf", mp3s)
+    with h5py.File(path, "a") as file:
+        dataset(file, "target")[1, 65] |= 1  # the 528th class
+    with pytest.raises(ManifestError, match=r"wide\.hdf: target has bits for more than 527 classes.*--classes"):
+        ingest(tmp_path, path)
+
+
 def test_what_is_no_such_file_is_an_error_that_says_so(tmp_path: Path, mp3s: list[RealClip]) -> None:
     (tmp_path / "text.hdf").write_text("no HDF5")
     with pytest.raises(ManifestError, match=r"text\.hdf: is no readable HDF5"):
