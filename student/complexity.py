@@ -107,7 +107,7 @@ def _peak(calls: list[_Call]) -> int:
     """Input and output of each convolution, plus what a residual connection holds back meanwhile."""
     held_back: dict[nn.Module, int] = {}
     for call in calls:
-        if isinstance(call.module, InvertedResidual) and call.module.plan.is_residual:
+        if isinstance(call.module, InvertedResidual) and call.module.config.is_residual:
             convolutions = [layer for layer in call.module.modules() if isinstance(layer, nn.Conv2d)]
             held_back |= dict.fromkeys(convolutions[1:], call.taken.numel())  # the first reads the block's input itself
     return max(
@@ -124,14 +124,14 @@ def _peak_sliced(calls: list[_Call]) -> int | None:
     in_one_go = calls[0].taken.numel() + first.given.numel()  # the first convolution and the first block
     held = [in_one_go + 2 * first.taken.numel() // SLICES]
     for call, block in blocks[1:]:
-        plan = block.plan
-        if plan.expanded_channels == plan.in_channels:
+        config = block.config
+        if config.expanded_channels == config.in_channels:
             return None
         both_ends = call.taken.numel() + call.given.numel()
         if block.squeezes:
-            held.append(both_ends + call.given[2:].numel() * plan.expanded_channels)
+            held.append(both_ends + call.given[2:].numel() * config.expanded_channels)
         else:
             mels, frames = call.taken[2:]
-            positions = mels * frames + (mels // plan.effective_stride) * (frames // plan.effective_stride)
-            held.append(both_ends + positions * plan.expanded_channels // SLICES)
+            positions = mels * frames + (mels // config.effective_stride) * (frames // config.effective_stride)
+            held.append(both_ends + positions * config.expanded_channels // SLICES)
     return max(held)

@@ -13,7 +13,14 @@ from student.dynamic_layers import ContextGenerator, CoordinateAttention, Dynami
 from student.front_end import FrontEndKeywords, front_end_config
 from student.heads import HeadType, build_head
 from student.layers import batch_norm, conv_norm_act, init_weights
-from student.mobilenetv3 import STAGE_ENDS, BlockPlan, InvertedResidual, plan_blocks, scaled_channels, stage_info
+from student.mobilenetv3 import (
+    STAGE_ENDS,
+    InvertedResidual,
+    InvertedResidualConfig,
+    block_configs,
+    scaled_channels,
+    stage_info,
+)
 from student.tagger import Tagger
 
 
@@ -35,7 +42,7 @@ class DynamicInvertedResidual(nn.Module):
 
     def __init__(
         self,
-        plan: BlockPlan,
+        config: InvertedResidualConfig,
         context_size: int,
         *,
         dyrelu_k: int = 2,
@@ -45,8 +52,8 @@ class DynamicInvertedResidual(nn.Module):
         no_ca: bool = False,
     ) -> None:
         super().__init__()
-        expanded, stride, activation = plan.expanded_channels, plan.effective_stride, plan.activation
-        self.plan = plan
+        expanded, stride, activation = config.expanded_channels, config.effective_stride, config.activation
+        self.config = config
 
         def conv(
             in_channels: int, out_channels: int, kernel: int = 1, stride: int = 1, dilation: int = 1, groups: int = 1
@@ -67,19 +74,21 @@ class DynamicInvertedResidual(nn.Module):
                 kernels=dyconv_k,
             )
 
-        expands = expanded != plan.in_channels
-        self.exp_conv = conv(plan.in_channels, expanded) if expands else Static(nn.Identity())
+        expands = expanded != config.in_channels
+        self.exp_conv = conv(config.in_channels, expanded) if expands else Static(nn.Identity())
         self.exp_norm = batch_norm(expanded) if expands else nn.Identity()
         self.exp_act = Static(activation(inplace=True) if expands else nn.Identity())
-        self.depth_conv = conv(expanded, expanded, plan.kernel, stride=stride, dilation=plan.dilation, groups=expanded)
+        self.depth_conv = conv(
+            expanded, expanded, config.kernel, stride=stride, dilation=config.dilation, groups=expanded
+        )
         self.depth_norm = batch_norm(expanded)
         self.depth_act = (
             Static(activation(inplace=True)) if no_dyrelu else DynamicReLU(expanded, context_size, dyrelu_k)
         )
         self.ca = Static(nn.Identity()) if no_ca else CoordinateAttention()
-        self.proj_conv = conv(expanded, plan.out_channels)
-        self.proj_norm = batch_norm(plan.out_channels)
-        self.context_gen = ContextGenerator(context_size, plan.in_channels, expanded, stride)
+        self.proj_conv = conv(expanded, config.out_channels)
+        self.proj_norm = batch_norm(config.out_channels)
+        self.context_gen = ContextGenerator(context_size, config.in_channels, expanded, stride)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Run the block on (batch, in_channels, mels, frames)."""
@@ -87,7 +96,7 @@ class DynamicInvertedResidual(nn.Module):
         out = self.exp_act(self.exp_norm(self.exp_conv(maps, context)), context)
         out = self.depth_act(self.depth_norm(self.depth_conv(out, context)), context)
         out = self.proj_norm(self.proj_conv(self.ca(out, context), context))
-        return out + maps if self.plan.is_residual else out
+        return out + maps if self.config.is_residual else out
 
 
 class DyMN(Tagger):
@@ -150,16 +159,16 @@ class DyMN(Tagger):
         self.num_classes = num_classes
         self._temperature_line = {"start": T_max, "end": T_min, "fall": T0_slope, "late_fall": T1_slope}
 
-        plans = plan_blocks(width_mult, strides)
+        configs = block_configs(width_mult, strides)
         smallest, largest = (make_divisible(size * width_mult, 8) for size in (min_context_size, max_context_size))
-        self.in_c = conv_norm_act(1, plans[0].in_channels, 3, stride=2, activation=nn.Hardswish)
+        self.in_c = conv_norm_act(1, configs[0].in_channels, 3, stride=2, activation=nn.Hardswish)
         blocks, reduction = [], 2
         self.feature_info = []
-        for index, plan in enumerate(plans, start=1):
-            if use_dy_blocks == "all" or plan.squeeze:
-                wanted = make_divisible(plan.expanded_channels // context_ratio, 8)
+        for index, config in enumerate(configs, start=1):
+            if use_dy_blocks == "all" or config.squeeze:
+                wanted = make_divisible(config.expanded_channels // context_ratio, 8)
                 block = DynamicInvertedResidual(
-                    plan,
+                    config,
                     min(max(wanted, smallest), largest),
                     dyrelu_k=dyrelu_k,
                     dyconv_k=dyconv_k,
@@ -168,14 +177,14 @@ class DyMN(Tagger):
                     no_ca=no_ca,
                 )
             else:
-                block = InvertedResidual(plan)
+                block = InvertedResidual(config)
             blocks.append(block)
-            reduction *= plan.effective_stride
+            reduction *= config.effective_stride
             if index in STAGE_ENDS:
-                self.feature_info.append(stage_info(plan, reduction, f"layers.{index - 1}"))
+                self.feature_info.append(stage_info(config, reduction, f"layers.{index - 1}"))
         self.layers = nn.Sequential(*blocks)
-        num_features = 6 * plans[-1].out_channels
-        self.out_c = conv_norm_act(plans[-1].out_channels, num_features, activation=nn.Hardswish)
+        num_features = 6 * configs[-1].out_channels
+        self.out_c = conv_norm_act(configs[-1].out_channels, num_features, activation=nn.Hardswish)
 
         hidden = scaled_channels(1280, width_mult)
         head = build_head(head_type, num_features, hidden, num_classes, dropout, multihead_attention_heads)

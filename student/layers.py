@@ -33,7 +33,7 @@ def conv_norm_act(
     return nn.Sequential(*layers)
 
 
-def mean_of_image(maps: Tensor) -> Tensor:
+def global_average_pool(maps: Tensor) -> Tensor:
     """Average over the image: (batch, channels, mels, frames) → (batch, channels)."""
     if maps.is_contiguous(memory_format=torch.channels_last):
         # The same numbers, but the gradient keeps the layout; that of a mean over two axes would lose it, and adding

@@ -18,7 +18,7 @@ from student.tagger import Tagger
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class BlockPlan:
+class InvertedResidualConfig:
     """One inverted residual block: channels in, expanded and out, and how its depthwise convolution steps."""
 
     in_channels: int
@@ -51,9 +51,9 @@ def scaled_channels(channels: int, width_mult: float) -> int:
     return make_divisible(channels * width_mult, 8)
 
 
-def plan_blocks(
+def block_configs(
     width_mult: float, strides: Sequence[int] = (2, 2, 2, 2), *, dilated: bool = False, reduced_tail: bool = False
-) -> list[BlockPlan]:
+) -> list[InvertedResidualConfig]:
     """Lay out the 15 blocks of MobileNetV3-Large (arXiv:1905.02244, Table 1), scaled by a width.
 
     Raises:
@@ -83,9 +83,9 @@ def plan_blocks(
         (960 // shrink, tail, 5, 1, dilation, True, True),
         (960 // shrink, tail, 5, 1, dilation, True, True),
     )
-    plans, in_channels = [], scaled_channels(16, width_mult)
+    configs, in_channels = [], scaled_channels(16, width_mult)
     for expanded, out, kernel, stride, block_dilation, squeeze, hardswish in rows:
-        plan = BlockPlan(
+        config = InvertedResidualConfig(
             in_channels=in_channels,
             expanded_channels=scaled_channels(expanded, width_mult),
             out_channels=scaled_channels(out, width_mult),
@@ -95,50 +95,50 @@ def plan_blocks(
             squeeze=squeeze,
             hardswish=hardswish,
         )
-        plans.append(plan)
-        in_channels = plan.out_channels
-    return plans
+        configs.append(config)
+        in_channels = config.out_channels
+    return configs
 
 
 STAGE_ENDS = (1, 3, 6, 12, 15)
 """The blocks, counted from 1, whose outputs are the five stages that timm's `features_only` returns."""
 
 
-def stage_info(plan: BlockPlan, reduction: int, module: str) -> dict[str, int | str]:
+def stage_info(config: InvertedResidualConfig, reduction: int, module: str) -> dict[str, int | str]:
     """Describe the stage that ends with a block, in timm's words."""
-    return {"num_chs": plan.out_channels, "reduction": reduction, "module": module}
+    return {"num_chs": config.out_channels, "reduction": reduction, "module": module}
 
 
 class InvertedResidual(nn.Module):
     """Expands the channels, convolves each on its own, weighs them, and projects them back."""
 
-    def __init__(self, plan: BlockPlan, squeeze_excitation: nn.Module | None = None) -> None:
+    def __init__(self, config: InvertedResidualConfig, squeeze_excitation: nn.Module | None = None) -> None:
         super().__init__()
-        self.plan, self.squeezes = plan, squeeze_excitation is not None
-        expanded, activation = plan.expanded_channels, plan.activation
+        self.config, self.squeezes = config, squeeze_excitation is not None
+        expanded, activation = config.expanded_channels, config.activation
         layers: list[nn.Module] = []
-        if expanded != plan.in_channels:
-            layers.append(conv_norm_act(plan.in_channels, expanded, activation=activation))
+        if expanded != config.in_channels:
+            layers.append(conv_norm_act(config.in_channels, expanded, activation=activation))
         layers.append(
             conv_norm_act(
                 expanded,
                 expanded,
-                plan.kernel,
-                stride=plan.effective_stride,
-                dilation=plan.dilation,
+                config.kernel,
+                stride=config.effective_stride,
+                dilation=config.dilation,
                 groups=expanded,
                 activation=activation,
             )
         )
         if squeeze_excitation is not None:
             layers.append(squeeze_excitation)
-        layers.append(conv_norm_act(expanded, plan.out_channels))
+        layers.append(conv_norm_act(expanded, config.out_channels))
         self.block = nn.Sequential(*layers)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Run the block on (batch, in_channels, mels, frames)."""
         out = self.block(maps)
-        return out + maps if self.plan.is_residual else out
+        return out + maps if self.config.is_residual else out
 
 
 class MobileNetV3(Tagger):
@@ -187,33 +187,33 @@ class MobileNetV3(Tagger):
         check_squeeze_excitation(se_dims, se_agg, se_r)
         self.num_classes = num_classes
         self.takes_any_length = "t" not in se_dims.replace("none", "")  # gates over frames are built for so many
-        config = front_end_config(**front_end)
-        mels = input_dim_f or config.mels
-        frames = input_dim_t or config.frames(round(self.input_seconds * config.sample_rate_hz))
+        images = front_end_config(**front_end)
+        mels = input_dim_f or images.mels
+        frames = input_dim_t or images.frames(round(self.input_seconds * images.sample_rate_hz))
 
-        plans = plan_blocks(width_mult, strides, dilated=dilated, reduced_tail=reduced_tail)
+        configs = block_configs(width_mult, strides, dilated=dilated, reduced_tail=reduced_tail)
         layers: list[nn.Module] = [
-            conv_norm_act(1, plans[0].in_channels, 3, stride=2, activation=nn.Hardswish),
+            conv_norm_act(1, configs[0].in_channels, 3, stride=2, activation=nn.Hardswish),
         ]
         mels, frames, reduction = -(-mels // 2), -(-frames // 2), 2
         self.feature_info = []
-        for index, plan in enumerate(plans, start=1):
-            step = plan.effective_stride
+        for index, config in enumerate(configs, start=1):
+            step = config.effective_stride
             mels, frames, reduction = -(-mels // step), -(-frames // step), reduction * step
             squeeze = None
-            if plan.squeeze and se_dims != "none":
-                sizes = (plan.expanded_channels, mels, frames)
+            if config.squeeze and se_dims != "none":
+                sizes = (config.expanded_channels, mels, frames)
                 squeeze = ConcurrentSqueezeExcitation(sizes, se_dims, se_agg, se_r)
-            layers.append(InvertedResidual(plan, squeeze))
+            layers.append(InvertedResidual(config, squeeze))
             if index in STAGE_ENDS:
-                self.feature_info.append(stage_info(plan, reduction, f"features.{index}"))
-        num_features = 6 * plans[-1].out_channels
-        layers.append(conv_norm_act(plans[-1].out_channels, num_features, activation=nn.Hardswish))
+                self.feature_info.append(stage_info(config, reduction, f"features.{index}"))
+        num_features = 6 * configs[-1].out_channels
+        layers.append(conv_norm_act(configs[-1].out_channels, num_features, activation=nn.Hardswish))
         self.features = nn.Sequential(*layers)
 
         hidden = scaled_channels(1280 // (2 if reduced_tail else 1), width_mult)
         head = build_head(head_type, num_features, hidden, num_classes, dropout, multihead_attention_heads)
-        self._finish(head, num_features, config)
+        self._finish(head, num_features, images)
         self.apply(init_weights)
 
     def forward_features(self, features: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ import torch
 from timm.layers import make_divisible
 from torch import Tensor, nn
 
-from student.layers import mean_of_image
+from student.layers import global_average_pool
 
 SeAggregation = Literal["max", "avg", "add", "min"]
 
@@ -42,7 +42,7 @@ class SqueezeExcitation(nn.Module):
                 f"squeeze-excitation was built for {self.size} places along axis {self.axis}, not "
                 f"{maps.shape[self.axis]}: create the model with input_dim_f or input_dim_t of its input"
             )
-        means = mean_of_image(maps) if self.axis == 1 else maps.mean(dim=self.other_axes)  # (batch, size)
+        means = global_average_pool(maps) if self.axis == 1 else maps.mean(dim=self.other_axes)  # (batch, size)
         gate = self.fc2(self.fc1(means).relu()).sigmoid()
         shape = [len(maps), 1, 1, 1]
         shape[self.axis] = self.size

@@ -60,10 +60,10 @@ class EvaluateConfig:
 
 
 def run(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> EvaluationReport:
-    """Score checkpoints and a logit store on a dataset: mAP, ROC AUC, d', and each class's own figures.
+    """Score checkpoints and a logit store on a dataset: mAP, ROC AUC, d', and each class's own metrics.
 
     All are scored on the same clips, those that every one of them has logits for; the report says how many those are,
-    and gives a SHA-256 of their sorted ids, so that figures from elsewhere can be compared. Classes that none of the
+    and gives a SHA-256 of their sorted ids, so that metrics from elsewhere can be compared. Classes that none of the
     clips carries are left out of the means, and counted.
 
     Raises:

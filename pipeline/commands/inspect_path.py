@@ -157,7 +157,7 @@ def _show_run(path: str, summary: RunSummary) -> None:
         "rounds": ", ".join(f"{name} {summary.measure} {value:.4f}" for name, value in summary.rounds.items()),
         "best accuracy": _in_epoch(summary.best_accuracy, summary.best_accuracy_epoch),
         "best mAP": _in_epoch(summary.best_map, summary.best_epoch),
-        "last figures": ", ".join(f"{key} {value:.4g}" for key, value in metrics.items() if "/" in key),
+        "last metrics": ", ".join(f"{key} {value:.4g}" for key, value in metrics.items() if "/" in key),
         "settings": ", ".join(f"{key} {value}" for key, value in told.items()),
         "files": "\n".join(f"{name}, {_megabytes(size)}" for name, size in summary.files.items()),
     }

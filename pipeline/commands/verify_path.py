@@ -54,7 +54,7 @@ def run(config: Annotated[VerifyConfig, Parameter(name="*")]) -> Findings:
 
     A dataset: each shard's tar against the manifest: places, sizes, ids, checksums, classes. A store: each part's
     stamp, columns, ids and numbers, and with --data how much of a dataset it covers, and whether that has changed
-    since. A run: settings, figures, checkpoints, and whether the weights load. Exits with 1 where a fault is left.
+    since. A run: settings, metrics, checkpoints, and whether the weights load. Exits with 1 where a fault is left.
 
     Raises:
         VerificationError: there are faults that nothing was done about.

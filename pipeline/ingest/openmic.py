@@ -24,7 +24,7 @@ from pipeline.ingest.rejections import Rejection
 from pipeline.ingest.sources import ClipReader, PlannedClip, Source
 
 _ARRAYS, _TABLE = "openmic-2018.npz", "openmic-2018-aggregated-labels.csv"
-_HEARD = 0.5
+_THRESHOLD = 0.5
 """A clip has an instrument where its relevance is above this, as in PaSST and EfficientAT."""
 
 
@@ -65,18 +65,19 @@ class OpenMicSource(Source):
         Raises:
             ManifestError: a clip has no labels or no sound, or the labels are for other classes.
         """
-        answers = _read_answers(self.folder)
-        if answers.heard.shape[1] != len(vocabulary):
-            raise ManifestError(
-                f"{self.folder / _ARRAYS}: labels {answers.heard.shape[1]} classes, class-map.json {len(vocabulary)}"
-            )
+        annotations = _read_annotations(self.folder)
+        classes = annotations.positive.shape[1]
+        if classes != len(vocabulary):
+            raise ManifestError(f"{self.folder / _ARRAYS}: labels {classes} classes, class-map.json {len(vocabulary)}")
         for key in _keys(self.folder, self.partition):
             path = f"audio/{key[:3]}/{key}.ogg"
-            if key not in answers.row_of or not (self.folder / path).is_file():
-                lacking = path if key in answers.row_of else f"labels of {key} in {_ARRAYS}"
+            if key not in annotations.row_of or not (self.folder / path).is_file():
+                lacking = path if key in annotations.row_of else f"labels of {key} in {_ARRAYS}"
                 raise ManifestError(f"{self.folder}: has no {lacking}. Unpack the publisher's archive again")
-            row = answers.row_of[key]
-            labels, known = (tuple(np.flatnonzero(of[row]).tolist()) for of in (answers.heard, answers.label_mask))
+            row = annotations.row_of[key]
+            labels, known = (
+                tuple(np.flatnonzero(of[row]).tolist()) for of in (annotations.positive, annotations.label_mask)
+            )
             yield PlannedClip(key, path, file_version(self.folder / path), labels, label_mask=known)
 
     def open_reader(self) -> AbstractContextManager[ClipReader]:
@@ -85,15 +86,15 @@ class OpenMicSource(Source):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Answers:
+class _Annotations:
     row_of: dict[str, int]
-    heard: np.ndarray
+    positive: np.ndarray
     """(clips, classes), bool."""
     label_mask: np.ndarray
     """(clips, classes), bool."""
 
 
-def _read_answers(folder: Path) -> _Answers:
+def _read_annotations(folder: Path) -> _Annotations:
     path = folder / _ARRAYS
     try:
         with np.load(path, allow_pickle=False) as arrays:
@@ -108,7 +109,7 @@ def _read_answers(folder: Path) -> _Answers:
         raise ManifestError(
             f"{path}: {len(keys)} keys, Y_true {relevance.shape} and Y_mask {label_mask.shape} don't belong together"
         )
-    return _Answers({key: row for row, key in enumerate(keys)}, (relevance > _HEARD) & label_mask, label_mask)
+    return _Annotations({key: row for row, key in enumerate(keys)}, (relevance > _THRESHOLD) & label_mask, label_mask)
 
 
 def _keys_of_table(folder: Path) -> list[str]:

@@ -128,7 +128,7 @@ class MetricLog:
 
         Args:
             step: optimizer steps so far, counted over all epochs.
-            values: name → figure. A name such as `train/loss` is shown under `train` in TensorBoard.
+            values: name → value. A name such as `train/loss` is shown under `train` in TensorBoard.
             epoch: the epoch that the step belongs to, from 0.
         """
         self._file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")

@@ -162,7 +162,7 @@ def _teachers_name(store: LogitStore) -> str:
 
 
 def score(systems: Sequence[System], manifest: Manifest, *, max_failed: float) -> EvaluationReport:
-    """Score systems on the clips that all of them have logits for, so that the figures can be compared.
+    """Score systems on the clips that all of them have logits for, so that the metrics can be compared.
 
     Args:
         systems: at least one.

@@ -57,7 +57,7 @@ class FinetuneResult:
     finished: bool
     """False where somebody stopped it; `--resume` goes on."""
     measure: str
-    """The figure that the set's field reports: accuracy or mAP."""
+    """The metric that the set's field reports: accuracy or mAP."""
     rounds: dict[str, dict[str, float]]
     """Round → its metrics."""
 

@@ -47,8 +47,8 @@ class RunResult:
     """False where somebody stopped it; `--resume` goes on."""
     steps: int
     best_score: float | None
-    """The best figure on the evaluation clips of those that decide (mAP, or what the command says); None where nothing
-    was evaluated."""
+    """The best value of the metric that decides (mAP, or what the command says), on the evaluation clips; None where
+    nothing was evaluated."""
 
 
 class AudioModel(Protocol):

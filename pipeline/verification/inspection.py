@@ -1,4 +1,4 @@
-"""What a dataset, a store or a run holds, in figures: read from manifests, footers and logs, no sound is decoded."""
+"""What a dataset, a store or a run holds, in numbers: read from manifests, footers and logs, no sound is decoded."""
 
 import json
 import tomllib
@@ -28,7 +28,7 @@ MAP_NAME, ACCURACY_NAME = "eval/mAP", "eval/accuracy"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DatasetSummary:
-    """A dataset's figures."""
+    """A dataset in numbers."""
 
     clips: int
     shards: int
@@ -160,7 +160,7 @@ class RunSummary:
     settings: dict[str, Any]
     """The resolved configuration; empty where the run has none yet."""
     last_metrics: dict[str, float]
-    """Name → latest value of every figure in the log, `step` and `epoch` included."""
+    """Name → latest value of every metric in the log, `step` and `epoch` included."""
     best_map: float | None
     """Best mAP on the evaluation clips, 0 to 1; None where nothing was evaluated yet."""
     best_epoch: int | None
@@ -205,11 +205,11 @@ def summarise_run(run: str | Path) -> RunSummary:
         best_accuracy_epoch=best_accuracy_epoch,
         files=files,
         measure=summary.get("measure", ""),
-        rounds={name: figures[summary["measure"]] for name, figures in summary.get("rounds", {}).items()},
+        rounds={name: metrics[summary["measure"]] for name, metrics in summary.get("rounds", {}).items()},
     )
 
 
 def _best(lines: Iterable[Mapping[str, float]], name: str) -> tuple[float | None, int | None]:
-    """Returns the highest value that a figure had, and the first epoch that had it."""
+    """Returns the highest value that a metric had, and the first epoch that had it."""
     best = max((line for line in lines if name in line), key=lambda line: line[name], default=None)
     return (None, None) if best is None else (best[name], int(best["epoch"]))

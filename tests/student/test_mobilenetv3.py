@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from student.mobilenetv3 import MobileNetV3, plan_blocks
+from student.mobilenetv3 import MobileNetV3, block_configs
 from student.registry import create_model
 
 
@@ -79,7 +79,7 @@ def test_strides_and_dilation_set_the_size_of_the_last_maps() -> None:
 
 def test_a_reduced_tail_halves_the_last_blocks_and_the_head() -> None:
     model = MobileNetV3(5, reduced_tail=True)
-    assert [plan.out_channels for plan in plan_blocks(1.0, reduced_tail=True)[-3:]] == [80, 80, 80]
+    assert [config.out_channels for config in block_configs(1.0, reduced_tail=True)[-3:]] == [80, 80, 80]
     assert (model.num_features, model.head_hidden_size) == (480, 640)
 
 

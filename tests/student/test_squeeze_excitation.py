@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from student.layers import mean_of_image
+from student.layers import global_average_pool
 from student.squeeze_excitation import ConcurrentSqueezeExcitation, SqueezeExcitation
 
 
@@ -38,7 +38,7 @@ def test_several_gates_are_combined_as_their_setting_says(aggregation, combine) 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_the_gradient_of_the_mean_keeps_the_layout_of_the_maps(layout) -> None:
     maps = torch.randn(2, 16, 24, 32).contiguous(memory_format=layout).requires_grad_()
-    means = mean_of_image(maps)
+    means = global_average_pool(maps)
     torch.testing.assert_close(means, maps.mean(dim=(2, 3)))
     weights = torch.randn(2, 16)
     gradient = torch.autograd.grad(means, maps, weights)[0]
