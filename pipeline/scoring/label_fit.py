@@ -64,7 +64,7 @@ class LabelFit:
 
 
 def stretches(rows: np.ndarray) -> list[np.ndarray]:
-    """Cut a sample of rows, ascending, where it is large enough to be judged piece by piece."""
+    """Cut a sample of rows, ascending, where it is large enough to be measured piece by piece."""
     return np.array_split(rows, min(_STRETCHES, max(1, len(rows) // _MIN_STRETCH)))
 
 

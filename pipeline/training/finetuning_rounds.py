@@ -1,4 +1,4 @@
-"""The models that a published set's protocol asks for, one after the other: prepared, trained, judged, summarised."""
+"""The models of a published set's protocol, one after the other: prepared, trained, evaluated, summarised."""
 
 import json
 import logging
@@ -86,7 +86,7 @@ def finetune(config: PublishedSetConfig, published: PublishedSet) -> FinetuneRes
         if one.name in _read_summary(config.run):
             _log.info("%s: is done", folder)
             continue
-        _log.info("%s: learning from %s, judged on %s", folder, ", ".join(one.learn), one.watch)
+        _log.info("%s: learning from %s, evaluated on %s", folder, ", ".join(one.learn), one.watch)
         begun = bool(storage.list_tree(folder))
         manifest = join_manifests(config.parts_folder, one.learn)
         watched = join_manifests(config.parts_folder, [one.watch])

@@ -172,7 +172,7 @@ class RunSummary:
     files: dict[str, int]
     """Checkpoint or file of weights → bytes, in the order of their names."""
     measure: str
-    """What `rounds` are judged by, such as accuracy; empty where the run has no rounds."""
+    """The metric that `rounds` are compared by, such as accuracy; empty where the run has no rounds."""
     rounds: dict[str, float]
     """Round, such as fold1, of `pipeline finetune` → its measure, 0 to 1; those that are done."""
 
