@@ -5,12 +5,14 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from collections import Counter
 from email.parser import Parser
 from importlib.metadata import entry_points, version
 from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -84,16 +86,46 @@ def test_lock_names_no_index_and_no_path() -> None:
 
 
 def test_lock_holds_every_dependency_that_the_project_declares() -> None:
-    declared = [
-        *PROJECT["dependencies"],
-        *(line for extra in PROJECT["optional-dependencies"].values() for line in extra),
-        *PYPROJECT["dependency-groups"]["dev"],
-    ]
     locked = {Requirement(pin).name: Requirement(pin) for pin, _ in _pins()}
-    for requirement in map(Requirement, declared):
+    for requirement in _declared():
         pinned = locked[canonicalize_name(requirement.name)]
         (exact,) = pinned.specifier
         assert exact.version in requirement.specifier, f"{requirement} against {pinned}"
+
+
+def _declared() -> list[Requirement]:
+    groups = [
+        PROJECT["dependencies"],
+        *PROJECT["optional-dependencies"].values(),
+        PYPROJECT["dependency-groups"]["dev"],
+    ]
+    return [Requirement(line) for group in groups for line in group]
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12", "3.13", "3.14"])
+@pytest.mark.parametrize(
+    ("platform", "machine"),
+    [("linux", "x86_64"), ("linux", "aarch64"), ("darwin", "arm64"), ("darwin", "x86_64"), ("win32", "AMD64")],
+)
+def test_lock_has_one_version_of_each_dependency_for_every_python_and_platform(
+    python: str, platform: str, machine: str
+) -> None:
+    assert python in SpecifierSet(PROJECT["requires-python"])
+    environment = {
+        "python_version": python,
+        "python_full_version": f"{python}.1",
+        "sys_platform": platform,
+        "platform_machine": machine,
+        "platform_system": {"linux": "Linux", "darwin": "Darwin", "win32": "Windows"}[platform],
+        "os_name": "nt" if platform == "win32" else "posix",
+    }
+
+    def applies(requirement: Requirement) -> bool:
+        return requirement.marker is None or requirement.marker.evaluate(environment)
+
+    names = Counter(pin.name for pin in map(Requirement, (pin for pin, _ in _pins())) if applies(pin))
+    assert set(names.values()) == {1}
+    assert {canonicalize_name(one.name) for one in _declared() if applies(one)} <= names.keys()
 
 
 def test_no_tracked_file_is_too_large_for_a_quick_clone() -> None:

@@ -4,6 +4,9 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
+import pipeline.runtime.ray_session  # noqa: F401  first: it sets what Ray reads while it is imported
+
+# isort: split
 import ray
 from ray.exceptions import RayError
 

@@ -22,12 +22,19 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
 
-import ray
+from pipeline.errors import PipelineError, UsageError
+
+try:
+    import ray
+except ModuleNotFoundError as error:
+    raise UsageError(
+        "Ray, which labels and packs in many processes, is not installed here; there is none for Intel Macs. The rest "
+        "works without it: make the logits on another machine, and leave out --address and --ranks"
+    ) from error
 from ray._private.node import Node
 from ray._raylet import InnerGcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import AuthenticationError, RayError
 
-from pipeline.errors import PipelineError, UsageError
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.ray_address import address_source, cluster_address
 from pipeline.runtime.scratch import socket_folder

@@ -1,3 +1,4 @@
+import importlib
 import os
 import subprocess
 import sys
@@ -105,3 +106,12 @@ def test_what_is_no_head_of_a_cluster_is_told_within_seconds(stranger: str) -> N
 
     with pytest.raises(UsageError, match=f"--address {stranger}: what answers there is no head"), running_ray(stranger):
         pass
+
+
+@pytest.mark.parametrize("module", ["ingest.packing_pool", "labelling.actor_pool", "training.ray_ranks"])
+def test_a_machine_without_ray_says_so_in_one_line(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    for name in (f"pipeline.{module}", "pipeline.runtime.ray_session"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    with pytest.raises(UsageError, match=r"^Ray, .* is not installed here"):
+        importlib.import_module(f"pipeline.{module}")
