@@ -1,6 +1,7 @@
 """A student's loss: against labels, and against the soft targets of its teachers."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,10 @@ class DistillConfig:
     1 is pure distillation; even then a clip without teacher logits learns from its labels.
     """
 
+    without_logits: Literal["full", "share"] = "full"
+    """What the labels of a clip without teacher logits weigh. full: all of its loss, so that it counts as much as any
+    other clip. share: 1 - teacher_weight of it, as EfficientAT does, where such a clip counts a tenth."""
+
     temperature: float = 1.0
     """Divides the teacher's logits before the sigmoid, above 0; more than 1 softens the targets."""
 
@@ -26,13 +31,19 @@ class DistillConfig:
         """Refuse values out of range."""
         if not 0 <= self.teacher_weight <= 1:
             raise ValueError(f"distill.teacher_weight is {self.teacher_weight}; choose a value from 0 to 1")
+        if self.without_logits not in ("full", "share"):
+            raise ValueError(f"distill.without_logits is {self.without_logits}; choose full or share")
         if not self.temperature > 0:
             raise ValueError(f"distill.temperature is {self.temperature}; choose a value above 0")
 
 
 def teacher_probabilities(teacher_logits: Tensor, config: DistillConfig) -> Tensor:
-    """Turn stored logits (batch, classes) into the probabilities that the student is to imitate, float32."""
-    return (teacher_logits.float() / config.temperature).sigmoid()
+    """Turn stored logits (batch, classes) into the probabilities that the student is to imitate, at least float32."""
+    return (_float32_or_more(teacher_logits) / config.temperature).sigmoid()
+
+
+def _float32_or_more(values: Tensor) -> Tensor:
+    return values if values.dtype == torch.float64 else values.float()
 
 
 def clip_bce(logits: Tensor, targets: Tensor) -> Tensor:
@@ -43,14 +54,15 @@ def clip_bce(logits: Tensor, targets: Tensor) -> Tensor:
         targets: (batch, classes), 0 to 1.
 
     Returns:
-        (batch,), float32, in nats.
+        (batch,), in nats, at least float32.
 
     Raises:
         ValueError: the shapes disagree.
     """
     if logits.dim() != 2 or logits.shape != targets.shape:
         raise ValueError(f"logits {tuple(logits.shape)} and targets {tuple(targets.shape)} aren't one (batch, classes)")
-    return F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none").mean(dim=1)
+    logits = _float32_or_more(logits)
+    return F.binary_cross_entropy_with_logits(logits, targets.to(logits), reduction="none").mean(dim=1)
 
 
 def masked_bce(logits: Tensor, positives: Tensor, label_mask: Tensor) -> Tensor:
@@ -66,9 +78,9 @@ def masked_bce(logits: Tensor, positives: Tensor, label_mask: Tensor) -> Tensor:
         label_mask: (batch, classes), 0 to 1: of how much of the clip the label is known.
 
     Returns:
-        (batch,), float32, in nats.
+        (batch,), in nats, at least float32.
     """
-    logits = logits.float()
+    logits = _float32_or_more(logits)
     # Cross entropy is softplus(logit) - target x logit, and linear in the clip's shares.
     return (label_mask * F.softplus(logits) - positives * logits).mean(dim=1)
 
@@ -86,7 +98,7 @@ def blend_targets(labels: Tensor, teacher_probs: Tensor, has_teacher: Tensor, co
         config: how the two share.
 
     Returns:
-        (batch, classes), float32, 0 to 1.
+        (batch, classes), 0 to 1, at least float32.
 
     Raises:
         ValueError: the shapes disagree.
@@ -96,8 +108,9 @@ def blend_targets(labels: Tensor, teacher_probs: Tensor, has_teacher: Tensor, co
             f"labels {tuple(labels.shape)}, teacher_probs {tuple(teacher_probs.shape)} and has_teacher "
             f"{tuple(has_teacher.shape)} aren't (batch, classes) twice and (batch,)"
         )
-    labels = labels.float()
-    second_opinion = torch.where(has_teacher.bool()[:, None], teacher_probs.float(), labels)  # (batch, classes)
+    teacher_probs = _float32_or_more(teacher_probs)
+    labels = labels.to(teacher_probs)
+    second_opinion = torch.where(has_teacher.bool()[:, None], teacher_probs, labels)  # (batch, classes)
     return torch.lerp(labels, second_opinion, config.teacher_weight)
 
 
@@ -116,8 +129,8 @@ def distillation_loss(
         student_logits: (batch, classes), for the mixed clips if there is a `mix`.
         labels: (batch, classes), 0 to 1, of the clips as they were before mixing.
         teacher_probs: (batch, classes), 0 to 1, before mixing; any value where there is no teacher.
-        has_teacher: (batch,), bool. A clip without one learns from its labels alone, at full weight; so does its side
-            of a mixed clip.
+        has_teacher: (batch,), bool. A clip without one learns from its labels alone, at the weight that `config` says;
+            so does its side of a mixed clip.
         config: how labels and teacher share.
         mix: how the clips were mixed, if they were.
 
@@ -131,6 +144,11 @@ def distillation_loss(
     student's logits divided by the temperature nor the loss multiplied by its square, as in arXiv:2211.04772.
     """
     targets = blend_targets(labels, teacher_probs, has_teacher, config)
+    if config.without_logits == "full":
+        return clip_bce(student_logits, targets if mix is None else mix.of(targets)).mean()
+    weight = torch.ones_like(targets[:, :1])  # (batch, 1)
+    weight = weight.masked_fill(~has_teacher.bool()[:, None], 1 - config.teacher_weight)
+    weighted = weight * targets
     if mix is not None:
-        targets = mix.of(targets)
-    return clip_bce(student_logits, targets).mean()
+        weighted, weight = mix.of(weighted), mix.of(weight)
+    return masked_bce(student_logits, weighted, weight).mean()
