@@ -39,7 +39,8 @@ def _pins() -> list[tuple[str, str]]:
 def test_wheel_holds_the_packages_the_class_list_and_the_recipes(wheel: zipfile.ZipFile) -> None:
     recipes = {f"manifests/recipes/{path.name}" for path in (ROOT / "manifests/recipes").glob("*.toml")}
     expected = {"pipeline/cli.py", "teacher/__init__.py", "student/__init__.py", "manifests/audioset_classes.csv"}
-    assert expected | recipes <= set(wheel.namelist())
+    tables = {f"manifests/models/{stage}s.jsonl" for stage in ("student", "teacher")}
+    assert expected | recipes | tables <= set(wheel.namelist())
 
 
 def test_wheel_leaves_out_the_sample_the_tests_and_the_caches(wheel: zipfile.ZipFile) -> None:

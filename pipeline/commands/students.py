@@ -4,14 +4,13 @@ import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import torch
 from cyclopts import Parameter
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-import student
-from pipeline.models.weights_cache import cached_path
+from pipeline.models.model_tables import model_facts
+from pipeline.models.weights_cache import cached_weights
 from pipeline.runtime.progress import console, print_table
 
 
@@ -34,36 +33,17 @@ def run(config: Annotated[StudentsConfig, Parameter(name="*")] = _DEFAULTS) -> l
     All figures are for one clip of 10 s. Peak memory is that of activations in half precision, two bytes each, layer
     by layer. mAP is what the authors publish for AudioSet's evaluation clips; *_im are ImageNet weights to start from.
     """
-    cards = [student.model_card(name) for name in student.model_names()]
-    costs: dict[str, student.Complexity] = {}
-    rows = [_describe(card, costs) for card in cards if card.weights_url is not None or config.all]
+    rows = [
+        facts | {"cached": cached_weights(facts["weights_url"])}
+        for facts in model_facts("student")
+        if facts["weights_url"] is not None or config.all
+    ]
     if config.json:
         for row in rows:
             console().print(json.dumps(row), highlight=False, markup=False, soft_wrap=True)
     else:
         print_table(_table(rows))
     return rows
-
-
-def _describe(card: student.ModelCard, costs: dict[str, student.Complexity]) -> dict[str, Any]:
-    # Many names share a network; its kernels' temperature changes nothing about its cost.
-    shape = str((card.network.__name__, {key: value for key, value in card.settings.items() if key != "T_max"}))
-    if shape not in costs:
-        with torch.device("meta"):  # shapes without memory or arithmetic
-            costs[shape] = student.count_complexity(student.create_model(card.name))
-    cost = costs[shape]
-    cached = None if card.weights_url is None else cached_path(card.weights_url)
-    return {
-        "name": card.name,
-        "parameters": cost.parameters,
-        "macs_per_clip": cost.macs,
-        "peak_activation_bytes_fp16": None if cost.peak_activations is None else 2 * cost.peak_activations,
-        "published_map": card.published_map,
-        "licence": card.licence,
-        "paper": card.paper,
-        "weights_url": card.weights_url,
-        "cached": None if cached is None else str(cached),
-    }
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -10,9 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.table import Table
 from rich.text import Text
 
-import teacher
-from pipeline.labelling.foreign_teachers import installed_teachers
-from pipeline.models.weights_cache import cached_path
+from pipeline.labelling.installed_teachers import installed_teachers
+from pipeline.models.model_tables import model_facts
+from pipeline.models.weights_cache import cached_weights
 from pipeline.runtime.progress import console, print_table
 
 
@@ -34,7 +33,7 @@ def run(config: Annotated[TeachersConfig, Parameter(name="*")] = _DEFAULTS) -> l
     what the authors publish for AudioSet's evaluation clips. Teachers that other packages offer come last; `pipeline
     teacher-logits` also takes my_package:build and hf:ORG/NAME.
     """
-    rows = [_describe(teacher.model_card(name)) for name in teacher.model_names()]
+    rows = [facts | {"cached": cached_weights(facts["weights_url"])} for facts in model_facts("teacher")]
     offered = installed_teachers()
     if config.json:
         for row in [*rows, *({"name": name, "builder": builder} for name, builder in offered.items())]:
@@ -44,24 +43,6 @@ def run(config: Annotated[TeachersConfig, Parameter(name="*")] = _DEFAULTS) -> l
         for name, builder in offered.items():
             console().print(f"{name}: offered by {builder}", highlight=False, markup=False, soft_wrap=True)
     return rows
-
-
-def _describe(card: teacher.ModelCard) -> dict[str, Any]:
-    cost = teacher.count_complexity(card)
-    cached = None if card.weights_url is None else cached_path(card.weights_url)
-    return {
-        "name": card.name,
-        "aliases": teacher.aliases_of(card.name),
-        "sample_rate_hz": card.front_end.sample_rate_hz,
-        "input_seconds": card.input_seconds,
-        "parameters": cost.parameters,
-        "flops_per_clip": cost.flops,
-        "published_map": card.published_map,
-        "licence": card.licence,
-        "paper": card.paper,
-        "weights_url": card.weights_url,
-        "cached": None if cached is None else str(Path(cached)),
-    }
 
 
 def _table(rows: list[dict[str, Any]]) -> Table:

@@ -9,7 +9,6 @@ import importlib
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from importlib.metadata import entry_points
 from typing import Protocol, cast, runtime_checkable
 
 import torch
@@ -17,9 +16,7 @@ from torch import Tensor, nn
 
 from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import CheckpointError, UsageError
-
-TEACHER_GROUP = "audioset_distill.teachers"
-"""Entry-point group: name → function that builds a `Teacher`."""
+from pipeline.labelling.installed_teachers import installed_teachers
 
 _ORDINARY_SECONDS = 10.0
 
@@ -49,11 +46,6 @@ class Teacher(Protocol):
 
 Builder = Callable[..., nn.Module]
 """Called with the checkpoint's location if the command line names one, else with nothing."""
-
-
-def installed_teachers() -> dict[str, str]:
-    """List what installed packages offer: name → where its builder is."""
-    return {entry_point.name: entry_point.value for entry_point in entry_points(group=TEACHER_GROUP)}
 
 
 def find_builder(name: str) -> Builder | None:

@@ -77,15 +77,29 @@ def cached_path(url: str) -> Path | None:
     return path if path.is_file() else None
 
 
+def cached_weights(url: str | None) -> str | None:
+    """Returns where released weights lie on this machine; None where they don't, or where none were released."""
+    path = None if url is None else cached_path(url)
+    return None if path is None else str(path)
+
+
 def _place(url: str) -> Path:
     """Where a file will lie once it is fetched; for the Hub's files the folder that its cache is in."""
     if _HUB_FILE.fullmatch(url):
         from huggingface_hub.constants import HF_HUB_CACHE
 
         return Path(HF_HUB_CACHE)
-    from torch.hub import get_dir  # torch takes a second to import
+    return _torch_hub_folder() / "checkpoints" / unquote(PurePosixPath(urlsplit(url).path).name)
 
-    return Path(get_dir()) / "checkpoints" / unquote(PurePosixPath(urlsplit(url).path).name)
+
+def _torch_hub_folder() -> Path:
+    """Returns `torch.hub.get_dir()`, without importing torch, which takes seconds, where nobody has."""
+    if "torch" in sys.modules:
+        from torch.hub import get_dir  # a program may have set another
+
+        return Path(get_dir())
+    caches = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache"))
+    return Path(os.environ.get("TORCH_HOME", caches / "torch")).expanduser() / "hub"
 
 
 def _fetch_from_web(url: str) -> Path:

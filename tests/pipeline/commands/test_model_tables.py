@@ -1,6 +1,8 @@
 """`pipeline teachers` and `pipeline students` list every name with its figures, for people and for scripts."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,8 @@ import torch
 import student
 import teacher
 from pipeline import cli
+from pipeline.models.model_counting import count_models
+from pipeline.models.model_tables import Stage, model_facts
 
 
 @pytest.fixture(autouse=True)
@@ -51,3 +55,19 @@ def test_students_are_listed_with_what_they_cost(capsys: pytest.CaptureFixture[s
     table = capsys.readouterr().out
     assert all(name in table for name in rows)
     assert "541 M MACs" in table
+
+
+@pytest.mark.parametrize("stage", ["student", "teacher"])
+def test_the_facts_in_the_tables_are_those_of_the_models_themselves(stage: Stage) -> None:
+    advice = "run `python -m pipeline.models.model_counting` after a change of a registry"
+    assert model_facts(stage) == count_models(stage), advice
+
+
+@pytest.mark.parametrize("command", ["students", "teachers"])
+def test_a_list_needs_no_library_that_takes_seconds_to_import(command: str) -> None:
+    script = (
+        f"import sys; from pipeline.cli import run; assert run([{command!r}]) == 0; "
+        "assert not {'torch', 'timm', 'ray', 'pyarrow'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

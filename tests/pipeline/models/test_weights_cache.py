@@ -14,6 +14,7 @@ from huggingface_hub import constants
 from safetensors.numpy import save
 
 from pipeline.errors import CheckpointError
+from pipeline.models import weights_cache
 from pipeline.models.weights_cache import cached_path, fetch
 
 HUB_URL = "https://huggingface.co/ORG/net-small/resolve/main/model.safetensors"
@@ -154,3 +155,19 @@ def test_the_hubs_own_variables_are_respected(file_server: FileServer, hub: File
         [sys.executable, "-c", script], env={**environment, "HF_HUB_OFFLINE": "1"}, capture_output=True, check=True
     )
     assert again.stdout.decode() == done.stdout
+
+
+@pytest.mark.parametrize(
+    "variables", [{}, {"TORCH_HOME": "/somewhere/torch"}, {"XDG_CACHE_HOME": "/caches"}, {"TORCH_HOME": "~/t"}]
+)
+def test_torch_s_own_folder_is_found_without_importing_torch(
+    variables: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("TORCH_HOME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch.hub, "_hub_dir", None)
+    expected = Path(torch.hub.get_dir())
+    monkeypatch.delitem(sys.modules, "torch")
+    assert weights_cache._torch_hub_folder() == expected
