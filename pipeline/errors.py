@@ -33,6 +33,10 @@ class StorageUnavailableError(StorageError):
     """A server can't be reached or keeps failing; the same command may succeed later."""
 
 
+class LostProcessError(PipelineError):
+    """A process that works for this one, or together with it, died or answers no more; what was finished is kept."""
+
+
 class ManifestError(PipelineError):
     """A dataset's manifest, class list or segments file is missing, malformed or contradicts itself."""
 
