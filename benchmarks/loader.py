@@ -147,7 +147,8 @@ def show_parts(dataset: JoinedDataset, rows: np.ndarray, options: argparse.Names
         kinds[f"{info.format} {info.subtype}", info.samplerate, info.channels].append((bare, ours))
     batches = np.array_split(rows, max(1, len(rows) // options.batch))
     of_batches = [
-        cpu_ms(lambda part=part: (manifest.label_matrix(part), dataset._teacher_logits(part))) for part in batches
+        cpu_ms(lambda part=part: (manifest.label_matrix(part), dataset.reader._teacher_logits(part)))
+        for part in batches
     ]
     total["join: labels and logits"] = median(of_batches) * len(sample) / len(batches[0])
     print(f"\n| part, {len(sample)} clips in one process | CPU ms a clip | share of bare decoding |\n|---|---:|---:|")

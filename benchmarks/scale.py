@@ -24,7 +24,8 @@ import psutil
 from benchmarks.synthetic import write_dataset, write_random_bytes, write_store
 from pipeline.batches.join import JoinedDataset
 from pipeline.batches.sampling import EpochSampler, Sampling, StreamConfig, build_sampler, reading_order
-from pipeline.batches.streaming import load_steps, stream_shard
+from pipeline.batches.shard_streams import stream_shard
+from pipeline.batches.streaming import load_steps
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.shards import read_clip_bytes
 from pipeline.logits.store import open_store
@@ -230,7 +231,7 @@ def streaming_speed(manifest: Manifest) -> float:
     for shard in manifest.shards[:4]:
         rows = manifest.rows_of_shard(shard)
         passed += int(manifest.sizes[rows].sum())
-        for _ in stream_shard(manifest, shard, rows[::4].tolist()):
+        for _ in stream_shard(manifest.clips, shard, rows[::4].tolist()):
             pass
     return passed / 1e6 / (time.perf_counter() - start)
 

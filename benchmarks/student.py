@@ -196,7 +196,7 @@ def waiting_share(options: argparse.Namespace, way: Way) -> tuple[float, float]:
     dataset = JoinedDataset(manifest, sample_rate_hz=RATE_HZ, seconds=SAMPLES / RATE_HZ)
     sampler = EpochSampler(weights=np.ones(len(manifest)), batch_size=options.batch, seed=0)
     rows = sampler.batches(0, 4 + options.data_steps)
-    loader = iter(batch_loader(dataset, rows, workers=options.workers, pin_memory=device.type == "cuda"))
+    loader = iter(batch_loader(dataset, rows, workers=options.workers, device=device))
     waited, began = 0.0, time.perf_counter()
     for step in range(4 + options.data_steps):
         if step == 4:  # the first ones start the workers and warm the kernels up

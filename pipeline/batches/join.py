@@ -1,69 +1,46 @@
-"""Clips and their teacher logits → batches: reads each clip's bytes out of its shard, decodes them, adds what is known.
+"""Clips and their teacher logits → batches of tensors, loaded ahead of time by decoding processes.
 
 The logits were brought into the manifest's order once, when the store was opened, so the join of a clip is one row of a
-memory-mapped array. What a batch holds depends on its rows alone, never on the number of workers.
+memory-mapped array.
 """
 
-import signal
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset
 
+from pipeline.batches.reading import UNREACHABLE, BatchReader, FailedClip, ReadBatch, ViewedRows, Wanted
 from pipeline.batches.sampling import seed_for
 from pipeline.batches.waveform_cache import WaveformCache
-from pipeline.dataset.audio import load_waveform
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.shards import read_ahead, read_clip_bytes
-from pipeline.dataset.views import View, ViewsStamp, apply_view, draw_view, extra_seconds, pick_views
-from pipeline.errors import DecodeError, PipelineError, StorageUnavailableError, TooManyFailuresError
+from pipeline.dataset.views import ViewsStamp, pick_views
+from pipeline.decoding.pool import DecodingPool
+from pipeline.decoding.shared_memory import Arena
+from pipeline.decoding.worker import Reader
+from pipeline.errors import StorageUnavailableError, TooManyFailuresError
 from pipeline.logits.alignment import AlignedLogits
 from pipeline.runtime.cores import usable_cores
 from pipeline.storage.cache import ShardMirror
-from pipeline.storage.files import RangeReader, is_remote
 
 _VIEW_DRAW = 2
 """Tells the draw of the views from a step's other draws, 0 and 1 (`pipeline.training.loop`)."""
 
 
-@dataclass(frozen=True, slots=True)
-class FailedClip:
-    """A clip that could not be read or decoded."""
-
-    row: int
-    reason: str
-    """A short fixed phrase that can be counted."""
-    detail: str
-
-
-_UNREACHABLE = "storage unavailable"
-
-
 def check_reachable(failures: Iterable[FailedClip]) -> None:
-    """Tell an unreachable server from clips that are no good; loader workers can only hand on what they found.
+    """Tell an unreachable server from clips that are no good; decoding processes can only hand on what they found.
 
     Raises:
         StorageUnavailableError: a clip failed because of the server.
     """
     for failure in failures:
-        if failure.reason == _UNREACHABLE:
+        if failure.reason == UNREACHABLE:
             raise StorageUnavailableError(failure.detail)
-
-
-@dataclass(frozen=True, slots=True)
-class ViewedRows:
-    """Rows of a batch to read, each in one of the clip's views."""
-
-    rows: np.ndarray
-    """(batch,), int64: rows in the manifest."""
-    views: np.ndarray
-    """(batch,), int64: which view of each clip."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,6 +69,23 @@ class TrainingBatch:
     """Why, for each clip that is not valid."""
     edge_shifts_hz: Tensor | None = None
     """(batch, 2): how far each clip's view moves the edges of the mel bands; None where clips are shown as they are."""
+
+    @classmethod
+    def of(cls, read: ReadBatch) -> "TrainingBatch":
+        """Take over the arrays of a batch that was read, without a copy."""
+        return cls(
+            rows=torch.from_numpy(read.rows),
+            waveforms=torch.from_numpy(read.waveforms),
+            labels=torch.from_numpy(read.labels),
+            teacher_logits=torch.from_numpy(read.teacher_logits),
+            has_teacher=torch.from_numpy(read.has_teacher),
+            valid=torch.from_numpy(read.valid),
+            label_mask=None if read.label_mask is None else torch.from_numpy(read.label_mask),
+            positions=torch.arange(len(read.rows)),
+            global_batch_size=len(read.rows),
+            failures=read.failures,
+            edge_shifts_hz=None if read.edge_shifts_hz is None else torch.from_numpy(read.edge_shifts_hz),
+        )
 
     def __len__(self) -> int:
         """Count the clips, valid or not."""
@@ -147,119 +141,40 @@ class JoinedDataset(Dataset[TrainingBatch]):
         mirror: ShardMirror | None = None,
         views: ViewsStamp | None = None,
     ) -> None:
-        manifest.prepare_reads()
         self.manifest = manifest
         self.sample_rate_hz = sample_rate_hz
         self.seconds = seconds
-        self._logits = logits
-        self._cache = cache
-        self._views = views
-        self._kept_seconds = kept_seconds(seconds, views)
-        self._reader = RangeReader(manifest.location, mirror)
+        self.reader = BatchReader(
+            manifest.clips,
+            sample_rate_hz=sample_rate_hz,
+            seconds=seconds,
+            logits=logits,
+            cache=cache,
+            mirror=mirror,
+            views=views,
+        )
+        """Does the work, here or in decoding processes."""
 
     @property
     def samples(self) -> int:
         """Length of a waveform."""
-        return round(self.seconds * self.sample_rate_hz)
+        return self.reader.samples
 
-    def requests(
-        self, batches: Iterable[np.ndarray], *, seed: int, first_step: int
-    ) -> Iterator[np.ndarray | ViewedRows]:
+    def requests(self, batches: Iterable[np.ndarray], *, seed: int, first_step: int) -> Iterator[Wanted]:
         """Yield the request for the rows, (batch,) int64, of each step from `first_step` on; see `request`."""
         for step, rows in enumerate(batches, start=first_step):
             yield self.request(rows, seed=seed, step=step)
 
-    def request(self, rows: np.ndarray, *, seed: int, step: int) -> np.ndarray | ViewedRows:
+    def request(self, rows: np.ndarray, *, seed: int, step: int) -> Wanted:
         """Choose a view of each clip, where it has several: the run's seed, the step and the row decide."""
-        if self._views is None:
+        views = self.reader.views
+        if views is None:
             return rows
-        return ViewedRows(rows, pick_views(rows, self._views.count, seed=seed_for(seed, step, _VIEW_DRAW)))
+        return ViewedRows(rows, pick_views(rows, views.count, seed=seed_for(seed, step, _VIEW_DRAW)))
 
-    def __getitem__(self, wanted: np.ndarray | ViewedRows) -> TrainingBatch:
+    def __getitem__(self, wanted: Wanted) -> TrainingBatch:
         """Read the clips at some rows, (batch,) int64, each as it is or in the view that is asked for."""
-        if is_remote(self.manifest.location):
-            rows = wanted.rows if isinstance(wanted, ViewedRows) else wanted
-            read_ahead(self._reader, self.manifest, self._not_kept(rows))
-        return self.batch(wanted, lambda row: read_clip_bytes(self._reader, self.manifest, row))
-
-    def batch(self, wanted: np.ndarray | ViewedRows, read: Callable[[int], bytes]) -> TrainingBatch:
-        """Join the clips at some rows, (batch,) int64.
-
-        Args:
-            wanted: rows in the manifest, and which view of each clip where that matters.
-            read: gives the encoded audio of one of them, or raises a `PipelineError`. It is asked in the order in which
-                the clips lie in their shards, whatever the order of the rows.
-        """
-        rows = wanted.rows if isinstance(wanted, ViewedRows) else wanted
-        views = self._draw_views(wanted)
-        waveforms = _empty_for_the_main_process(len(rows), self.samples)
-        samples = waveforms.numpy()
-        failures: list[FailedClip] = []
-        for index in np.lexsort((self.manifest.offsets[rows], self.manifest.shard_of_clip[rows])).tolist():
-            row = int(rows[index])
-            try:
-                samples[index] = self._viewed(self._waveform(row, read), views[index] if views else None)
-            except DecodeError as error:
-                failures.append(FailedClip(row, error.reason, error.detail))
-            except StorageUnavailableError as error:
-                failures.append(FailedClip(row, _UNREACHABLE, str(error)))
-            except PipelineError as error:
-                failures.append(FailedClip(row, "shard unreadable", str(error)))
-        valid = ~np.isin(rows, [failure.row for failure in failures])
-        samples[~valid] = 0
-        teacher_logits, has_teacher = self._teacher_logits(wanted)
-        label_mask = self.manifest.label_mask(rows)
-        return TrainingBatch(
-            rows=torch.from_numpy(rows),
-            waveforms=waveforms,
-            labels=torch.from_numpy(self.manifest.label_matrix(rows)),
-            teacher_logits=torch.from_numpy(teacher_logits),
-            has_teacher=torch.from_numpy(has_teacher),
-            valid=torch.from_numpy(valid),
-            label_mask=None if label_mask is None else torch.from_numpy(label_mask),
-            positions=torch.arange(len(rows)),
-            global_batch_size=len(rows),
-            failures=tuple(failures),
-            edge_shifts_hz=torch.tensor([(view.low_rise_hz, view.high_rise_hz) for view in views]) if views else None,
-        )
-
-    def _draw_views(self, wanted: np.ndarray | ViewedRows) -> list[View]:
-        if self._views is None or not isinstance(wanted, ViewedRows):
-            return []
-        ids = self.manifest.clip_ids.take(pa.array(wanted.rows)).to_pylist()
-        config = self._views.config
-        return [draw_view(config, clip_id, number) for clip_id, number in zip(ids, wanted.views.tolist(), strict=True)]
-
-    def _viewed(self, waveform: np.ndarray, view: View | None) -> np.ndarray:
-        if view is None:
-            return waveform[: self.samples]
-        return apply_view(waveform, view, sample_rate_hz=self.sample_rate_hz, samples=self.samples)
-
-    def _not_kept(self, rows: np.ndarray) -> np.ndarray:
-        cache = self._cache
-        return rows if cache is None else rows[[not cache.holds(row) for row in rows.tolist()]]
-
-    def _waveform(self, row: int, read: Callable[[int], bytes]) -> np.ndarray:
-        if self._cache is not None and (kept := self._cache.read(row)) is not None:
-            return kept
-        waveform = load_waveform(read(row), sample_rate_hz=self.sample_rate_hz, seconds=self._kept_seconds)
-        if self._cache is not None:
-            self._cache.write(row, waveform)
-        return waveform
-
-    def _teacher_logits(self, wanted: np.ndarray | ViewedRows) -> tuple[np.ndarray, np.ndarray]:
-        """Returns (batch, classes) float32 and (batch,) bool."""
-        rows, views = (wanted.rows, wanted.views) if isinstance(wanted, ViewedRows) else (wanted, None)
-        if self._logits is None:
-            return np.zeros((len(rows), len(self.manifest.vocabulary)), np.float32), np.zeros(len(rows), bool)
-        if views is None and self._views is not None:
-            views = np.zeros(len(rows), np.int64)  # the clips as they are
-        return self._logits.take(rows, views).astype(np.float32), self._logits.has_logits[rows]
-
-
-def kept_seconds(seconds: float, views: ViewsStamp | None) -> float:
-    """Returns how much of a clip has to be decoded for a model that listens to `seconds` of it, in any view."""
-    return seconds if views is None else seconds + extra_seconds(views.config)
+        return TrainingBatch.of(self.reader.load(wanted, Arena(), lambda row: None))
 
 
 def loader_processes(workers: int) -> int:
@@ -267,44 +182,52 @@ def loader_processes(workers: int) -> int:
     return min(workers, usable_cores())
 
 
-def _empty_for_the_main_process(batch: int, samples: int) -> Tensor:
-    """Returns (batch, samples) float32, any values, in memory that the main process sees too where a worker asks."""
-    if get_worker_info() is None:
-        return torch.empty(batch, samples)
-    # As torch's own collating does it. The waveforms are written once, where they will be read: for each page that the
-    # kernel has to find, zero and map, a clip pays more than for a copy.
-    storage = torch.UntypedStorage._new_shared(4 * batch * samples)
-    return torch.empty(0).set_(storage, 0, (batch, samples))  # pyright: ignore[reportCallIssue]
-
-
 def batch_loader(
-    dataset: Dataset[TrainingBatch], batches: Iterable[Any], *, workers: int, pin_memory: bool = False
-) -> DataLoader[TrainingBatch]:
-    """Load `dataset[batch]` for each of `batches`, in order, ahead of time on up to `workers` processes.
+    dataset: JoinedDataset,
+    batches: Iterable[Wanted],
+    *,
+    workers: int | DecodingPool,
+    device: torch.device | None = None,
+) -> Iterator[TrainingBatch]:
+    """Load `dataset[batch]` for each of `batches`, in order, ahead of time.
 
-    With 0 workers each is loaded when it is asked for. The processes, at most one a core, live as long as the
-    iteration, which may go on over any number of epochs.
+    Args:
+        dataset: the clips.
+        batches: which; none is larger than the first one.
+        workers: processes that load, or how many to start, at most one a core, for as long as the iteration lasts. With
+            0 each batch is loaded when it is asked for.
+        device: where the batches go; for a GPU they are put into page-locked memory.
+
+    Raises:
+        LostProcessError: a process died or does not answer.
     """
-    return DataLoader(
-        dataset,
-        sampler=batches,  # pyright: ignore[reportArgumentType]
-        batch_size=None,  # an index is a whole batch already
-        collate_fn=_as_it_is,  # pyright: ignore[reportArgumentType]
-        num_workers=loader_processes(workers),
-        worker_init_fn=_leave_signals_to_the_main_process,
-        pin_memory=pin_memory,
-    )
+    with decoding_pool(workers) as pool:
+        yield from load_batches(dataset.reader, batches, pool=pool, device=device)
 
 
-def _as_it_is(batch: TrainingBatch) -> TrainingBatch:
-    return batch
+def decoding_pool(workers: int | DecodingPool) -> AbstractContextManager[DecodingPool]:
+    """Returns somebody's pool, to be used in a `with` block and left open, or one that is for the block alone."""
+    return nullcontext(workers) if isinstance(workers, DecodingPool) else DecodingPool(loader_processes(workers))
 
 
-def _leave_signals_to_the_main_process(worker: int) -> None:
-    # Ctrl-C and a service manager's SIGTERM reach the workers too. If they died of it, the main process could no
-    # longer finish its step and save.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def load_batches(
+    reader: Reader,
+    requests: Iterable[Any],
+    *,
+    pool: DecodingPool,
+    processes: int | None = None,
+    device: torch.device | None = None,
+) -> Iterator[TrainingBatch]:
+    """Load batches that a reader reads; see `batch_loader` and `DecodingPool.load`."""
+    if device is None or device.type != "cuda":
+        yield from map(TrainingBatch.of, pool.load(reader, requests, processes=processes))
+        return
+
+    def pinned(read: ReadBatch) -> TrainingBatch:
+        with torch.cuda.device(device):  # or a thread would claim memory of the first GPU
+            return TrainingBatch.of(read).pin_memory()
+
+    yield from pool.load(reader, requests, processes=processes, receive=pinned)
 
 
 class FailureTally:
@@ -339,7 +262,7 @@ class FailureTally:
 
     def clip_id(self, row: int) -> str:
         """Returns the id of the clip at `row`."""
-        return self._manifest.clip_ids[row].as_py()
+        return self._manifest.clip_id(row)
 
     def summary(self) -> str:
         """Returns how many clips failed, and why: `3 of 640 clips can't be used (0.5 %): 2 undecodable, …`."""

@@ -10,13 +10,16 @@ import logging
 import os
 import shutil
 import zlib
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipeline.dataset.manifest import Manifest
 from pipeline.errors import UsageError
 from pipeline.storage.cache import CacheFolder, bytes_on_disk
 from pipeline.storage.descriptors import open_descriptor, read_at, write_at
+
+if TYPE_CHECKING:
+    from pipeline.dataset.manifest import Manifest
 
 _HEADER_BYTES = 8
 _log = logging.getLogger(__name__)
@@ -35,7 +38,7 @@ class WaveformCache:
         UsageError: the disk or the limit has no room for the whole dataset.
     """
 
-    def __init__(self, cache: CacheFolder, manifest: Manifest, *, sample_rate_hz: int, samples: int) -> None:
+    def __init__(self, cache: CacheFolder, manifest: "Manifest", *, sample_rate_hz: int, samples: int) -> None:
         self._samples = samples
         self._record_bytes = _HEADER_BYTES + 4 * samples
         self._descriptor: int | None = None

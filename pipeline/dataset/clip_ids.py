@@ -1,5 +1,6 @@
 """The one rule that gives a clip its id from its file's name, whichever way it came."""
 
+import os
 import re
 from collections.abc import Container, Iterator
 
@@ -67,3 +68,15 @@ def _readings(stem: str) -> Iterator[str]:
         yield text
         if text.startswith("Y"):
             yield text[1:]
+
+
+def is_safe_name(name: str, separator: str = os.sep) -> bool:
+    """Returns whether `name` stays inside the folder that it is joined to: relative, no `..`, no control characters.
+
+    Args:
+        name: its parts are separated by `/`.
+        separator: what else separates the parts of a path. Where that is a backslash, drives have a colon.
+    """
+    parts = name.replace(separator, "/").split("/")
+    leads_away = not parts[0] or ".." in parts or (separator == "\\" and ":" in name)
+    return not leads_away and not has_control_characters(name)

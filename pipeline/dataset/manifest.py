@@ -4,20 +4,21 @@ Two million rows are a few dozen megabytes of Arrow columns; nothing here makes 
 """
 
 import logging
-import os
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipeline.dataset.clip_ids import has_control_characters
+from pipeline.dataset.clip_ids import is_safe_name
+from pipeline.dataset.clip_table import ClipTable, RaggedColumn
 from pipeline.dataset.parquet_files import publish_table
-from pipeline.dataset.string_columns import repeated_rows, string_bytes, string_lengths
+from pipeline.dataset.string_columns import repeated_rows, string_bytes, string_lengths, string_parts
 from pipeline.dataset.vocabulary import Vocabulary, read_vocabulary
 from pipeline.errors import ManifestError
 from pipeline.storage import files as storage
@@ -124,51 +125,44 @@ class Manifest:
         labels = self._column("labels")
         return labels.offsets.to_numpy().astype(np.int64), labels.values.to_numpy()
 
-    def prepare_reads(self) -> None:
-        """Work out the columns that reading clips needs, so that processes forked from this one share them."""
-        for name in (
-            "shards",
-            "shard_of_clip",
-            "offsets",
-            "sizes",
-            "crc32s",
-            "labels_csr",
-            "clip_ids",
-            "_known_classes",
-        ):
-            getattr(self, name)
+    @cached_property
+    def clips(self) -> ClipTable:
+        """The columns that reading and joining clips needs, for processes that do it."""
+        known = self._known_classes
+        return ClipTable(
+            location=self.location,
+            shards=self.shards,
+            shard_of_clip=self.shard_of_clip,
+            offsets=self.offsets,
+            sizes=self.sizes,
+            crc32s=self.crc32s,
+            ids=RaggedColumn(*string_parts(self.clip_ids)),
+            classes=len(self.vocabulary),
+            labels=RaggedColumn(*self.labels_csr),
+            known_classes=known,
+            are_masked=None if known is None else self._column("label_mask").is_valid().to_numpy(zero_copy_only=False),
+        )
+
+    def clip_id(self, row: int) -> str:
+        """Returns the id of the clip at `row`."""
+        return self.clip_ids[row].as_py()
 
     def label_matrix(self, rows: np.ndarray, dtype: type = np.float32) -> np.ndarray:
         """Returns the labels of `rows` as a multi-hot matrix (rows, classes)."""
-        indptr, indices = self.labels_csr
-        rows = np.asarray(rows)
-        counts = indptr[rows + 1] - indptr[rows]  # (rows,)
-        row_of_label = np.repeat(np.arange(len(rows)), counts)  # (labels,)
-        within_row = np.arange(len(row_of_label)) - np.repeat(np.cumsum(counts) - counts, counts)
-        matrix = np.zeros((len(rows), len(self.vocabulary)), dtype=dtype)
-        matrix[row_of_label, indices[np.repeat(indptr[rows], counts) + within_row]] = 1
-        return matrix
+        return self.clips.label_matrix(rows, dtype)
 
     def label_mask(self, rows: np.ndarray) -> np.ndarray | None:
-        """Returns where the labels of `rows` are known: (rows, classes) bool; None where all of all clips are.
-
-        A class whose label is unknown is neither there nor absent: nothing is learned from it, and nothing scored.
-        """
-        if self._known_classes is None:
-            return None
-        matrix = np.ones((len(rows), len(self.vocabulary)), dtype=bool)
-        for index, row in enumerate(np.asarray(rows).tolist()):
-            if (classes := self._known_classes[row]) is not None:
-                matrix[index] = False
-                matrix[index, classes] = True
-        return matrix
+        """Returns where the labels of `rows` are known; see `ClipTable.label_mask`."""
+        return self.clips.label_mask(rows)
 
     @cached_property
-    def _known_classes(self) -> list[np.ndarray | None] | None:
+    def _known_classes(self) -> RaggedColumn | None:
         column = self._column("label_mask")
         if column.null_count == len(column):
             return None
-        return [None if classes is None else np.array(classes, np.int64) for classes in column.to_pylist()]
+        lengths = cast("pa.Int32Array", pc.call_function("list_value_length", [column])).fill_null(0).to_numpy()
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
+        return RaggedColumn(starts, column.flatten().to_numpy(zero_copy_only=False).astype(np.int64))
 
     def label_counts(self, rows: np.ndarray | None = None) -> np.ndarray:
         """Returns how many clips, or how many of those at `rows`, carry each class: (classes,) int64."""
@@ -242,14 +236,14 @@ class Manifest:
                 raise ManifestError(f"{self.location}: the manifest names a shard outside its folder: {shard!r}")
 
     def _rows_with_bad_label_masks(self) -> np.ndarray:
-        known, classes = self._known_classes or [], len(self.vocabulary)
-        bad = [row for row, one in enumerate(known) if one is not None and ((one < 0) | (one >= classes)).any()]
-        return np.array(bad, np.int64)
+        return np.array([], np.int64) if self._known_classes is None else self._rows_beyond_classes(self._known_classes)
 
     def _rows_with_bad_labels(self) -> np.ndarray:
-        indptr, indices = self.labels_csr
-        bad = np.flatnonzero((indices < 0) | (indices >= len(self.vocabulary)))
-        return np.unique(np.searchsorted(indptr, bad, side="right") - 1)
+        return self._rows_beyond_classes(RaggedColumn(*self.labels_csr))
+
+    def _rows_beyond_classes(self, classes: RaggedColumn) -> np.ndarray:
+        bad = np.flatnonzero((classes.values < 0) | (classes.values >= len(self.vocabulary)))
+        return np.unique(np.searchsorted(classes.starts, bad, side="right") - 1)
 
 
 def join_manifests(folder: str, parts: Sequence[str]) -> Manifest:
@@ -321,18 +315,6 @@ def write_manifest(dataset: str | Path, table: pa.Table, vocabulary: Vocabulary)
     plain = manifest.table.cast(SCHEMA).replace_schema_metadata({VOCABULARY_KEY: vocabulary.sha256})
     publish_table(storage.join_path(dataset, MANIFEST_NAME), plain, row_group_size=2**17)
     return manifest
-
-
-def is_safe_name(name: str, separator: str = os.sep) -> bool:
-    """Returns whether `name` stays inside the folder that it is joined to: relative, no `..`, no control characters.
-
-    Args:
-        name: its parts are separated by `/`.
-        separator: what else separates the parts of a path. Where that is a backslash, drives have a colon.
-    """
-    parts = name.replace(separator, "/").split("/")
-    leads_away = not parts[0] or ".." in parts or (separator == "\\" and ":" in name)
-    return not leads_away and not has_control_characters(name)
 
 
 def _read_classes(dataset: str | Path) -> Vocabulary:

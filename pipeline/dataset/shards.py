@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipeline.dataset.clips import Clip, to_shard_key
-from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.tar_index import iter_members
 from pipeline.errors import PipelineError, ShardError, StorageUnavailableError
 from pipeline.storage import files as storage
 
 if TYPE_CHECKING:
     from webdataset.writer import TarWriter
+
+    from pipeline.dataset.clip_table import ClipTable
+    from pipeline.dataset.manifest import Manifest
 
 AUDIO_FORMATS = frozenset({"wav", "flac", "mp3", "ogg", "oga", "opus", "aiff", "aif", "w64", "rf64", "au", "caf"})
 """Extensions of the members that hold a clip's sound."""
@@ -70,56 +72,56 @@ def open_shard(dataset: str, shard: str) -> Iterator[ShardWriter]:
         writer.ranges = [found[name] for name in writer.audio_names]
 
 
-def read_ahead(reader: storage.RangeReader, manifest: Manifest, rows: np.ndarray) -> None:
+def read_ahead(reader: storage.RangeReader, clips: "ClipTable | Manifest", rows: np.ndarray) -> None:
     """Fetch the clips at `rows`, (clips,), side by side if the dataset is remote; `read_clip_bytes` then has them."""
     reader.read_ahead(
         [
-            storage.StoredRange(manifest.shards[shard], offset, size, crc32)
+            storage.StoredRange(clips.shards[shard], offset, size, crc32)
             for shard, offset, size, crc32 in zip(
-                manifest.shard_of_clip[rows].tolist(),
-                manifest.offsets[rows].tolist(),
-                manifest.sizes[rows].tolist(),
-                manifest.crc32s[rows].tolist(),
+                clips.shard_of_clip[rows].tolist(),
+                clips.offsets[rows].tolist(),
+                clips.sizes[rows].tolist(),
+                clips.crc32s[rows].tolist(),
                 strict=True,
             )
         ]
     )
 
 
-def read_clip_bytes(reader: storage.RangeReader, manifest: Manifest, row: int) -> bytes:
+def read_clip_bytes(reader: storage.RangeReader, clips: "ClipTable | Manifest", row: int) -> bytes:
     """Read the encoded audio of one clip.
 
     Args:
-        reader: opened on `manifest.location`.
-        manifest: the dataset's rows.
+        reader: opened on `clips.location`.
+        clips: the dataset's.
         row: which of them.
 
     Raises:
         ShardError: the shard is missing, ends too early, or holds other bytes than the manifest was made from.
         StorageUnavailableError: the server can't be reached: no fault of the clip's.
     """
-    shard = manifest.shards[manifest.shard_of_clip[row]]
-    offset, size = int(manifest.offsets[row]), int(manifest.sizes[row])
+    shard = clips.shards[clips.shard_of_clip[row]]
+    offset, size = int(clips.offsets[row]), int(clips.sizes[row])
     try:
-        data = reader.read(shard, offset, size, int(manifest.crc32s[row]))
+        data = reader.read(shard, offset, size, int(clips.crc32s[row]))
     except StorageUnavailableError:
         raise
     except (PipelineError, OSError) as error:
-        raise ShardError(f"{manifest.location}: can't read {shard} ({error})") from error
-    check_clip_bytes(manifest, row, data)
+        raise ShardError(f"{clips.location}: can't read {shard} ({error})") from error
+    check_clip_bytes(clips, row, data)
     return data
 
 
-def check_clip_bytes(manifest: Manifest, row: int, data: bytes) -> None:
+def check_clip_bytes(clips: "ClipTable | Manifest", row: int, data: bytes) -> None:
     """Compare what was read of a clip with what the manifest says of it.
 
     Raises:
         ShardError: it has another length or checksum.
     """
-    size, checksum = int(manifest.sizes[row]), int(manifest.crc32s[row])
+    size, checksum = int(clips.sizes[row]), int(clips.crc32s[row])
     if len(data) != size or (checksum >= 0 and zlib.crc32(data) != checksum):
-        shard, offset = manifest.shards[manifest.shard_of_clip[row]], manifest.offsets[row]
+        shard, offset = clips.shards[clips.shard_of_clip[row]], clips.offsets[row]
         raise ShardError(
-            f"{shard}: the bytes of clip {manifest.clip_ids[row]} ({size} at {offset}) are not those that the manifest "
-            f"was made from. If the shard was replaced on purpose, run `pipeline index {manifest.location}`."
+            f"{shard}: the bytes of clip {clips.clip_id(row)} ({size} at {offset}) are not those that the manifest "
+            f"was made from. If the shard was replaced on purpose, run `pipeline index {clips.location}`."
         )

@@ -12,13 +12,18 @@ def string_lengths(strings: pa.StringArray) -> np.ndarray:
     return cast("pa.Int32Array", pc.call_function("binary_length", [strings])).to_numpy()
 
 
+def string_parts(strings: pa.StringArray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where each string begins in the UTF-8 bytes, (rows + 1,) int32, and these bytes, (bytes,) uint8."""
+    if not len(strings):
+        return np.zeros(1, np.int32), np.zeros(0, np.uint8)
+    _, offsets, data = strings.buffers()
+    return np.frombuffer(offsets, np.int32)[strings.offset :][: len(strings) + 1], np.frombuffer(data or b"", np.uint8)
+
+
 def string_bytes(strings: pa.StringArray) -> bytes:
     """Returns strings as bytes, so that no two lists of strings give the same: all lengths, then all bytes."""
-    if not len(strings):
-        return b""
-    _, offsets_buffer, data = strings.buffers()
-    offsets = np.frombuffer(offsets_buffer, np.int32)[strings.offset :][: len(strings) + 1]
-    return np.diff(offsets).astype("<i8").tobytes() + memoryview(data or b"")[offsets[0] : offsets[-1]]
+    starts, data = string_parts(strings)
+    return np.diff(starts).astype("<i8").tobytes() + data[starts[0] : starts[-1]].tobytes()
 
 
 def repeated_rows(strings: pa.StringArray) -> np.ndarray:

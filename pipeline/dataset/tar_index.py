@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from pipeline.dataset.manifest import is_safe_name
+from pipeline.dataset.clip_ids import is_safe_name
 from pipeline.errors import ShardError
 
 _BLOCK = 512

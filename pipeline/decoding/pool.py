@@ -72,7 +72,8 @@ class DecodingPool:
         self._patience, self._interrupted, self._remedy = patience, interrupted, remedy
         self._tickets = itertools.count()
         self._orders: dict[int, _Order] = {}
-        self._arrived: SimpleQueue[_Order | _Worker] = SimpleQueue()
+        self._ended: list[_Worker] = []
+        self._news: SimpleQueue[None] = SimpleQueue()
         self._known: dict[int, tuple[Reader, SharedFile]] = {}
         self._dumps = SharedFile(0)
         self._signs_file = SharedFile(16 * max(processes, 1))
@@ -101,7 +102,7 @@ class DecodingPool:
         processes: int | None = None,
         receive: Callable[[Any], Any] | None = None,
     ) -> Iterator[Any]:
-        """Give the result of each request, in their order, some of them made ahead of time.
+        """Returns the result of each request, in their order, some of them made ahead of time.
 
         Several such iterations may be under way. A result's arrays are the very ones that the process wrote, unless
         more than two results are held: then they are copies.
@@ -155,25 +156,26 @@ class DecodingPool:
 
     def wait_for(self, order: "_Order") -> None:
         """Wait for the answer to a request, within the limits."""
-        watch, worker = Watch(self._patience), order.worker
-        while not order.is_answered:
+        watch = Watch(self._patience)
+        while not self._ended:
+            if order.is_answered:
+                return
             if self._interrupted():
                 raise StopRequestedError
-            watch.see(self._signs[worker.number].tolist())
+            watch.see(self._signs[order.worker.number].tolist())
             if watch.expired:
                 raise self._stuck(order)
             with suppress(Empty):
-                arrived = self._arrived.get(timeout=min(LOOK_SECONDS, self._patience))
-                if isinstance(arrived, _Worker):
-                    raise self._died(arrived, order.load.reader)
+                self._news.get(timeout=min(LOOK_SECONDS, self._patience))
+        raise self._died(self._ended[0], order.load.reader)
 
     def _receive(self, worker: "_Worker", answer: Done | Failed | None) -> None:
         """Take what comes from a process; called by its thread. None is its end."""
         if answer is None:
-            self._arrived.put(worker)
+            self._ended.append(worker)
         elif (order := self._orders.pop(answer.ticket, None)) is not None:
             order.take(answer)
-            self._arrived.put(order)
+        self._news.put(None)
 
     def _stuck(self, order: "_Order") -> LostProcessError:
         worker = order.worker
@@ -365,7 +367,7 @@ class _Order:
         self._answer, self.is_answered = answer, True
 
     def result(self) -> Any:
-        """Give what came of it, or raise it."""
+        """Returns what came of it, or raise it."""
         blocks, answer = self.load.blocks, self._answer
         if isinstance(answer, Failed):
             blocks.give_back(self.offset)

@@ -203,14 +203,14 @@ class Blocks:
         self._free.append(offset // self.size)
 
     def lend(self, offset: int) -> Any:
-        """Give a block as a buffer; it is free again as soon as nothing refers to any part of that."""
+        """Returns a block as a buffer; it is free again as soon as nothing refers to any part of that."""
         lent = (ctypes.c_char * self.size).from_buffer(self._memory, offset)
         self._lent.add(offset)
         weakref.finalize(lent, self._return, offset).atexit = False
         return lent
 
     def view(self, offset: int) -> memoryview:
-        """Give a block as a buffer for the moment."""
+        """Returns a block as a buffer for the moment."""
         return memoryview(self._memory)[offset : offset + self.size]
 
     def _return(self, offset: int) -> None:

@@ -39,7 +39,7 @@ class Reader(Protocol):
         ...
 
     def result_bytes(self, request: Any) -> int:
-        """Say how much memory the arrays of a result take, at most."""
+        """Returns how much memory the arrays of a result take, at most."""
         ...
 
     def name_of(self, row: int) -> str:

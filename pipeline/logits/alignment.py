@@ -6,13 +6,15 @@ Opening costs the pages that are touched, not the gigabytes that the array holds
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from pipeline.storage import files as storage
 from pipeline.storage.mapped_arrays import forget_pages, reserve
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -45,7 +47,7 @@ class AlignedLogits:
         return load_aligned, (self.path,)
 
 
-def target_rows(store_ids: pa.ChunkedArray, clip_ids: pa.Array | pa.ChunkedArray) -> tuple[np.ndarray, int]:
+def target_rows(store_ids: "pa.ChunkedArray", clip_ids: "pa.Array | pa.ChunkedArray") -> tuple[np.ndarray, int]:
     """Find the manifest row of each row of a store.
 
     Args:
@@ -56,6 +58,9 @@ def target_rows(store_ids: pa.ChunkedArray, clip_ids: pa.Array | pa.ChunkedArray
         (store rows,), int64: the manifest row, or -1 where the manifest has no such clip or an earlier row of the
         store has it already; and the number of such repeats.
     """
+    import pyarrow as pa  # processes that only map the array need not wait for it
+    import pyarrow.compute as pc
+
     clips = pa.chunked_array([clip_ids]) if isinstance(clip_ids, pa.Array) else clip_ids
     options = pc.SetLookupOptions(clips.combine_chunks())
     found = pc.call_function("index_in", [store_ids], options).fill_null(-1)

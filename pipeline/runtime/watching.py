@@ -65,7 +65,7 @@ def tell_where_on_request(file: BinaryIO) -> None:
 
 
 def where_it_stands(process: int, read: Callable[[], bytes]) -> tuple[str, str]:
-    """Say where another process of this machine stands, and give its stack as it wrote it.
+    """Returns where another process of this machine stands, in words, and its stack as it wrote it.
 
     Args:
         process: its number; it called `tell_where_on_request`.
@@ -95,7 +95,7 @@ def where_it_stands(process: int, read: Callable[[], bytes]) -> tuple[str, str]:
 
 
 def state_of(process: int) -> str:
-    """Give the kernel's letter for what a process does (`R`, `S`, `D`, `T` …); empty where it can't be asked."""
+    """Returns the kernel's letter for what a process does (`R`, `S`, `D`, `T` …); empty where it can't be asked."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):
@@ -103,7 +103,7 @@ def state_of(process: int) -> str:
 
 
 def innermost_call(dump: str) -> str:
-    """Say which call a process's main thread is in, from what faulthandler wrote; the main thread stands last there."""
+    """Returns which call a process's main thread is in, from what faulthandler wrote, where that thread stands last."""
     found = _FRAME.search(dump.rpartition("most recent call first")[2])
     if found is None:
         return ""
@@ -112,7 +112,7 @@ def innermost_call(dump: str) -> str:
 
 
 def how_it_ended(code: int | None) -> str:
-    """Say in words how a child process ended, from its exit code as `subprocess` gives it; below 0 it was a signal."""
+    """Returns in words how a child process ended, from `subprocess`'s exit code; below 0 it was a signal."""
     if code is None:
         return "closed its output, though it still runs"
     if code >= 0:

@@ -69,7 +69,7 @@ def run_models(
         sharing = [place for place, wanted in enumerate(inputs) if wanted == (rate, seconds)]
         dataset = JoinedDataset(manifest, sample_rate_hz=rate, seconds=seconds)
         batches = np.split(np.arange(len(manifest)), np.arange(batch_size, len(manifest), batch_size))
-        loader = batch_loader(dataset, batches, workers=workers, pin_memory=device.type == "cuda")
+        loader = batch_loader(dataset, batches, workers=workers, device=device)
         failures: dict[int, str] = {}
         networks = [models[place].network for place in sharing]
         logits = [scratch_array((len(manifest), len(manifest.vocabulary)), np.float32) for _ in sharing]

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.batches.join import FailedClip, FailureTally, JoinedDataset, TrainingBatch, batch_loader
-from pipeline.errors import TooManyFailuresError
+from pipeline.batches.join import FailureTally, JoinedDataset, TrainingBatch, load_batches
+from pipeline.batches.reading import FailedClip
+from pipeline.decoding.pool import DecodingPool
+from pipeline.errors import LostProcessError, TooManyFailuresError
 from pipeline.models.device import Precision
 from pipeline.runtime.stopping import StopRequest, StopRequestedError
 from pipeline.scoring.predictions import predict
@@ -34,23 +36,27 @@ class Evaluation:
     """(logits, labels, label_mask), all (clips, classes) → the metrics; see `Learner.score`."""
     batch_size: int
     """Clips in a batch; more than 64 are not taken at once."""
-    workers: int
-    """Processes that read and decode, for each rank."""
     device: torch.device
     precision: Precision
     max_failed: float
     """Largest share, 0 to 1, of the clips that may be unreadable."""
     ranks: Ranks
 
-    def run(self, model: nn.Module, stop: StopRequest) -> dict[str, float]:
+    def run(self, model: nn.Module, stop: StopRequest, pool: DecodingPool) -> dict[str, float]:
         """Returns the metrics of `score`, and `clips`, how many were scored: the same on every rank.
 
+        Args:
+            model: on the device.
+            stop: asks for an end.
+            pool: this rank's processes, which read and decode.
+
         Raises:
+            LostProcessError: a decoding process of one of the ranks died or does not answer.
             StopRequestedError: somebody asked one of the ranks to end.
             TooManyFailuresError: too many clips can't be read, or none can.
         """
         failures: list[FailedClip] = []
-        found = predict([model], self._batches(stop, failures), device=self.device, precision=self.precision)
+        found = predict([model], self._batches(stop, pool, failures), device=self.device, precision=self.precision)
         manifest = self.dataset.manifest
         tally = FailureTally(manifest, max_share=self.max_failed)
         tally.count(np.arange(len(manifest)), [one for some in self.ranks.all_gather(failures) for one in some])
@@ -68,17 +74,20 @@ class Evaluation:
         label_mask = self.dataset.manifest.label_mask(rows[order])
         return {**self.score(logits[order], labels, label_mask), "clips": float(len(rows))}
 
-    def _batches(self, stop: StopRequest, failures: list[FailedClip]) -> Iterator[TrainingBatch]:
+    def _batches(self, stop: StopRequest, pool: DecodingPool, failures: list[FailedClip]) -> Iterator[TrainingBatch]:
         """Load this rank's batches; ask all ranks before each whether to go on."""
         clips, ranks = len(self.dataset.manifest), self.ranks
         batches = np.array_split(np.arange(clips), math.ceil(clips / min(self.batch_size, _MAX_CLIPS)))
         mine = batches[ranks.rank :: ranks.world_size]
-        loaded = iter(batch_loader(self.dataset, mine, workers=min(self.workers, len(mine))))
+        loaded = load_batches(self.dataset.reader, mine, pool=pool, device=self.device)
         for _ in range(math.ceil(len(batches) / ranks.world_size)):  # rounds, in the last of which some ranks are idle
-            (stopping,) = ranks.all_reduce([int(stop.requested)])
-            if stopping:
-                raise StopRequestedError
-            batch = next(loaded, None)
+            batch, problem = None, StopRequestedError() if stop.requested else None
+            if problem is None:
+                try:
+                    batch = next(loaded, None)
+                except (StopRequestedError, LostProcessError) as error:
+                    problem = error
+            ranks.go_on_together(problem)
             if batch is not None:
                 failures.extend(batch.failures)
                 yield batch

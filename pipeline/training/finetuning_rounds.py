@@ -25,7 +25,7 @@ from pipeline.training.evaluation import Evaluation
 from pipeline.training.finetuning import FinetuneConfig, FinetuneLearner, train_on
 from pipeline.training.folder import BEST_NAME, CONFIG_NAME, FREE_SETTINGS, SUMMARY_NAME
 from pipeline.training.ranks import Ranks
-from pipeline.training.run import open_clips
+from pipeline.training.run import open_clips, start_pool
 
 _log = logging.getLogger(__name__)
 
@@ -160,15 +160,14 @@ def _test(config: PublishedSetConfig, published: PublishedSet, run: str, part: s
         dataset=open_clips(config, manifest, model),
         score=FinetuneLearner(model.network, published.task, config).score,  # pyright: ignore[reportArgumentType]
         batch_size=config.batch_size,
-        workers=config.workers,
         device=device,
         precision=config.precision,
         max_failed=config.max_failed,
         ranks=Ranks(),
     )
-    with stop_on_signals() as stop:
+    with stop_on_signals() as stop, start_pool(config, stop) as pool:
         try:
-            return evaluation.run(model.network, stop)
+            return evaluation.run(model.network, stop, pool)
         except StopRequestedError:
             return None
 

@@ -44,6 +44,7 @@ FREE_SETTINGS = frozenset(
             "ranks",
             "address",
             "workers",
+            "patience",
             "cache",
             "cache_size",
             "cache_audio",

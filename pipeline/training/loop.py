@@ -27,6 +27,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.errors import UsageError
 from pipeline.models.device import Precision
 from pipeline.runtime.ray_address import check_address
+from pipeline.runtime.watching import PATIENCE_SECONDS
 from pipeline.storage.cache import GIGABYTE, CacheFolder
 from pipeline.storage.files import local_path
 from pipeline.training.global_batch import convert_batch_norm, convert_dropout
@@ -143,6 +144,9 @@ class TrainingConfig:
     workers: int = 4
     """Processes that read and decode for each rank, at most one a core; 0 decodes between the steps. The result is the
     same."""
+    patience: float = PATIENCE_SECONDS
+    """How long a decoding process, or another rank, may be without a sign of life, in seconds, above 0; then the run is
+    saved and ends. Every clip that is begun is one."""
     cache: Annotated[str, Parameter(name=("--cache-dir", "--cache"))] = "~/.cache/audioset-distill"
     """Local folder for what can be made or fetched again: aligned logits (2 bytes a clip and class), clips of remote
     datasets, decoded audio. Several runs may share it."""
@@ -173,6 +177,8 @@ class TrainingConfig:
             raise UsageError("read_window is of no use with --sampling stream, which reads whole shards; leave it out")
         if not 0 <= self.max_failed <= 1:
             raise UsageError(f"max_failed is {self.max_failed}; choose a share from 0 to 1")
+        if not self.patience > 0:
+            raise UsageError(f"patience is {self.patience}; choose a number of seconds above 0")
         if not self.cache_size > 0:
             raise UsageError(f"cache_size is {self.cache_size}; choose a value above 0, in GB")
         if not self.learning_rate > 0:

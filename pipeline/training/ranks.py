@@ -15,8 +15,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import LostProcessError, PipelineError, UsageError
 from pipeline.models.device import choose_device
+from pipeline.runtime.stopping import StopRequestedError
 
 T = TypeVar("T")
 
@@ -81,6 +82,26 @@ class Ranks:
         with _others_alive():
             dist.all_reduce(sums)
         return sums.tolist()
+
+    def go_on_together(self, problem: Exception | None, values: Sequence[int] = ()) -> list[int]:
+        """Sum whole numbers over the processes, unless one of them can't go on: then all raise what stopped it.
+
+        Args:
+            problem: why this process can't go on: a StopRequestedError, a LostProcessError, or None.
+            values: the numbers.
+
+        Raises:
+            LostProcessError: a process that works for one of them is gone, or one of themselves.
+            StopRequestedError: one of them was asked to end.
+        """
+        stops, losses, *sums = self.all_reduce(
+            [isinstance(problem, StopRequestedError), isinstance(problem, LostProcessError), *values]
+        )
+        if losses:
+            raise next(error for error in self.all_gather(problem) if isinstance(error, LostProcessError))
+        if stops:
+            raise StopRequestedError
+        return sums
 
     def all_reduce_tensor(self, value: Tensor) -> Tensor:
         """Sum a tensor, on whatever device it is, over the processes; gives it back, changed in place."""

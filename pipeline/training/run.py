@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,15 +12,18 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 
-from pipeline.batches.join import FailureTally, JoinedDataset, TrainingBatch, kept_seconds
+from pipeline.batches.join import FailureTally, JoinedDataset, TrainingBatch, loader_processes
+from pipeline.batches.reading import kept_seconds
 from pipeline.batches.sampling import EpochSampler, StreamSampler, build_sampler
 from pipeline.batches.streaming import load_steps
 from pipeline.batches.waveform_cache import WaveformCache
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.views import ViewsStamp
 from pipeline.dataset.vocabulary import Vocabulary
+from pipeline.decoding.pool import DecodingPool
 from pipeline.errors import (
     CheckpointError,
+    LostProcessError,
     StorageUnavailableError,
     TooManyFailuresError,
     TrainingDivergedError,
@@ -85,6 +88,20 @@ def open_clips(
     mirror = ShardMirror(folder, manifest.location)
     return JoinedDataset(
         manifest, sample_rate_hz=rate, seconds=seconds, logits=logits, cache=cache, mirror=mirror, views=views
+    )
+
+
+def start_pool(config: TrainingConfig, stop: StopRequest) -> DecodingPool:
+    """Start the processes that read and decode for this rank; waiting for them ends when `stop` asks for an end.
+
+    Raises:
+        LostProcessError: one can't be started.
+    """
+    return DecodingPool(
+        loader_processes(config.workers),
+        patience=config.patience,
+        interrupted=lambda: stop.requested,
+        remedy="Give the machine or container more memory, or take fewer --workers or a smaller --batch-size",
     )
 
 
@@ -282,7 +299,6 @@ class TrainingRun:
                 dataset=eval_dataset,
                 score=learner.score,
                 batch_size=config.batch_size,
-                workers=config.workers,
                 device=device,
                 precision=config.precision,
                 max_failed=config.max_failed,
@@ -313,6 +329,10 @@ class TrainingRun:
                 self._save()
                 _log.warning("stopped after step %d of %d; --resume goes on", self._trainer.step, total)
                 return self._result(finished=False)
+            except LostProcessError as error:
+                self._save()
+                saved = f"all up to step {self._trainer.step} is saved, and --resume goes on from there"
+                raise LostProcessError(f"{error}; {saved}") from error
             except (TooManyFailuresError, StorageUnavailableError):
                 self._save()
                 raise
@@ -327,45 +347,52 @@ class TrainingRun:
         self._bar = stack.enter_context(progress_bar("training", total * batch, done=step * batch))
 
     def _train(self, total: int, stop: StopRequest) -> None:
-        if self._trainer.step == (self._epochs_closed + 1) * self._sampler.steps_per_epoch:
-            self._end_epoch(stop)  # it was stopped while its last epoch was evaluated
-        step = self._trainer.step
-        loader = load_steps(
-            self._dataset,
-            self._sampler,
-            first_step=step,
-            end_step=total,
-            positions=self._trainer.positions,
-            workers=self._config.workers,
-            pin_memory=self._device.type == "cuda",
-        )
-        try:
-            for report in self._trainer.steps(self._accounted(loader, stop)):
-                self._record(report)
-                if report.ends_epoch:
-                    self._end_epoch(stop)
-                if time.monotonic() - self._saved_at >= 60 * self._config.checkpoint_minutes:
-                    self._save()
-        except FloatingPointError as error:
-            raise self._diverged(error) from error
+        with start_pool(self._config, stop) as pool:
+            if self._trainer.step == (self._epochs_closed + 1) * self._sampler.steps_per_epoch:
+                self._end_epoch(stop, pool)  # it was stopped while its last epoch was evaluated
+            loaded = load_steps(
+                self._dataset,
+                self._sampler,
+                first_step=self._trainer.step,
+                end_step=total,
+                positions=self._trainer.positions,
+                workers=pool,
+                device=self._device,
+            )
+            try:
+                for report in self._trainer.steps(self._accounted(loaded, total, stop)):
+                    self._record(report)
+                    if report.ends_epoch:
+                        self._end_epoch(stop, pool)
+                    if time.monotonic() - self._saved_at >= 60 * self._config.checkpoint_minutes:
+                        self._save()
+            except FloatingPointError as error:
+                raise self._diverged(error) from error
 
-    def _accounted(self, loader: Iterable[TrainingBatch], stop: StopRequest) -> Iterator[TrainingBatch]:
+    def _accounted(self, loaded: Iterator[TrainingBatch], total: int, stop: StopRequest) -> Iterator[TrainingBatch]:
         """Pass this rank's batches on; count all ranks' failed clips, and the time spent waiting for data.
 
         Raises:
+            LostProcessError: a decoding process of one of the ranks died or does not answer.
             StopRequestedError: somebody asked one of the ranks to end; all of them stop before the same step.
         """
-        asked = time.monotonic()
-        all_rows = self._sampler.batches(self._trainer.step)  # of all ranks
-        for batch, rows in zip(loader, all_rows, strict=False):
-            self._epoch.waited += time.monotonic() - asked
-            stopping, failed = self._ranks.all_reduce([int(stop.requested), len(batch.failures)])
-            if stopping:
-                raise StopRequestedError
-            failures = [one for some in self._ranks.all_gather(batch.failures) for one in some] if failed else []
-            self._tally.count(rows, failures)
-            yield batch
+        for rows in self._sampler.batches(self._trainer.step, total):  # of all ranks
             asked = time.monotonic()
+            batch, failures = None, ()
+            problem: Exception | None = None
+            try:
+                batch = next(loaded)
+                failures = batch.failures
+            except (StopRequestedError, LostProcessError) as error:
+                problem = error
+            if stop.requested and problem is None:
+                problem = StopRequestedError()
+            self._epoch.waited += time.monotonic() - asked
+            (failed,) = self._ranks.go_on_together(problem, [len(failures)])
+            assert batch is not None
+            found = [one for some in self._ranks.all_gather(failures) for one in some] if failed else []
+            self._tally.count(rows, found)
+            yield batch
 
     def _record(self, report: StepReport) -> None:
         self._epoch.add(report)
@@ -384,7 +411,7 @@ class TrainingRun:
         if self._metrics is not None:
             self._metrics.write(step, values, epoch=epoch)
 
-    def _end_epoch(self, stop: StopRequest) -> None:
+    def _end_epoch(self, stop: StopRequest, pool: DecodingPool) -> None:
         """Evaluate, write the epoch's metrics and start the next one. Only then does a checkpoint count it as done."""
         epoch, epochs = self._epochs_closed, self._config.epochs
         values = self._epoch.values()
@@ -393,7 +420,7 @@ class TrainingRun:
             if self._bar is not None:
                 self._bar.advance(0, note=f"evaluating on {len(self._evaluation.dataset.manifest)} clips")
             self._trainer.broadcast_buffers()
-            metrics = self._evaluation.run(self._trainer.trained_model, stop)
+            metrics = self._evaluation.run(self._trainer.trained_model, stop, pool)
             values |= {f"eval/{name}": value for name, value in metrics.items()}
         self._write(self._trainer.step, values, epoch=epoch)
         _log.info("epoch %d/%d: %s", epoch + 1, epochs, _in_words(values, self._learner.best_metric))

@@ -10,7 +10,8 @@ import torch
 from made_stores import stamp_for
 from safetensors.torch import load_file
 
-from pipeline.batches.join import JoinedDataset, ViewedRows, batch_loader, kept_seconds
+from pipeline.batches.join import JoinedDataset, batch_loader
+from pipeline.batches.reading import ViewedRows, kept_seconds
 from pipeline.batches.sampling import StreamConfig, build_sampler
 from pipeline.batches.streaming import load_steps
 from pipeline.batches.waveform_cache import WaveformCache

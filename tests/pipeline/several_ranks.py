@@ -43,7 +43,6 @@ def _run(pipe: Any, rank: int, size: int, port: int, target: Callable[..., Any],
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(size)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"}
     torch.set_num_threads(1)
-    multiprocessing.set_start_method("fork", force=True)  # of loader processes, as in any other program
     try:
         pipe.send(target(*arguments))
     except Exception as error:  # the test wants to see it

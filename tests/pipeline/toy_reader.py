@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.decoding.shared_memory import Arena
+from pipeline.decoding.worker import Reader
 
 KILLED, STOPPED, LOST_IN_A_CALL, REFUSED, UNSPEAKABLE, SLOW = -1, -2, -3, -4, -5, -6
 
@@ -48,6 +49,23 @@ class ToyReader:
 
     def name_of(self, row: int) -> str:
         return f"number {row}"
+
+
+class TellingReader:
+    """Does another one's work, and tells which modules its process has then."""
+
+    def __init__(self, reader: Reader) -> None:
+        self.reader = reader
+
+    def load(self, request: object, arena: Arena, at: Callable[[int], None]) -> set[str]:
+        self.reader.load(request, arena, at)
+        return set(sys.modules)
+
+    def result_bytes(self, request: object) -> int:
+        return self.reader.result_bytes(request)
+
+    def name_of(self, row: int) -> str:
+        return self.reader.name_of(row)
 
 
 def trouble(number: int) -> None:

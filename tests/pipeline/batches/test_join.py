@@ -117,5 +117,5 @@ def test_clips_of_a_batch_are_read_in_the_order_in_which_they_lie(dataset: Joine
         asked.append(row)
         raise ShardError("not now")
 
-    dataset.batch(np.array([20, 3, 11, 0]), read)
+    dataset.reader.join(np.array([20, 3, 11, 0]), read)
     assert asked == [0, 3, 11, 20]

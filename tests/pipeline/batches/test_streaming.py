@@ -14,7 +14,9 @@ import torch
 
 from pipeline.batches.join import JoinedDataset, TrainingBatch
 from pipeline.batches.sampling import EpochSampler, StreamConfig, StreamSampler, build_sampler
-from pipeline.batches.streaming import load_steps, stream_shard, stream_workers
+from pipeline.batches.shard_streams import stream_shard
+from pipeline.batches.streaming import load_steps, stream_workers
+from pipeline.dataset.clip_table import ClipTable
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.shards import read_clip_bytes
 from pipeline.ingest.tars import TarRules, index_tars
@@ -93,11 +95,11 @@ def test_a_reader_opens_no_shard_twice_nor_one_whose_clips_are_done(
 ) -> None:
     opened: list[str] = []
 
-    def watched(manifest: Manifest, shard: str, rows: list[int]) -> Iterator[object]:
+    def watched(clips: ClipTable, shard: str, rows: list[int]) -> Iterator[object]:
         opened.append(shard)
-        return stream_shard(manifest, shard, rows)
+        return stream_shard(clips, shard, rows)
 
-    monkeypatch.setattr("pipeline.batches.streaming.stream_shard", watched)
+    monkeypatch.setattr("pipeline.batches.shard_streams.stream_shard", watched)
     sampler = sampler_of(dataset.manifest, readers=1)
     list(load_steps(dataset, sampler, end_step=4, workers=0))
     assert len(opened) == len(set(opened)) == 4
@@ -157,7 +159,7 @@ def test_clips_of_others_tars_are_found_by_their_id_not_their_name(tmp_path: Pat
     ledger = index_tars(str(tmp_path), ["x.tar"], TarRules(vocabulary=manifest.vocabulary))
     foreign = Manifest(str(tmp_path), ledger.rows, manifest.vocabulary)
     assert foreign.clip_ids.to_pylist() == ["id.0", "id.1", "id.2"]
-    assert list(stream_shard(foreign, "x.tar", [0, 2])) == [(0, b"sound 0"), (2, b"sound 2")]
+    assert list(stream_shard(foreign.clips, "x.tar", [0, 2])) == [(0, b"sound 0"), (2, b"sound 2")]
 
 
 def test_shards_behind_a_url_are_streamed(dataset: JoinedDataset) -> None:
@@ -183,4 +185,4 @@ def test_a_member_that_stands_twice_in_a_shard_means_its_first(tmp_path: Path, m
     foreign_tar(tmp_path / "x.tar", [*members, ("b.wav", b"later"), ("b.json", b'{"labels": [0]}')])
     ledger = index_tars(str(tmp_path), ["x.tar"], TarRules(vocabulary=manifest.vocabulary))
     twice = Manifest(str(tmp_path), ledger.rows, manifest.vocabulary)
-    assert list(stream_shard(twice, "x.tar", [0, 1])) == [(0, b"first"), (1, b"later")]
+    assert list(stream_shard(twice.clips, "x.tar", [0, 1])) == [(0, b"first"), (1, b"later")]

@@ -6,12 +6,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.dataset.clip_ids import is_safe_name
 from pipeline.dataset.manifest import (
     CLASSES_NAME,
     MANIFEST_NAME,
     SCHEMA,
     Manifest,
-    is_safe_name,
     read_manifest,
     write_manifest,
 )

@@ -9,7 +9,7 @@ from typing import Self
 
 import pytest
 
-from pipeline.dataset.manifest import is_safe_name
+from pipeline.dataset.clip_ids import is_safe_name
 from pipeline.errors import PipelineError, StorageError
 from pipeline.storage import files as storage
 
