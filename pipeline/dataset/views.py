@@ -21,7 +21,7 @@ class ViewConfig:
     """How far views may differ from the clip; each view draws evenly from these ranges."""
 
     # Stamps of earlier versions have other names for two of the fields.
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar["ConfigDict"] = {"extra": "forbid"}
 
     seed: int = 0
     """Decides the views, together with clip id and number, 0 or more."""
@@ -50,7 +50,7 @@ class ViewConfig:
 class ViewsStamp:
     """Which views a store holds of each clip, exactly enough to make them again."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+    __pydantic_config__: ClassVar["ConfigDict"] = {"extra": "forbid"}
 
     count: int
     """Views of a clip, 2 or more: number 0, the clip as it is, and `count - 1` drawn ones."""
