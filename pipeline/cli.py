@@ -4,7 +4,6 @@ It holds no logic. Each command is one module of `pipeline.commands` with one se
 imported only when it is called, so that `--help` answers at once.
 """
 
-import io
 import logging
 import os
 import sys
@@ -16,13 +15,21 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.config import Dict
-from rich.console import Console
-from rich.logging import RichHandler
 from rich.markup import escape
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.redaction import install, redact, redacted_traceback
 from pipeline.runtime.cores import limit_threads
+from pipeline.runtime.last_resort import explain, keep_traceback, speak_in_lines
+from pipeline.runtime.output import (
+    LineHandler,
+    NobodyReadsError,
+    accept_any_text,
+    console,
+    flush_output,
+    forget_messages,
+    status_console,
+)
 from pipeline.runtime.renamed_settings import present_flag, present_settings
 
 COMMANDS = {
@@ -74,6 +81,7 @@ def build_app(called: str = "") -> App:
         result_action="return_none",
         exit_on_error=False,
         print_error=False,
+        console=console(),
         suppress_keyboard_interrupt=False,
     )
     groups = {
@@ -107,7 +115,7 @@ def _launcher(app: App) -> Callable[..., None]:
             offline: Fetch no released weights: use what is in the caches. The same as HF_HUB_OFFLINE=1.
             verbose: Log what the program does, and show where an error came from.
         """
-        _log_to_stderr(verbose)
+        _log_lines(verbose)
         if offline:
             os.environ["HF_HUB_OFFLINE"] = "1"  # where the Hub's client and the processes of a run look, too
         if config is not None:
@@ -138,14 +146,9 @@ def _recipe(path: Path) -> Dict:
     return Dict(present_settings(settings, source), source=source, use_commands_as_keys=False, allow_unknown=False)
 
 
-def _log_to_stderr(verbose: bool) -> None:
-    console = Console(stderr=True)
-    if console.is_terminal:
-        handler: logging.Handler = RichHandler(console=console, show_path=False, show_time=verbose, markup=False)
-        handler.setFormatter(logging.Formatter("%(message)s"))
-    else:  # a log file should not break lines, and paths with them
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(levelname)-8s %(message)s"))
+def _log_lines(verbose: bool) -> None:
+    handler = LineHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(message)s" if verbose else "%(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     for package in ("pipeline", "teacher", "student"):
         logging.getLogger(package).setLevel(logging.DEBUG if verbose else logging.INFO)
@@ -154,24 +157,28 @@ def _log_to_stderr(verbose: bool) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and give its exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C."""
     install()
-    errors = Console(stderr=True, highlight=False)
+    verbose = "--verbose" in arguments
     try:
         build_app(_called_command(arguments)).meta(list(arguments))
+        flush_output()
     except CycloptsError as error:
-        return _complain(errors, str(error), 2)
+        return _complain(str(error), 2)
     except PipelineError as error:
-        return _complain(errors, str(error), error.exit_code)
-    except KeyboardInterrupt:
-        return _complain(errors, "stopped; the same command goes on from here", 130)
-    except BrokenPipeError:
+        return _complain(str(error), error.exit_code, error if verbose else None)
+    except NobodyReadsError:
         return 0
+    except KeyboardInterrupt:
+        return _complain("stopped; the same command goes on from here", 130)
+    except Exception as error:
+        return _complain(f"{explain(error)}. {keep_traceback(error)}", 1, error if verbose else None)
     return 0
 
 
-def _complain(console: Console, message: str, exit_code: int) -> int:
-    if "--verbose" in sys.argv and exit_code == 1:
-        console.print(redacted_traceback(*sys.exc_info()), markup=False, soft_wrap=True)
-    console.print(f"[bold red]error:[/] {escape(redact(message))}", soft_wrap=True)
+def _complain(message: str, exit_code: int, shown: Exception | None = None) -> int:
+    if shown is not None and exit_code == 1:
+        trace = redacted_traceback(type(shown), shown, shown.__traceback__)
+        status_console().print(trace, markup=False, soft_wrap=True)
+    status_console().print(f"[bold red]error:[/] {escape(redact(message))}", soft_wrap=True)
     return exit_code
 
 
@@ -179,6 +186,8 @@ def main() -> None:
     """Entry point of the `pipeline` command."""
     limit_threads()
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # on the CPU is done what Apple's GPUs can't do
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a page that lacks a character is no reason to fail; stderr never is
-    sys.exit(run(sys.argv[1:]))
+    accept_any_text()
+    speak_in_lines()
+    exit_code = run(sys.argv[1:])
+    forget_messages()
+    sys.exit(exit_code)

@@ -10,7 +10,7 @@ from pipeline.errors import UsageError
 from pipeline.logits.store import open_store
 from pipeline.models.device import choose_device
 from pipeline.models.loading import load_model
-from pipeline.runtime.progress import console
+from pipeline.runtime.output import print_line, print_table
 from pipeline.scoring.pictures import read_curves, training_picture
 from pipeline.scoring.report import EvaluationReport, score_table, write_report
 from pipeline.scoring.scoring import System, read_store, run_models, score
@@ -79,7 +79,7 @@ def run(config: Annotated[CompareConfig, Parameter(name="*")]) -> EvaluationRepo
         class_names=report.class_names,
         positives=report.positives,
     )
-    console().print(score_table(report))
+    print_table(score_table(report))
     for location in (*write_report(config.out, report), picture):
-        console().print(f"wrote {location}", highlight=False, markup=False, soft_wrap=True)
+        print_line(f"wrote {location}")
     return report

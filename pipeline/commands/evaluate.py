@@ -11,7 +11,7 @@ from pipeline.errors import UsageError
 from pipeline.logits.store import open_store
 from pipeline.models.device import Precision, choose_device
 from pipeline.models.loading import load_model
-from pipeline.runtime.progress import console
+from pipeline.runtime.output import print_line, print_table
 from pipeline.runtime.recipes import read_options
 from pipeline.scoring.report import EvaluationReport, score_table, write_report
 from pipeline.scoring.scoring import System, ensemble, read_members, read_store, run_models, score
@@ -93,8 +93,8 @@ def run(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> EvaluationRep
     if len(members) > 1:
         systems.append(ensemble(members))
     report = score(systems, manifest, max_failed=config.max_failed)
-    console().print(score_table(report))
+    print_table(score_table(report))
     if config.out is not None:
         for location in write_report(config.out, report):
-            console().print(f"wrote {location}", highlight=False, markup=False, soft_wrap=True)
+            print_line(f"wrote {location}")
     return report

@@ -11,7 +11,8 @@ from pipeline.errors import UsageError
 from pipeline.ingest.dataset_folder import UNFINISHED, finish_folder
 from pipeline.ingest.rejections import count_by_reason, rejection_table, tabulate
 from pipeline.ingest.tars import TarRules, index_tars, is_named_list, is_tar
-from pipeline.runtime.progress import console, progress_bar
+from pipeline.runtime.output import print_line, print_table
+from pipeline.runtime.progress import progress_bar
 from pipeline.storage import files as storage
 
 
@@ -74,14 +75,9 @@ def run(config: Annotated[IndexConfig, Parameter(name="*")]) -> IndexResult:
     manifest = finish_folder(config.dataset, [ledger], [], vocabulary)
     rejected = count_by_reason(tabulate(ledger.rejections))
     if rejected:
-        console().print(rejection_table(rejected))
+        print_table(rejection_table(rejected))
     result = IndexResult(clips=len(manifest), shards=len(manifest.shards), rejected=rejected)
-    console().print(
-        f"{config.dataset}: {result.clips:,} clips; shards: {result.shards:,}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    print_line(f"{config.dataset}: {result.clips:,} clips; shards: {result.shards:,}")
     return result
 
 

@@ -16,7 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.logits.stamp import ImportStamp
 from pipeline.logits.store import LogitStore, open_store
 from pipeline.redaction import redact
-from pipeline.runtime.progress import console
+from pipeline.runtime.output import print_table
 from pipeline.verification.folder_kinds import kind_of
 from pipeline.verification.inspection import (
     Coverage,
@@ -176,7 +176,7 @@ def _show(title: str, rows: Mapping[str, str]) -> None:
     for name, value in rows.items():
         if value:
             table.add_row(name, Text(value))
-    console().print(table)
+    print_table(table)
 
 
 def _megabytes(size: int) -> str:

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 from pipeline.errors import UsageError
 from pipeline.logits.reweighting import reweight, reweighted_stamp, weight_changes
 from pipeline.logits.store import open_store
-from pipeline.runtime.progress import console
+from pipeline.runtime.output import print_line
 from pipeline.storage.files import is_same_place
 
 
@@ -57,7 +57,5 @@ def run(config: Annotated[ReweightConfig, Parameter(name="*")]) -> None:
     stamp = reweighted_stamp(source, config.weights, keep_members=config.keep_members, top_k=config.top_k)
     reweight(source, config.out, stamp)
     for line in weight_changes(source.stamp, stamp):
-        console().print(line, highlight=False, markup=False)
-    console().print(
-        f"wrote {config.out}: logits of {source.clip_count:,} clips", highlight=False, markup=False, soft_wrap=True
-    )
+        print_line(line)
+    print_line(f"wrote {config.out}: logits of {source.clip_count:,} clips")

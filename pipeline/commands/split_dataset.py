@@ -9,7 +9,7 @@ from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import UsageError
 from pipeline.ingest.copying import CopyConfig, copy
 from pipeline.ingest.splitting import Side, Split, SplitResult, divided, is_made
-from pipeline.runtime.progress import console
+from pipeline.runtime.output import print_line
 from pipeline.storage import files as storage
 
 
@@ -70,5 +70,5 @@ def run(config: Annotated[SplitConfig, Parameter(name="*")]) -> SplitResult:
         if not (is_made(out, manifest, in_eval == is_eval) and not config.copies.overwrite):
             copy(config.copies.of(out), [config.dataset], manifest.vocabulary, Side(split, is_eval))
     result = divided(manifest, in_eval)
-    console().print(str(result), highlight=False, markup=False, soft_wrap=True)
+    print_line(str(result))
     return result

@@ -1,6 +1,5 @@
 """`pipeline students`: every student, what it costs on a device, how good it is, whether its weights are here."""
 
-import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -11,7 +10,7 @@ from rich.text import Text
 
 from pipeline.models.model_tables import model_facts
 from pipeline.models.weights_cache import cached_weights
-from pipeline.runtime.progress import console, print_table
+from pipeline.runtime.output import print_json, print_table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,7 +39,7 @@ def run(config: Annotated[StudentsConfig, Parameter(name="*")] = _DEFAULTS) -> l
     ]
     if config.json:
         for row in rows:
-            console().print(json.dumps(row), highlight=False, markup=False, soft_wrap=True)
+            print_json(row)
     else:
         print_table(_table(rows))
     return rows

@@ -1,6 +1,5 @@
 """`pipeline tag`: what is to be heard in sound files, window by window."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, field
@@ -18,7 +17,7 @@ from pipeline.errors import DecodeError, PipelineError, TooManyFailuresError, Us
 from pipeline.models.device import choose_device
 from pipeline.models.loading import LoadedModel, load_model
 from pipeline.redaction import redact
-from pipeline.runtime.progress import console
+from pipeline.runtime.output import print_json, print_table
 from pipeline.runtime.recipes import read_options
 from pipeline.scoring.tagging import longest_seconds, tag_window
 from pipeline.storage import files as storage
@@ -141,7 +140,7 @@ def _show(windows: list[TaggedWindow], as_json: bool) -> None:
                 "end_seconds": round(window.end_seconds, 3),
                 "tags": {name: round(probability, 4) for name, probability in window.tags},
             }
-            console().print(json.dumps(line, ensure_ascii=False), highlight=False, markup=False, soft_wrap=True)
+            print_json(line)
         return
     table = Table("seconds", "tag", "probability", title=Text(windows[0].file), title_justify="left")
     table.columns[2].justify = "right"
@@ -149,4 +148,4 @@ def _show(windows: list[TaggedWindow], as_json: bool) -> None:
         for order, (name, probability) in enumerate(window.tags):
             when = f"{window.start_seconds:.1f} to {window.end_seconds:.1f}" if order == 0 else ""
             table.add_row(when, Text(name), f"{probability:.3f}")
-    console().print(table)
+    print_table(table)

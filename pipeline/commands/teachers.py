@@ -1,6 +1,5 @@
 """`pipeline teachers`: every teacher that can be named, what it costs, how good it is, whether its weights are here."""
 
-import json
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -12,7 +11,7 @@ from rich.text import Text
 from pipeline.labelling.installed_teachers import installed_teachers
 from pipeline.models.model_tables import model_facts
 from pipeline.models.weights_cache import cached_weights
-from pipeline.runtime.progress import console, print_table
+from pipeline.runtime.output import print_json, print_line, print_table
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,11 +36,11 @@ def run(config: Annotated[TeachersConfig, Parameter(name="*")] = _DEFAULTS) -> l
     offered = installed_teachers()
     if config.json:
         for row in [*rows, *({"name": name, "builder": builder} for name, builder in offered.items())]:
-            console().print(json.dumps(row), highlight=False, markup=False, soft_wrap=True)
+            print_json(row)
     else:
         print_table(_table(rows))
         for name, builder in offered.items():
-            console().print(f"{name}: offered by {builder}", highlight=False, markup=False, soft_wrap=True)
+            print_line(f"{name}: offered by {builder}")
     return rows
 
 

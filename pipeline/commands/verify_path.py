@@ -15,7 +15,8 @@ from pipeline.errors import PipelineError, UsageError, VerificationError
 from pipeline.models.loading import load_model
 from pipeline.redaction import redact
 from pipeline.runtime.cores import usable_cores
-from pipeline.runtime.progress import console, print_table, progress_bar
+from pipeline.runtime.output import print_line, print_table
+from pipeline.runtime.progress import progress_bar
 from pipeline.storage import files as storage
 from pipeline.verification.dataset_repair import repair_dataset
 from pipeline.verification.datasets import verify_dataset
@@ -123,12 +124,7 @@ def _show(config: VerifyConfig, kind: Kind, findings: Findings) -> None:
     notes = "".join(f"; {what}: {count:,}" for what, count in findings.notes.items() if count)
     mended = len(findings.faults) - len(findings.left)
     told = f"faults: {len(findings.faults):,}" + (f", {mended:,} of them repaired" if mended else "")
-    console().print(
-        f"{redact(config.path)}: {kind} of {looked_at} read; {told}{notes}",
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
-    )
+    print_line(f"{redact(config.path)}: {kind} of {looked_at} read; {told}{notes}")
 
 
 def _fault_table(faults: list[Fault]) -> Table:

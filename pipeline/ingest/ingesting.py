@@ -21,7 +21,8 @@ from pipeline.ingest.rejections import count_by_reason, rejection_table, tabulat
 from pipeline.ingest.sources import Source, from_folder
 from pipeline.ingest.transcoding import HIGHEST_FLAC_RATE_HZ, OPUS_RATES_HZ, Transcoding
 from pipeline.runtime.cores import usable_cores
-from pipeline.runtime.progress import ProgressBar, console, progress_bar
+from pipeline.runtime.output import print_line, print_table
+from pipeline.runtime.progress import ProgressBar, progress_bar
 from pipeline.runtime.ray_address import check_address
 from pipeline.storage import files as storage
 
@@ -203,13 +204,10 @@ def _conclude(manifest: Manifest, added: int, left_out: pa.Table, plan: Plan) ->
         notes=dict(plan.notes),
     )
     if result.rejected:
-        console().print(rejection_table(result.rejected))
-    console().print(
+        print_table(rejection_table(result.rejected))
+    print_line(
         f"{manifest.location}: {result.clips:,} clips, {result.audio_bytes / 1e6:,.1f} MB; shards: {result.shards:,}"
         + (f"; {added:,} clips added" if added < result.clips else "")
-        + "".join(f" ({count:,} {note})" for note, count in result.notes.items()),
-        highlight=False,
-        markup=False,
-        soft_wrap=True,
+        + "".join(f" ({count:,} {note})" for note, count in result.notes.items())
     )
     return result

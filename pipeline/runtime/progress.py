@@ -1,14 +1,12 @@
-"""What a run shows while it works, progress bars and results, and what it writes down, metric logs."""
+"""What a run shows while it works, progress bars, and what it writes down, metric logs."""
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,29 +18,12 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
 from rich.text import Text
 
+from pipeline.runtime.output import status_console
 from pipeline.storage.files import exists, join_path, publish_bytes, read_bytes
 
 METRICS_NAME = "metrics.jsonl"
-
-
-@cache
-def console() -> Console:
-    """Returns the one console that results are printed to: standard output."""
-    return Console()
-
-
-def print_table(table: Table) -> None:
-    """Print a table to standard output; without a terminal, where nobody knows the width, with room for all of it."""
-    (console() if console().is_terminal else Console(width=140)).print(table)
-
-
-@cache
-def _status_console() -> Console:
-    # Bars go to standard error, so that a command's output can be piped while its progress stays on the screen.
-    return Console(stderr=True)
 
 
 class ProgressBar:
@@ -74,7 +55,7 @@ def progress_bar(title: str, total: int | None, *, done: int = 0, unit: str = "c
         done: how many of them an earlier run did.
         unit: what is counted, in the plural.
     """
-    status = _status_console()
+    status = status_console()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),

@@ -17,7 +17,8 @@ from pipeline.ingest.published_sets import PublishedSet, Round
 from pipeline.ingest.sources import local_folder
 from pipeline.models.device import choose_device
 from pipeline.models.loading import load_model
-from pipeline.runtime.progress import console, read_metrics
+from pipeline.runtime.output import print_table
+from pipeline.runtime.progress import read_metrics
 from pipeline.runtime.recipes import differences, to_toml
 from pipeline.runtime.stopping import StopRequestedError, stop_on_signals
 from pipeline.storage import files as storage
@@ -203,7 +204,7 @@ def _conclude(config: PublishedSetConfig, published: PublishedSet, measure: str,
         table.add_row(name, f"{metrics[measure]:.4f}", f"{metrics['clips']:,.0f}")
     if len(result.rounds) > 1:
         table.add_row(f"mean of {len(result.rounds)} of {len(published.rounds)}", f"{result.mean:.4f}", "")
-    console().print(table)
+    print_table(table)
     if not finished:
         _log.warning("stopped; the same command with --resume goes on")
     return result

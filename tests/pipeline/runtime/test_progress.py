@@ -3,7 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runtime.progress import MetricLog, console, progress_bar, read_metrics
+from pipeline.runtime.output import console
+from pipeline.runtime.progress import MetricLog, progress_bar, read_metrics
 
 
 def test_every_figure_is_one_line_of_json(tmp_path: Path) -> None:
