@@ -15,7 +15,8 @@ from typing import Any
 MASK = "***"
 """What stands in the place of a credential."""
 
-_USER = re.compile(r"\b([a-z][a-z0-9+.-]*://)[^/\s\"'<>?]*@", re.IGNORECASE)
+# In abfs://container@account the container stands where others have a user.
+_USER = re.compile(r"\b(?!abfss?:)([a-z][a-z0-9+.-]*://)[^/\s\"'<>?]*@", re.IGNORECASE)
 _QUERY = re.compile(r"\b([a-z][a-z0-9+.-]*://[^\s\"'<>?]*)\?[^\s\"'<>]*", re.IGNORECASE)
 # As botocore, aiohttp and friends print headers and parameters: `name: value`, `'name': 'value'`, `name=value`.
 _NAMED = re.compile(
@@ -24,7 +25,7 @@ _NAMED = re.compile(
     r"(?:(?:AWS4-HMAC-SHA256|Bearer|Basic)\s+)?[^\s\"'&,;]+(?:,\s*(?:SignedHeaders|Signature)=[^\s\"',]+)*",
     re.IGNORECASE,
 )
-_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|ACCESS_KEY|API_KEY", re.IGNORECASE)
+_SECRET_NAME = re.compile(r"SECRET|TOKEN|PASSWORD|PASSWD|(ACCESS|API|ACCOUNT|MASTER|SAS)_KEY", re.IGNORECASE)
 _SHORTEST_SECRET = 8
 """Characters. What is shorter, such as `true`, would be masked wherever the word occurs."""
 

@@ -22,15 +22,13 @@ BUCKET = "distill"
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A running `rclone serve s3`."""
+    """A running `rclone serve s3`, behind a proxy that mends the one thing in which it differs from S3."""
 
     endpoint: str
+    port: int
+    """Of rclone itself."""
     folder: Path
     """Holds the buckets as folders and the objects as files."""
-
-    @property
-    def port(self) -> int:
-        return int(self.endpoint.rsplit(":", 1)[1])
 
 
 def free_port() -> int:
@@ -40,12 +38,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def s3_server(folder: Path) -> Iterator[S3Server]:
-    """Serve a folder over S3 while the block lasts."""
+def s3_server(folder: Path, *, anyone: bool = False) -> Iterator[S3Server]:
+    """Serve a folder over S3 while the block lasts, to who has the keys or to anyone."""
     (folder / BUCKET).mkdir(parents=True)
     port = free_port()
-    with _rclone("s3", folder, port, "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}"):
-        yield S3Server(f"http://127.0.0.1:{port}", folder)
+    keys = () if anyone else ("--auth-key", f"{ACCESS_KEY},{SECRET_KEY}")
+    with _rclone("s3", folder, port, *keys), proxy_before(port) as proxy:
+        yield S3Server(proxy.endpoint, port, folder)
 
 
 @contextmanager
@@ -67,24 +66,25 @@ def _rclone(protocol: str, folder: Path, port: int, *options: str) -> Iterator[N
         command = [program, "serve", protocol, "--addr", f"127.0.0.1:{port}"]
         with subprocess.Popen([*command, *options, *places, str(folder)]) as process:
             try:
-                _wait_until_it_answers(process, port, log)
+                wait_until_it_answers(process, port, log)
                 yield
             finally:
                 process.terminate()
                 process.wait(10)
 
 
-def _wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    deadline = time.monotonic() + 20
+def wait_until_it_answers(process: subprocess.Popen[bytes], port: int, log: Path | None = None) -> None:
+    """Wait for a server that is starting; the test fails if it ends, or takes 20 s."""
+    deadline, said = time.monotonic() + 20, lambda: log.read_text() if log else ""
     while time.monotonic() < deadline:
-        assert process.poll() is None, f"rclone ended: {log.read_text()}"
+        assert process.poll() is None, f"{process.args} ended: {said()}"
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()
         except OSError:
             time.sleep(0.05)
         else:
             return
-    raise AssertionError(f"rclone does not answer on port {port}: {log.read_text()}")
+    raise AssertionError(f"{process.args} does not answer on port {port}: {said()}")
 
 
 @dataclass(slots=True)
@@ -181,7 +181,8 @@ def proxy_before(port: int) -> Iterator[Proxy]:
             content = response.read()
             headers = {name: value for name, value in response.getheaders() if name.lower() != "transfer-encoding"}
             cut = int(fault.value) if fault and fault.what == "cut-answer" else None
-            self.answer(response.status, headers, content, cut)
+            ranged = response.status == 200 and "Content-Range" in headers  # what rclone answers where S3 says 206
+            self.answer(206 if ranged else response.status, headers, content, cut)
 
         def send_half(self, length: int, fault: Fault) -> None:
             """Hand on the request and a part of its body, then let both ends hang up."""

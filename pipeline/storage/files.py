@@ -22,7 +22,7 @@ from pipeline.storage.remote import byte_ranges, objects, schemes
 LISTING_NAME = "files.json"
 """Says what a folder holds, for readers behind a web server, which can't be asked."""
 
-_URL = re.compile(r"^[a-z][a-z0-9+.-]+://", re.IGNORECASE)
+_URL = re.compile(r"^(?!file:)[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # a scheme of one letter is a drive of Windows
 _STAGED = ".staged-"
 """In the name of every file that is not finished; listings pass over it."""
 
@@ -41,8 +41,7 @@ class StoredFile:
 
 def is_remote(location: str | Path) -> bool:
     """Returns whether a location is a URL such as `s3://…`; `file://` counts as local."""
-    text = str(location)
-    return bool(_URL.match(text)) and not text.startswith("file://")
+    return bool(_URL.match(str(location)))
 
 
 def local_path(location: str | Path) -> Path:
@@ -54,8 +53,8 @@ def local_path(location: str | Path) -> Path:
     if is_remote(location):
         raise ValueError(f"{location} is not a local path")
     text = str(location)
-    if text.startswith("file://"):
-        text = text.removeprefix("file://")
+    if text.lower().startswith("file://"):
+        text = text[len("file://") :]
         if PureWindowsPath(text[1:]).drive and issubclass(Path, PureWindowsPath):  # file:///C:/data
             text = text[1:]
     return Path(text).expanduser()
@@ -110,11 +109,7 @@ def list_files(folder: str | Path, suffix: str = "") -> list[StoredFile]:
     if schemes.is_web(folder):
         entries = _read_listing(str(folder))
     elif is_remote(folder):
-        entries = [
-            StoredFile(info["name"].rsplit("/", 1)[-1], int(info["size"] or 0), _version(info))
-            for info in objects.list_folder(str(folder))
-            if info["type"] == "file"
-        ]
+        entries = [StoredFile(*found) for found in objects.list_files(str(folder))]
     else:
         root = local_path(folder)
         entries = [
@@ -135,7 +130,7 @@ def list_tree(folder: str | Path) -> list[str]:
     if schemes.is_web(folder):
         raise StorageError(f"{folder}: a web server can't be asked what a folder holds")
     if is_remote(folder):
-        names = objects.list_tree(str(folder))
+        names = [name for name, *_ in objects.list_files(str(folder), below=True)]
     else:
         root = local_path(folder)
         names = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
@@ -158,13 +153,6 @@ def find_files(folder: str | Path, names: Sequence[str]) -> list[StoredFile]:
         return [StoredFile(name, size, "") for name, size in zip(names, sizes, strict=True) if size is not None]
     known = {file.name: file for file in list_files(folder)}
     return [known[name] for name in names if name in known]
-
-
-def _version(info: dict[str, Any]) -> str:
-    for key in ("ETag", "etag", "LastModified", "mtime", "last_modified"):
-        if info.get(key):
-            return str(info[key])
-    return ""
 
 
 def write_listing(folder: str | Path) -> None:
@@ -395,7 +383,7 @@ def check_writable(location: str | Path) -> None:
     """
     if schemes.is_web(location):
         raise StorageError(
-            f"{location}: http and https can only be read. Write to a local folder, s3://, gs:// or hf://"
+            f"{location}: http and https can only be read. Write to a local folder, s3://, gs://, az:// or hf://"
         )
 
 

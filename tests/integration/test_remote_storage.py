@@ -7,6 +7,7 @@ import sys
 import zlib
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,8 @@ PASSWORD = "open-sesame-0123456789"
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.storage.remote.calls._FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr("pipeline.storage.remote.stores._FIRST_PAUSE", timedelta(milliseconds=10))
+    monkeypatch.setattr("pipeline.storage.remote.stores._stores", {})
 
 
 def settings(data: str, store: str | None, run_folder: str, cache: Path, **others: object) -> TrainStudentConfig:
@@ -165,7 +167,7 @@ def test_a_run_on_s3_is_the_run_on_disk_and_resumes_and_is_read_from_there(
 def test_a_server_that_goes_away_ends_a_run_with_its_state_saved(
     make_dataset: Callable[..., Path], s3_proxy: Proxy, s3_folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.storage.remote.failures._TRIES", 2)
+    monkeypatch.setattr("pipeline.storage.remote.stores._TRIES", 2)
     data = f"{s3_folder}/data"
     make_data(make_dataset, data)
     config = settings(data, None, str(tmp_path / "run"), tmp_path / "cache", workers=1)

@@ -23,6 +23,7 @@ SIGNED = "https://bucket.s3.amazonaws.com/a/x.pt?X-Amz-Credential=AKIA%2F2026010
         ("<CIMultiDict('Authorization': 'Bearer hf_5ecret5ig', 'Host': 'h')>", None),
         ("aws_secret_access_key=5ecret5ig&x=1", "aws_secret_access_key=***&x=1"),
         ("hf://datasets/me/sounds@main/x.tar, mail me@home.org, is it?", None),
+        ("abfss://container@account.dfs.core.windows.net/x", None),
     ],
 )
 def test_credentials_in_text_are_masked_and_nothing_else_is(text: str, clean: str | None) -> None:
@@ -39,9 +40,12 @@ def test_credentials_in_text_are_masked_and_nothing_else_is(text: str, clean: st
 def test_values_of_secret_environment_variables_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "wJalrXUtnFEMI/K7MDENG-and-more")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "Eby8vdM02xNOcqFl==")
     monkeypatch.setenv("SHORT_TOKEN", "true")
-    found = redact("key wJalrXUtnFEMI/K7MDENG, token wJalrXUtnFEMI/K7MDENG-and-more, it is true")
-    assert found == "key ***, token ***, it is true"
+    found = redact(
+        "key wJalrXUtnFEMI/K7MDENG, token wJalrXUtnFEMI/K7MDENG-and-more, it is true, Eby8vdM02xNOcqFlqUwJ=="
+    )
+    assert found == "key ***, token ***, it is true, ***"
 
 
 def test_every_error_of_the_project_is_clean() -> None:

@@ -1,14 +1,11 @@
 """Byte ranges of remote files, many at a time; near ones of a file share a request."""
 
-import itertools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from pipeline.errors import StorageError
-from pipeline.storage.remote.calls import CONCURRENCY, pause, resolve
-from pipeline.storage.remote.failures import code_of, explain, status_of, tries_for
+from pipeline.storage.remote.calls import Action, call_each
+from pipeline.storage.remote.failures import status_of
 
 MERGE_GAP_BYTES = 64 << 10
 """Ranges of one file that lie closer than this share a request, which costs as much as some hundred kB."""
@@ -34,11 +31,13 @@ def read_ranges(ranges: Sequence[ByteRange]) -> list[bytes | Exception]:
     """
     found: list[bytes | Exception] = [b""] * len(ranges)
     groups = _merged(ranges)
-    for group, content in zip(groups, _fetch([group.range for group in groups]), strict=True):
-        for place in group.members:
-            wanted = ranges[place]
-            start = wanted.offset - group.range.offset
-            found[place] = content if isinstance(content, Exception) else content[start : start + wanted.size]
+    locations = [group.range.location for group in groups]
+    answers = call_each(
+        locations, [_reading(group.range, [ranges[place] for place in group.members]) for group in groups]
+    )
+    for group, answer in zip(groups, answers, strict=True):
+        for number, place in enumerate(group.members):
+            found[place] = answer if isinstance(answer, Exception) else answer[number]
     return found
 
 
@@ -50,7 +49,8 @@ class _Group:
 
 def _merged(ranges: Sequence[ByteRange]) -> list[_Group]:
     groups: list[_Group] = []
-    for place in sorted(range(len(ranges)), key=lambda place: (ranges[place].location, ranges[place].offset)):
+    places = [place for place, wanted in enumerate(ranges) if wanted.size > 0]
+    for place in sorted(places, key=lambda place: (ranges[place].location, ranges[place].offset)):
         wanted = ranges[place]
         last = groups[-1] if groups else None
         if last is not None and last.range.location == wanted.location:
@@ -64,58 +64,15 @@ def _merged(ranges: Sequence[ByteRange]) -> list[_Group]:
     return groups
 
 
-def _fetch(ranges: Sequence[ByteRange]) -> list[bytes | Exception]:
-    found: list[bytes | Exception] = [b""] * len(ranges)
-    left = [place for place, wanted in enumerate(ranges) if wanted.size > 0]
-    for attempt in itertools.count(1):
-        answers = _send([ranges[place] for place in left])
-        again: list[int] = []
-        worst: Exception | None = None
-        for place, answer in zip(left, answers, strict=True):
-            if isinstance(answer, Exception) and attempt < tries_for(answer, ranges[place].location):
-                again.append(place)
-                worst = answer
-            elif isinstance(answer, Exception):
-                beyond_end = status_of(answer) == 416 or code_of(answer) == "InvalidRange"
-                found[place] = b"" if beyond_end else explain(answer, ranges[place].location)
-            else:
-                found[place] = _checked(answer, ranges[place])
-        left = again
-        if worst is None:
-            break
-        pause(worst, attempt, ranges[left[0]].location)
-    return found
-
-
-def _send(ranges: Sequence[ByteRange]) -> list[bytes | Exception]:
-    """Send a request for each range, a bounded number at a time."""
-    if not ranges:
-        return []
-    filesystem, _ = resolve(ranges[0].location)
-    paths = [resolve(wanted.location)[1] for wanted in ranges]
-    ends = [wanted.offset + wanted.size for wanted in ranges]
-    if filesystem.async_impl:
-        starts = [wanted.offset for wanted in ranges]
-        return cast("Any", filesystem).cat_ranges(paths, starts, ends, on_error="return", batch_size=CONCURRENCY)
-
-    def read(place: int) -> bytes | Exception:
+def _reading(all_of_them: ByteRange, wanted: Sequence[ByteRange]) -> Action[list[bytes]]:
+    def read(store: Any, path: str) -> list[bytes]:
         try:
-            with filesystem.open(paths[place], "rb", cache_type="none") as stream:
-                stream.seek(ranges[place].offset)
-                return cast("bytes", stream.read(ranges[place].size))
+            content = memoryview(store.get_range(path, start=all_of_them.offset, length=all_of_them.size))
         except Exception as error:
-            return error
+            if status_of(error) != 416:
+                raise
+            content = memoryview(b"")  # the file ends before
+        starts = [one.offset - all_of_them.offset for one in wanted]
+        return [bytes(content[start : start + one.size]) for start, one in zip(starts, wanted, strict=True)]
 
-    with ThreadPoolExecutor(min(CONCURRENCY, len(ranges))) as threads:
-        return list(threads.map(read, range(len(ranges))))
-
-
-def _checked(answer: bytes, wanted: ByteRange) -> bytes | Exception:
-    if len(answer) <= wanted.size:
-        return answer
-    if wanted.offset == 0:
-        return answer  # the whole file, which whoever asked for its beginning can use
-    return StorageError(
-        f"{wanted.location}: the server ignores byte ranges and sends the whole file. Use a server that knows them "
-        "(nginx, Apache, Caddy, any object store), or copy the folder here"
-    )
+    return read

@@ -1,116 +1,96 @@
-"""Connections through fsspec, one for each process and server, and requests that are sent again after a failure."""
+"""Requests: so many at a time, each in a thread that nobody has to wait for, with their failures put into words."""
 
-import itertools
-import logging
 import os
-import random
-import time
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
-from urllib.parse import urlsplit
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
-import fsspec
-
-from pipeline.errors import PipelineError, UsageError
-from pipeline.storage.remote.failures import explain, in_words, tries_for
-from pipeline.storage.remote.schemes import scheme_of
+from pipeline.errors import PipelineError, StorageError
+from pipeline.storage.remote.failures import explain
+from pipeline.storage.remote.stores import open_store
 
 CONCURRENCY = 16
 """Requests under way at the same time, in each process."""
-_FIRST_PAUSE_SECONDS = 0.2
-_CONNECT_SECONDS, _READ_SECONDS = 10, 60
 
-_log = logging.getLogger(__name__)
-_chance = random.Random()  # not the global one, which belongs to whoever seeded it
 Result = TypeVar("Result")
+Action = Callable[[Any, str], Result]
+"""Given the store behind a URL and the file's path in it."""
+_Queue = SimpleQueue[tuple[Future[Any], Callable[[], Any]]]
 
-# Kept for ever, and under the process's number: a forked loader worker makes its own connections, and must not close
-# those that it inherited, for that would take the parent's sockets out of the event loop that both see.
-_filesystems: dict[tuple[object, ...], fsspec.AbstractFileSystem] = {}
-
-
-def resolve(location: str) -> tuple[fsspec.AbstractFileSystem, str]:
-    """Give the file system of a URL, connected once in each process, and the path that it knows the file by.
-
-    Raises:
-        UsageError: the scheme is unknown, its package is missing, or the URL holds credentials where it may not.
-    """
-    scheme = scheme_of(location)
-    if scheme.name in ("s3", "gs") and "@" in urlsplit(location).netloc:
-        raise UsageError(f"{location}: credentials don't belong into a URL. Give them by {scheme.credentials}")
-    key = (os.getpid(), scheme.name, *map(os.environ.get, scheme.environment))
-    if key not in _filesystems:
-        try:
-            _filesystems[key] = fsspec.filesystem(scheme.name, **_options(scheme.name))
-        except ImportError as error:
-            raise UsageError(
-                f"{location}: this kind of URL needs another package ({error}). Install it: {scheme.extra}"
-            ) from error
-        except ValueError as error:
-            raise UsageError(f"{location}: {error}. s3://, gs://, hf:// and https:// are known") from error
-        except Exception as error:
-            raise explain(error, location) from error
-        if scheme.name == "s3":
-            _filesystems[key].retries = 1  # botocore repeats a request, `call` the rest  # pyright: ignore
-    filesystem = _filesystems[key]
-    return filesystem, cast("str", filesystem._strip_protocol(location))
+_queues: dict[int, _Queue] = {}
+_starting = threading.Lock()
 
 
-def _options(scheme: str) -> dict[str, Any]:
-    # A listing that is kept would not show what other processes publish.
-    fresh = {"skip_instance_cache": True, "use_listings_cache": False}
-    if scheme == "s3":
-        config = {
-            "connect_timeout": _CONNECT_SECONDS,
-            "read_timeout": _READ_SECONDS,
-            "max_pool_connections": CONCURRENCY,
-            "retries": {"mode": "standard", "total_max_attempts": 2},
-        }
-        if "AWS_RESPONSE_CHECKSUM_VALIDATION" not in os.environ:
-            # Servers other than Amazon's send the whole object's checksum with a range of it. Clips have their own.
-            config["response_checksum_validation"] = "when_required"
-        return {**fresh, "config_kwargs": config, "max_concurrency": CONCURRENCY // 2}
-    if scheme == "http":
-        from aiohttp import ClientTimeout
-
-        timeout = ClientTimeout(total=None, sock_connect=_CONNECT_SECONDS, sock_read=_READ_SECONDS)
-        # URLs are taken as they are: spelling `%2F` anew breaks signatures. `trust_env` reads ~/.netrc and proxies.
-        return {**fresh, "client_kwargs": {"timeout": timeout, "trust_env": True}, "encoded": True}
-    if scheme == "gs":
-        logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # it prints tracebacks of what it raises all the same
-    return {} if scheme == "memory" else fresh
-
-
-def call(location: str, action: Callable[[fsspec.AbstractFileSystem, str], Result]) -> Result:
-    """Do something with a file, again where the server or the network fails for the moment.
-
-    Args:
-        location: the URL.
-        action: given the file system and the path; may be called several times.
+def call(location: str, action: Action[Result]) -> Result:
+    """Do something with a file.
 
     Raises:
         FileNotFoundError: nothing is there.
         StorageUnavailableError: the server can't be reached, or keeps failing.
         StorageError: it refuses, for instance for want of credentials.
     """
-    filesystem, path = resolve(location)
-    for attempt in itertools.count(1):
-        try:
-            return action(filesystem, path)
-        except PipelineError:
-            raise
-        except Exception as error:
-            if attempt >= tries_for(error, location):
-                raise explain(error, location) from error
-            pause(error, attempt, location)
-    raise AssertionError("counting never ends")
+    [found] = _do([partial(_attempt, location, action)])
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
-def pause(error: BaseException, attempt: int, location: str) -> None:
-    """Wait before the next try, each time twice as long."""
-    tries = tries_for(error, location)
-    # Up to half of it by chance, so that processes that failed together don't come back together.
-    seconds = _FIRST_PAUSE_SECONDS * 2 ** (attempt - 1) * (1 - _chance.random() / 2)
-    level = logging.DEBUG if attempt < 3 else logging.WARNING
-    _log.log(level, "%s: %s; try %d of %d in %.1f s", location, in_words(error), attempt + 1, tries, seconds)
-    time.sleep(seconds)
+def call_each(locations: Sequence[str], actions: Sequence[Action[Result]]) -> list[Result | Exception]:
+    """Do something with each of many files, side by side.
+
+    Returns:
+        For each the result, or what `call` would raise.
+    """
+    return _do([partial(_attempt, location, action) for location, action in zip(locations, actions, strict=True)])
+
+
+def _attempt(location: str, action: Action[Result]) -> Result | Exception:
+    try:
+        return action(*open_store(location))
+    except PipelineError as error:
+        return error
+    except Exception as error:
+        explained = explain(error, location)
+        explained.__cause__ = error
+        return explained
+
+
+def _do(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
+    answers: list[Future[Result]] = [Future() for _ in tasks]
+    queue = _queue()
+    for request in zip(answers, tasks, strict=True):
+        queue.put(request)
+    try:
+        return [answer.result() for answer in answers]
+    except BaseException:  # somebody wants this process to stop
+        for answer in answers:
+            answer.cancel()
+        raise
+
+
+def _queue() -> _Queue:
+    """Return what this process's threads take their work from; they end with the process."""
+    if os.getpid() not in _queues:
+        if _queues:
+            # Threads, ours and obstore's, stay behind when a process forks: the new one would wait for them for ever.
+            raise StorageError(
+                "a process that had read from a server was forked, and the new one can't read from servers. Let "
+                "processes be started by multiprocessing's 'forkserver' or 'spawn'"
+            )
+        with _starting:
+            if not _queues:
+                queue = _Queue()
+                for _ in range(CONCURRENCY):
+                    threading.Thread(target=_work, args=(queue,), name="requests", daemon=True).start()
+                _queues[os.getpid()] = queue
+    return _queues[os.getpid()]
+
+
+def _work(queue: _Queue) -> None:
+    while True:
+        answer, task = queue.get()
+        if answer.set_running_or_notify_cancel():
+            answer.set_result(task())

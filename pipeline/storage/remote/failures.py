@@ -1,124 +1,101 @@
-"""What a failed request means: whether another try may help, and what a user can do about it."""
+"""What a failed request means, and what a user can do about it."""
 
+import errno
 import os
-from collections.abc import Iterator
+import re
 from urllib.parse import urlsplit
 
 from pipeline.errors import StorageError, StorageUnavailableError
-from pipeline.storage.remote.schemes import Scheme, scheme_of
+from pipeline.storage.remote.schemes import Scheme, scheme_of, split_bucket
 
-_TRIES = 8
-"""How often a request is sent to a server that answers, but not well: 25 s of waiting in all."""
-_TRIES_TO_CONNECT = 4
-"""How often a connection is tried that does not come about; a wrong address should be known soon."""
-
-_RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
-# By name, so that nobody has to import the packages of schemes that are not in use.
-_CONNECTION_ERRORS = frozenset(
-    {"EndpointConnectionError", "ConnectTimeoutError", "ProxyConnectionError", "ClientConnectorError", "ConnectError"}
-)
-_CUT_ERRORS = frozenset(
-    (
-        *("HTTPClientError", "ResponseParserError", "FlexibleChecksumError", "IncompleteRead"),  # botocore, urllib3
-        *("ClientConnectionError", "ClientPayloadError", "TransportError"),  # aiohttp, httpx
-        *("ConnectionError", "TimeoutError", "FSTimeoutError"),
-    )
-)
-
-
-def tries_for(error: BaseException, location: str) -> int:
-    """Give how often in all a request is sent that fails like this."""
-    if scheme_of(location).repeats:
-        return 1
-    if _is_a(error, _CONNECTION_ERRORS):
-        return _TRIES_TO_CONNECT
-    status = status_of(error)
-    if status in _RETRIED_STATUS or code_of(error) in ("SlowDown", "InternalError", "RequestTimeout"):
-        return _TRIES
-    return _TRIES if status is None and _is_a(error, _CUT_ERRORS) else 1
-
-
-def _chain(error: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    while id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__ or error
-
-
-def _is_a(error: BaseException, names: frozenset[str]) -> bool:
-    return any(kind.__name__ in names for one in _chain(error) for kind in type(one).__mro__)
+# obstore's errors have kinds for a few answers; the rest is in their text: what happened, and the same for debugging.
+_STATUS = re.compile(r"status code: (\d{3})")
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_MESSAGE = re.compile(r"<Message>([^<]+)")
+_TRANSPORT = re.compile(r"HttpError \{\s*kind: (\w+)")
+_CAUSE = re.compile(r'(?:message|error): "([^"\\]+)"')
+_RETRIES = re.compile(r"after (\d+) retries")
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
+_MACHINE = re.compile(r"/latest/(api|meta-data)|/computeMetadata/|/metadata/identity/")
+"""Where a machine is asked for the credentials of its role; if it has none, there are none."""
 
 
 def status_of(error: BaseException) -> int | None:
-    """Find the HTTP status that an error of any of the packages goes back to."""
-    for one in _chain(error):
-        response = getattr(one, "response", None)
-        found = (
-            response.get("ResponseMetadata", {}).get("HTTPStatusCode")  # botocore
-            if isinstance(response, dict)
-            else getattr(response, "status_code", None)  # httpx
-        )
-        if type(one).__name__ == "ClientResponseError":  # aiohttp; its other errors have numbers that are no answers
-            found = getattr(one, "status", None)
-        if type(one).__name__ == "HttpError":  # gcsfs
-            found = getattr(one, "code", None)
-        if found is not None and str(found).isdigit():
-            return int(found)
-    return None
-
-
-def code_of(error: BaseException) -> str:
-    """Find the error code that S3 gave; empty where there is none."""
-    for one in _chain(error):
-        response = getattr(one, "response", None)
-        if isinstance(response, dict):
-            return str(response.get("Error", {}).get("Code", ""))
-    return ""
-
-
-def in_words(error: BaseException) -> str:
-    """Give the first line of what an error says."""
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:300]
+    """Return the HTTP status that an error goes back to."""
+    if found := _STATUS.search(str(error)):
+        return int(found[1])
+    return getattr(getattr(error, "response", None), "status_code", None)  # of huggingface_hub
 
 
 def explain(error: BaseException, location: str) -> Exception:
-    """Say what went wrong and how to mend it; a file that is not there stays a FileNotFoundError."""
-    scheme = scheme_of(location)
-    status, code, words = status_of(error), code_of(error), in_words(error)
-    if code == "NoSuchBucket":
-        bucket = urlsplit(location).netloc
+    """Return an error that says what went wrong and how to mend it; FileNotFoundError for a file that is not there."""
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return error  # on this machine's disk, which its own words are for
+    scheme, status, words = scheme_of(location), status_of(error), in_words(error)
+    text, code = str(error), _found(_CODE, str(error))
+    transport = _found(_TRANSPORT, text) or _transport_of(error)
+    if code in _NO_BUCKET:
+        bucket = split_bucket(location)[0].partition("@")[0]
         return StorageError(
-            f"{location}: there is no bucket {bucket!r} at {_server(scheme)}. Make it, or correct the name"
+            f"{location}: there is no bucket {bucket!r} at {_server(scheme, location)}. Make it, or correct the name"
         )
     if isinstance(error, FileNotFoundError) or status == 404:
         return FileNotFoundError(location)
-    if _is_a(
-        error,
-        frozenset({"NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "ProfileNotFound"}),
-    ):
+    if _MACHINE.search(text):
         return StorageError(f"{location}: no credentials ({words}). Give them by {scheme.credentials}")
     if status in (401, 403) or isinstance(error, PermissionError):
         return StorageError(
             f"{location}: permission denied ({code or status or words}). Credentials come from {scheme.credentials}"
         )
-    if _is_a(error, _CONNECTION_ERRORS):
+    if transport == "Connect":
         return StorageUnavailableError(
-            f"{location}: can't connect to {_server(scheme, location)} ({words}). Check the network, and "
-            f"{scheme.endpoint}"
+            f"{location}: can't connect to {_server(scheme, location)} ({words}). Check the network"
+            f"{', and '.join(['', *scheme.servers[-1:]])}"
         )
-    if status in _RETRIED_STATUS or _is_a(error, _CUT_ERRORS):
-        server, tries = _server(scheme, location), tries_for(error, location)
+    if transport or status in (408, 425, 429) or (status or 0) >= 500:
+        tries = int(_found(_RETRIES, text) or 0) + 1
         what = f"answers {status}" if status else "cuts the connection or does not answer"
         return StorageUnavailableError(
-            f"{location}: {server} {what} ({words}), {tries} times in a row. Run the same command again later"
+            f"{location}: {_server(scheme, location)} {what} ({words})"
+            f"{f', {tries} times in a row' if tries > 1 else ''}. Run the same command again later"
         )
+    if "non-partial response" in text or "Range request not supported" in text:
+        return StorageError(
+            f"{location}: the server ignores byte ranges or does not say that it knows them (status 206). Use one that "
+            "does (nginx, Apache, Caddy, any object store), or copy the folder here"
+        )
+    if "redirect without LOCATION" in text:
+        return StorageError(f"{location}: the bucket lies in another region. Name it by AWS_DEFAULT_REGION")
     return StorageError(f"{location}: {words}")
 
 
-def _server(scheme: Scheme, location: str = "") -> str:
+def in_words(error: BaseException) -> str:
+    """Return what an error says, without what is only for debugging, in one line."""
+    text = str(error)
+    if code := _found(_CODE, text):
+        return f"{code}: {message.strip()}" if (message := _found(_MESSAGE, text)) else code
+    if _TRANSPORT.search(text) and (causes := _CAUSE.findall(text)):
+        return causes[-1]
+    first = (text.strip() or type(error).__name__).splitlines()[0]
+    return first.rpartition(" - ")[2].strip(": ")[:300]
+
+
+def _found(pattern: re.Pattern[str], text: str) -> str:
+    found = pattern.search(text)
+    return found[1] if found else ""
+
+
+def _transport_of(error: BaseException) -> str:
+    """Return obstore's word for what failed below HTTP, from the names of other packages' errors."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    if names & {"ConnectError", "ConnectTimeout"}:  # httpx
+        return "Connect"
+    return "Interrupted" if names & {"TransportError", "ConnectionError", "TimeoutError"} else ""
+
+
+def _server(scheme: Scheme, location: str) -> str:
     if scheme.name == "http":
         return urlsplit(location).netloc
-    names = ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL") if scheme.name == "s3" else (scheme.endpoint,)
-    return next((os.environ[name] for name in names if os.environ.get(name)), f"the {scheme.name}:// service")
+    named = [os.environ[name] for name in scheme.servers if os.environ.get(name)]
+    return named[0] if named else f"the {scheme.name}:// service"

@@ -1,55 +1,54 @@
 """Whole remote files and folders: sizes, contents, listings, and files put in their place in one piece."""
 
 import io
+import threading
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
-import fsspec
-import fsspec.asyn
-
-from pipeline.errors import StorageError
 from pipeline.storage.remote.byte_ranges import ByteRange, read_ranges
-from pipeline.storage.remote.calls import CONCURRENCY, call
-from pipeline.storage.remote.schemes import is_web, scheme_of
+from pipeline.storage.remote.calls import Action, call, call_each
+from pipeline.storage.remote.failures import status_of
+from pipeline.storage.remote.schemes import is_web
+
+Result = TypeVar("Result")
 
 PIECE_BYTES = 8 << 20
 """A whole file is read in pieces of this size, several at a time."""
-PART_BYTES = 64 << 20
-"""A file of more than twice this size travels to S3 in parts of it."""
+PART_BYTES, _PARTS_AT_ONCE, _MAX_PARTS = 8 << 20, 2, 10_000
+"""A larger file travels to an object store in parts, so many at once, which become one at its end; S3 limits them."""
 
 
 def size_of(location: str) -> int:
-    """Give a file's size in bytes.
+    """Return a file's size in bytes.
 
     Raises:
         FileNotFoundError: there is no such file.
         StorageError: the server does not tell.
     """
-    info = call(location, _web_info if is_web(location) else lambda filesystem, path: filesystem.info(path))
-    if info.get("type") == "directory":
-        raise IsADirectoryError(location)
-    if info.get("size") is None:
-        raise StorageError(f"{location}: the server does not say how long the file is, so it can't be read by ranges")
-    return int(info["size"])
+    return call(location, _size)
+
+
+def _size(store: Any, path: str) -> int:
+    try:
+        return int(store.head(path)["size"])
+    except Exception as error:
+        if status_of(error) not in (403, 405, 501):  # of servers that know no HEAD
+            raise
+        return int(store.get(path).meta["size"])
 
 
 def sizes_of(locations: Sequence[str]) -> list[int | None]:
-    """Give the sizes in bytes of many files, asked side by side; None where there is no such file.
+    """Return the sizes in bytes of many files, asked side by side; None where there is no such file.
 
     Raises:
         StorageError: a server refuses or fails.
     """
-
-    def ask(location: str) -> int | None:
-        try:
-            return size_of(location)
-        except (FileNotFoundError, IsADirectoryError):
-            return None
-
-    with ThreadPoolExecutor(CONCURRENCY, thread_name_prefix="sizes") as threads:
-        return list(threads.map(ask, locations))
+    return [
+        None if isinstance(found, FileNotFoundError) else _raised(found)
+        for found in call_each(locations, [_size] * len(locations))
+    ]
 
 
 def exists(location: str) -> bool:
@@ -58,37 +57,28 @@ def exists(location: str) -> bool:
     Raises:
         StorageError: nobody can say: the bucket is missing, the server refuses or can't be reached.
     """
+
+    def ask(store: Any, path: str) -> bool:
+        with suppress(FileNotFoundError):
+            _size(store, path)
+            return True
+        return not is_web(location) and any(store.list(path))
+
     try:
-        call(location, _web_info if is_web(location) else lambda filesystem, path: filesystem.info(path))
-    except FileNotFoundError:
-        return False
-    return True
-
-
-def _web_info(filesystem: Any, url: str) -> dict[str, Any]:
-    # fsspec's own answer takes every failure for an absent file.
-    async def ask() -> dict[str, Any]:
-        session = await filesystem.set_session()
-        for method in ("HEAD", "GET"):  # some servers know no HEAD
-            headers = {"Accept-Encoding": "identity"}
-            request = session.request(method, filesystem.encode_url(url), allow_redirects=True, headers=headers)
-            async with request as response:
-                if method == "HEAD" and response.status in (403, 405, 501):
-                    continue
-                response.raise_for_status()
-                return {"size": response.headers.get("Content-Length"), "type": "file"}
-        raise AssertionError("GET either answers or raises")
-
-    return cast("dict[str, Any]", fsspec.asyn.sync(filesystem.loop, ask))
+        return call(location, ask)
+    except IsADirectoryError:
+        return True
 
 
 def read_whole(location: str) -> bytes:
-    """Read a whole file: a small one with one request, a large one in pieces side by side.
+    """Read a whole file: a small one with one request, a large one in pieces side by side, but for web servers.
 
     Raises:
         FileNotFoundError: there is no such file.
         StorageError: it can't be read.
     """
+    if is_web(location):  # not every server knows ranges
+        return call(location, lambda store, path: bytes(store.get(path).bytes()))
     first = _raised(read_ranges([ByteRange(location, 0, PIECE_BYTES)])[0])
     if len(first) != PIECE_BYTES:
         return first
@@ -103,21 +93,36 @@ def download(location: str, target: Path) -> None:
         FileNotFoundError: there is no such file.
         StorageError: it can't be read.
     """
-    if is_web(location):  # not every server knows ranges
-        call(location, lambda filesystem, path: filesystem.get_file(path, str(target)))
-        return
-    pieces = _pieces(location, 0, size_of(location))
+
+    def save(store: Any, path: str) -> None:
+        for piece in store.get(path).stream(PIECE_BYTES):
+            stream.write(piece)
+
+    def save_at(offset: int) -> Action[None]:
+        def save_piece(store: Any, path: str) -> None:
+            content = store.get_range(path, start=offset, length=min(PIECE_BYTES, size - offset))
+            with writing:
+                stream.seek(offset)
+                stream.write(content)
+
+        return save_piece
+
+    writing = threading.Lock()
     with target.open("wb") as stream:
-        for start in range(0, len(pieces), CONCURRENCY):
-            for piece in read_ranges(pieces[start : start + CONCURRENCY]):
-                stream.write(_raised(piece))
+        if is_web(location):
+            call(location, save)
+            return
+        size = size_of(location)
+        offsets = range(0, size, PIECE_BYTES)
+        for found in call_each([location] * len(offsets), [save_at(offset) for offset in offsets]):
+            _raised(found)
 
 
 def _pieces(location: str, start: int, end: int) -> list[ByteRange]:
     return [ByteRange(location, offset, min(PIECE_BYTES, end - offset)) for offset in range(start, end, PIECE_BYTES)]
 
 
-def _raised(found: bytes | Exception) -> bytes:
+def _raised(found: Result | Exception) -> Result:
     if isinstance(found, Exception):
         raise found
     return found
@@ -172,34 +177,27 @@ def open_remote(location: str, *, buffer_bytes: int = 256 << 10) -> BinaryIO:
     return cast("BinaryIO", io.BufferedReader(RemoteFile(location), buffer_bytes))
 
 
-def list_folder(location: str) -> list[dict[str, Any]]:
-    """List what is directly inside a folder, as fsspec describes it; an absent folder is empty.
+def list_files(location: str, *, below: bool = False) -> list[tuple[str, int, str]]:
+    """List the files inside a folder, or also all below it; an absent folder is empty.
 
-    Raises:
-        StorageError: the bucket is missing, or the server refuses or fails.
-    """
-    try:
-        return cast("list[dict[str, Any]]", call(location, lambda filesystem, path: filesystem.ls(path, detail=True)))
-    except FileNotFoundError:
-        return []
-
-
-def list_tree(location: str) -> list[str]:
-    """List the files inside a folder and all below it, relative to it; an absent folder is empty.
+    Returns:
+        Of each file its name relative to the folder, its size in bytes, and what changes when its content does.
 
     Raises:
         StorageError: the bucket is missing, or the server refuses or fails.
     """
 
-    def find(filesystem: fsspec.AbstractFileSystem, path: str) -> list[str]:
-        found = cast("list[str]", filesystem.find(path))
-        root = path.rstrip("/") + "/"
-        return [name.removeprefix(root) for name in found if name.startswith(root)]
+    def ask(store: Any, path: str) -> list[tuple[str, int, str]]:
+        if below:
+            found = [one for some in store.list(path) for one in some]
+        else:
+            found = store.list_with_delimiter(path)["objects"]
+        root = f"{path.rstrip('/')}/"
+        return [
+            (one["path"].removeprefix(root), one["size"], one["e_tag"] or str(one["last_modified"])) for one in found
+        ]
 
-    try:
-        return call(location, find)
-    except FileNotFoundError:
-        return []
+    return call(location, ask)
 
 
 def upload(source: Path, location: str) -> None:
@@ -210,18 +208,18 @@ def upload(source: Path, location: str) -> None:
     Raises:
         StorageError: it could not be put; nothing has changed.
     """
-    options: dict[str, Any] = {"chunksize": PART_BYTES} if scheme_of(location).name == "s3" else {}
-    call(location, lambda filesystem, path: filesystem.put_file(str(source), path, **options))
+    size = source.stat().st_size
+    part = max(PART_BYTES, -(-size // _MAX_PARTS))
+    options = {"use_multipart": size > part, "chunk_size": part, "max_concurrency": _PARTS_AT_ONCE}
+    call(location, lambda store, path: store.put(path, source, **options))
 
 
 def remove(location: str) -> None:
     """Remove a file or a folder with all it holds; nothing there is no error."""
 
-    def forget(filesystem: fsspec.AbstractFileSystem, path: str) -> None:
-        if filesystem.exists(path):
-            filesystem.rm(path, recursive=True)
+    def forget(store: Any, path: str) -> None:
+        for paths in ([one["path"] for some in store.list(path) for one in some], [path]):
+            with suppress(FileNotFoundError):
+                store.delete(paths)
 
-    try:
-        call(location, forget)
-    except FileNotFoundError:
-        return
+    call(location, forget)

@@ -1,8 +1,8 @@
-"""The kinds of URL: what each needs, where its credentials come from, and how its URLs are spelt."""
+"""The kinds of URL: where each finds its credentials and its server, and how its URLs are spelt."""
 
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 
 @dataclass(frozen=True, slots=True)
@@ -10,53 +10,51 @@ class Scheme:
     """One kind of URL."""
 
     name: str
-    extra: str
-    """What to install."""
     credentials: str
     """Where they are looked for."""
-    endpoint: str
-    """Environment variables that decide which server is asked."""
-    environment: tuple[str, ...] = ()
-    """A change of one of these makes a new connection."""
-    repeats: bool = False
-    """Whether its package tries again by itself, for long enough."""
+    servers: tuple[str, ...]
+    """Environment variables that decide which server is asked; the last is the usual one."""
+    variables: tuple[str, ...] = ()
+    """How the environment variables begin that it reads; a change of one of them makes a new store."""
+    package: str = ""
+    """How to install what it may need."""
 
 
-_AWS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_DEFAULT_REGION")
 _SCHEMES = {
     "s3": Scheme(
         "s3",
-        "pip install 'audioset-distill[s3]'",
-        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, or the machine's role; FSSPEC_S3_ANON=true reads "
-        "public buckets without any",
-        "AWS_ENDPOINT_URL",
-        (*_AWS, "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "FSSPEC_S3_ANON"),
+        "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, ~/.aws, or the machine's role; "
+        "AWS_SKIP_SIGNATURE=true reads public buckets without any",
+        ("AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT", "AWS_ENDPOINT_URL"),
+        ("AWS_", "FSSPEC_S3_ANON"),
+        "pip install 'audioset-distill[s3]', or give AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
     ),
     "gs": Scheme(
         "gs",
-        "pip install 'audioset-distill[gcs]'",
-        "GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login`, or the machine's role",
-        "STORAGE_EMULATOR_HOST",
-        ("GOOGLE_APPLICATION_CREDENTIALS", "STORAGE_EMULATOR_HOST"),
-        repeats=True,
+        "GOOGLE_APPLICATION_CREDENTIALS, `gcloud auth application-default login`, or the machine's role; "
+        "GOOGLE_SKIP_SIGNATURE=true reads public buckets without any",
+        ("STORAGE_EMULATOR_HOST",),
+        ("GOOGLE_", "STORAGE_EMULATOR_HOST"),
     ),
-    "hf": Scheme(
-        "hf",
-        "pip install huggingface_hub",
-        "HF_TOKEN, or `hf auth login`",
-        "HF_ENDPOINT",
-        ("HF_TOKEN", "HF_ENDPOINT"),
+    "az": Scheme(
+        "az",
+        "AZURE_STORAGE_ACCOUNT_NAME with AZURE_STORAGE_ACCOUNT_KEY or AZURE_STORAGE_SAS_TOKEN, "
+        "or the machine's identity; AZURE_SKIP_SIGNATURE=true reads public containers "
+        "without any",
+        ("AZURE_ENDPOINT", "AZURE_STORAGE_ENDPOINT"),
+        ("AZURE_",),
     ),
-    "http": Scheme("http", "pip install aiohttp", "~/.netrc, or the URL itself", "HTTP_PROXY"),
-    "memory": Scheme("memory", "", "nothing", "nothing"),
+    "hf": Scheme("hf", "HF_TOKEN, or `hf auth login`", ("HF_ENDPOINT",), ("HF_",)),
+    "http": Scheme("http", "~/.netrc, or the URL itself", ("HTTP_PROXY",), ("NETRC",)),
+    "memory": Scheme("memory", "nothing", ()),
 }
-_ALIASES = {"https": "http", "s3a": "s3", "gcs": "gs"}
+_ALIASES = {"https": "http", "s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "az", "azure": "az"}
 
 
 def scheme_of(location: str) -> Scheme:
-    """Give the kind of a URL; of one that is not known here, what can be said all the same."""
+    """Return the kind of a URL; of one that is not known here, what can be said all the same."""
     protocol = location.split("://", 1)[0].lower()
-    unknown = Scheme(protocol, "its fsspec package", "what its fsspec package reads", "its fsspec package's settings")
+    unknown = Scheme(protocol, "what its package reads", (), package="its fsspec package")
     return _SCHEMES.get(_ALIASES.get(protocol, protocol), unknown)
 
 
@@ -65,8 +63,27 @@ def is_web(location: str | Path) -> bool:
     return str(location).lower().startswith(("http://", "https://"))
 
 
+def split_bucket(location: str) -> tuple[str, str]:
+    """Return the bucket (or container) of `s3://bucket/path` and its kin, and the path inside it."""
+    bucket, _, path = location.split("://", 1)[1].partition("/")
+    return bucket, path.strip("/")
+
+
+def split_web(location: str) -> tuple[str, str]:
+    """Return the URL of a web file's folder, with its query and as it is spelt, and the file's name.
+
+    A name that would be spelt in another way when they are joined, such as one with `%2F`, stays in the URL.
+    """
+    parts = urlsplit(location)
+    folder, _, name = parts.path.rpartition("/")
+    plain = unquote(name)
+    if plain in ("", ".", "..") or "/" in plain or "\ufffd" in plain:
+        return location, ""
+    return parts._replace(path=folder).geturl(), plain
+
+
 def join_url(folder: str, name: str) -> str:
-    """Give the URL of `name` inside a folder; a query, such as an access token, stays at the end."""
+    """Return the URL of `name` inside a folder; a query, such as an access token, stays at the end."""
     if not is_web(folder):
         return f"{folder.rstrip('/')}/{name}"
     base, mark, query = folder.partition("?")
@@ -74,5 +91,5 @@ def join_url(folder: str, name: str) -> str:
 
 
 def url_name(location: str) -> str:
-    """Give the name of the file behind a URL, without a query."""
+    """Return the name of the file behind a URL, without a query."""
     return urlsplit(location).path.rstrip("/").rsplit("/", 1)[-1] if is_web(location) else location.rsplit("/", 1)[-1]

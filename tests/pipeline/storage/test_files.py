@@ -101,7 +101,10 @@ def test_missing_files_and_folders_in_their_place_are_errors(tmp_path: Path) -> 
 
 def test_urls_and_paths_are_told_apart(tmp_path: Path) -> None:
     assert storage.is_remote("s3://bucket/data")
-    assert not any(storage.is_remote(text) for text in (tmp_path, "file:///data", "C:data", "data"))
+    of_windows = ("C:data", "C:\\data", "C:/data", "C://data", "d:\\a://b", str(PureWindowsPath("C:/data")), "//host/x")
+    for text in (tmp_path, "file:///data", "FILE:///data", "data", "s3:/one", "a b://c", *of_windows):
+        assert not storage.is_remote(text), text
+    assert storage.local_path(f"FILE://{tmp_path}") == tmp_path
     assert storage.local_path(f"file://{tmp_path}") == tmp_path
     assert storage.join_path("s3://bucket/data/", "a.tar") == "s3://bucket/data/a.tar"
     with pytest.raises(ValueError, match="not a local path"):

@@ -1,23 +1,28 @@
 import multiprocessing
 import os
+import signal
+import socket
+import subprocess
 import sys
 import threading
-import time
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from object_servers import BUCKET, Fault, Proxy, S3Server
 
 from pipeline.errors import PipelineError, StorageError, StorageUnavailableError, UsageError
 from pipeline.storage import files as storage
-from pipeline.storage.remote import byte_ranges, calls, failures, objects
+from pipeline.storage.remote import byte_ranges, calls, objects, stores
 
 CONTENT = bytes(range(256)) * 4096  # 1 MiB
 
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(calls, "_FIRST_PAUSE_SECONDS", 0.01)
+    monkeypatch.setattr(stores, "_FIRST_PAUSE", timedelta(milliseconds=10))
+    monkeypatch.setattr(stores, "_stores", {})
 
 
 def test_a_small_file_is_read_with_one_request_and_a_large_one_in_pieces(
@@ -106,7 +111,7 @@ def test_an_upload_outlives_a_server_that_fails_for_a_while(s3_folder: str, s3_p
 def test_an_upload_that_is_cut_for_good_leaves_the_old_file_and_nothing_else(
     s3: S3Server, s3_folder: str, s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failures, "_TRIES", 2)
+    monkeypatch.setattr(stores, "_TRIES", 2)
     location = storage.join_path(s3_folder, "a.bin")
     storage.publish_bytes(location, b"old")
     s3_proxy.faults = [Fault("cut-upload", 1000, 1000, method="PUT")]
@@ -123,7 +128,7 @@ def test_an_upload_that_is_cut_for_good_leaves_the_old_file_and_nothing_else(
 def test_a_large_upload_in_parts_is_seen_when_it_is_whole_and_dropped_when_it_fails(
     s3_folder: str, s3_proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(failures, "_TRIES", 2)
+    monkeypatch.setattr(stores, "_TRIES", 2)
     monkeypatch.setattr(objects, "PART_BYTES", 5 << 20)  # the least that S3 takes
     content = os.urandom(12 << 20)
     location = storage.join_path(s3_folder, "large.bin")
@@ -132,7 +137,7 @@ def test_a_large_upload_in_parts_is_seen_when_it_is_whole_and_dropped_when_it_fa
         storage.publish_bytes(location, content)
     assert storage.list_files(s3_folder) == []
     assert not storage.exists(location)
-    begun = [path for method, path in s3_proxy.requests if method == "POST" and path.endswith("?uploads")]
+    begun = [path for method, path in s3_proxy.requests if method == "POST" and "?uploads" in path]
     dropped = [path for method, path in s3_proxy.requests if method == "DELETE" and "uploadId" in path]
     assert 0 < len(begun) == len(dropped)
     s3_proxy.faults = [Fault("status", 503, 1, method="PUT", path="partNumber=2")]
@@ -143,7 +148,7 @@ def test_a_large_upload_in_parts_is_seen_when_it_is_whole_and_dropped_when_it_fa
 def test_a_listing_shows_what_others_published_since(s3_folder: str) -> None:
     storage.publish_bytes(storage.join_path(s3_folder, "a.bin"), b"one")
     before = storage.list_files(s3_folder)
-    other = multiprocessing.get_context("fork").Process(
+    other = multiprocessing.get_context("spawn").Process(
         target=storage.publish_bytes, args=(storage.join_path(s3_folder, "b.bin"), b"other")
     )
     other.start()
@@ -158,20 +163,22 @@ def test_a_listing_shows_what_others_published_since(s3_folder: str) -> None:
     assert storage.list_files(s3_folder) == []
 
 
-def _read_in_child(folder: str, queue: "multiprocessing.SimpleQueue[object]") -> None:
-    started = time.monotonic()
-    found = storage.RangeReader(folder).read("a.bin", 100, 50)
-    queue.put((found, time.monotonic() - started))
+def _read_in_child(reader: storage.RangeReader, queue: "multiprocessing.SimpleQueue[object]") -> None:
+    try:
+        queue.put(reader.read("a.bin", 100, 50))
+    except PipelineError as error:
+        queue.put(str(error))
 
 
-def test_forked_processes_make_their_own_connections_and_leave_the_parents_alone(
-    s3_folder: str, s3_proxy: Proxy
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_started_processes_make_their_own_connections_and_leave_the_parents_alone(
+    s3_folder: str, s3_proxy: Proxy, method: str
 ) -> None:
     storage.publish_bytes(storage.join_path(s3_folder, "a.bin"), CONTENT)
     reader = storage.RangeReader(s3_folder)
     assert reader.read("a.bin", 0, 10) == CONTENT[:10]  # the parent has a loop, a thread and open connections
-    fork = multiprocessing.get_context("fork")
-    queue = fork.SimpleQueue()
+    context: Any = multiprocessing.get_context(method)
+    queue = context.SimpleQueue()
     stop, background = threading.Event(), []
 
     def keep_reading() -> None:
@@ -180,7 +187,7 @@ def test_forked_processes_make_their_own_connections_and_leave_the_parents_alone
 
     thread = threading.Thread(target=keep_reading)
     thread.start()
-    children = [fork.Process(target=_read_in_child, args=(s3_folder, queue)) for _ in range(3)]
+    children = [context.Process(target=_read_in_child, args=(reader, queue)) for _ in range(3)]
     for child in children:
         child.start()
     answers = [queue.get() for _ in children]
@@ -190,10 +197,63 @@ def test_forked_processes_make_their_own_connections_and_leave_the_parents_alone
     stop.set()
     thread.join(30)
     assert not thread.is_alive()
-    assert [found for found, _ in answers] == [CONTENT[100:150]] * 3
+    assert answers == [CONTENT[100:150]] * 3
     assert background
     assert all(background)
     assert reader.read("a.bin", 0, 10) == CONTENT[:10]
+
+
+def test_a_process_forked_from_one_that_read_says_so_rather_than_wait_for_ever(s3_folder: str) -> None:
+    storage.publish_bytes(storage.join_path(s3_folder, "a.bin"), CONTENT)
+    fork = multiprocessing.get_context("fork")
+    queue = fork.SimpleQueue()
+    child = fork.Process(target=_read_in_child, args=(storage.RangeReader(s3_folder), queue))
+    child.start()
+    assert "Let processes be started by multiprocessing's 'forkserver' or 'spawn'" in str(queue.get())
+    child.join(30)
+    assert child.exitcode == 0
+    assert storage.read_bytes(f"{s3_folder}/a.bin") == CONTENT
+
+
+def test_a_server_that_falls_silent_is_asked_again_and_given_up(
+    s3_folder: str, s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.publish_bytes(f"{s3_folder}/a.bin", CONTENT)
+    monkeypatch.setattr(stores, "_SILENCE", timedelta(milliseconds=200))
+    monkeypatch.setattr(stores, "_TRIES", 3)
+    monkeypatch.setattr(stores, "_stores", {})
+    s3_proxy.faults = [fault := Fault("stall", 1, 2, "GET")]
+    assert storage.read_bytes(f"{s3_folder}/a.bin") == CONTENT
+    assert fault.times == 0
+    s3_proxy.faults = [Fault("stall", 1, 100)]
+    for action in (storage.read_bytes, storage.list_files, lambda url: storage.publish_bytes(url, CONTENT)):
+        with pytest.raises(StorageUnavailableError, match=r"does not answer .* 3 times in a row"):
+            action(f"{s3_folder}/a.bin")
+
+
+def test_a_process_that_waits_for_a_server_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        read = f"from pipeline.storage import files; files.read_bytes('http://127.0.0.1:{silent.getsockname()[1]}/x')"
+        with subprocess.Popen([sys.executable, "-c", read], stderr=subprocess.PIPE) as process:
+            silent.settimeout(30)
+            connection, _ = silent.accept()
+            with connection:
+                process.send_signal(signal.SIGINT)
+                _, said = process.communicate(timeout=10)
+    assert process.returncode in (-signal.SIGINT, 1, 130)
+    assert b"KeyboardInterrupt" in said
+
+
+def test_a_disk_without_room_for_what_is_fetched_is_told(s3_folder: str, tmp_path: Path) -> None:
+    storage.publish_bytes(f"{s3_folder}/a.bin", CONTENT)
+    fetch = "import resource, sys\nfrom pipeline.storage import files\nfrom pipeline.errors import StorageFullError\n"
+    fetch += "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))\ntry:\n"
+    fetch += "    files.local_copy(sys.argv[1]).__enter__()\n"
+    fetch += "except StorageFullError as error:\n    print(error)\n"
+    told = subprocess.run(
+        [sys.executable, "-c", fetch, f"{s3_folder}/a.bin"], capture_output=True, text=True, check=True
+    )
+    assert "a.bin: there is no room left to write it (a file may not grow so large)" in told.stdout
 
 
 def test_what_can_not_be_is_one_clear_line(s3_folder: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,8 +288,11 @@ def test_what_can_not_be_is_one_clear_line(s3_folder: str, monkeypatch: pytest.M
 
 
 def test_a_missing_package_is_named_with_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "s3fs", None)
-    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, "s3", raising=False)
-    monkeypatch.setenv("AWS_PROFILE", "a-new-connection")
+    monkeypatch.setitem(sys.modules, "botocore.session", None)
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID", raising=False)
+    monkeypatch.setenv("AWS_PROFILE", "of-a-file")
     with pytest.raises(UsageError, match=r"pip install 'audioset-distill\[s3\]'"):
         storage.read_bytes(f"s3://{BUCKET}/x")
+    monkeypatch.setitem(sys.modules, "paramiko", None)
+    with pytest.raises(UsageError, match="paramiko"):
+        storage.read_bytes("sftp://host/x")
