@@ -1,24 +1,19 @@
 """A clip's bytes → a mono waveform of the rate and length that a model wants.
 
-What a file is goes by its content, never by its name, and nothing is allocated by what a header claims: samples are
-read block by block until the stream ends or enough are there.
+What a file is goes by its content, never by its name, and how long it is by what is there, never by what a header says.
 """
 
-import io
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
-import soundfile
 import soxr
 
-from pipeline.dataset.ogg import check_ogg
+from pipeline.dataset.sound_reader import open_sound
 from pipeline.errors import DecodeError
 
-LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000
-MAX_CHANNELS = 64
 MAX_SAMPLES = 2**28
 """A waveform is at most this long, about 90 minutes at 48 kHz and 1 GiB; ask for fewer seconds of longer clips."""
 
@@ -26,32 +21,16 @@ LOUDEST_PEAK = 4.0
 """Lossy codecs overshoot full scale, and the models were trained on that. A peak beyond 12 dB over full scale is no
 overshoot but a file in other units; it is scaled down to 1."""
 
-_BLOCK_VALUES = 2**21
-"""Samples of all channels read at once: 20 s of a 48 kHz stereo file, so that an ordinary clip is one block."""
-_MAX_MISSING = 0.02
-"""A stream may end this share of its length, or a tenth of a second, before its header says so: encoders' padding."""
 _LOOK_AHEAD_SECONDS = 0.1
 """What the resampler's filter sees behind the cut: a clip's last samples don't depend on where reading stopped."""
+_CANCELLED = 0.01
+"""Where the mean of the channels has a peak of no more than this share of theirs, 40 dB less, they cancel out."""
+_WRONG_SECONDS = 0.1
+"""A header that is wrong by less about the length counts as right: encoders' padding."""
 
-_SIGNATURES = (
-    (0, b"RIFF", "wav"),
-    (0, b"RIFX", "wav"),
-    (0, b"RF64", "wav"),
-    (0, b"riff\x2e\x91\xcf\x11", "w64"),
-    (0, b"fLaC", "flac"),
-    (0, b"OggS", "ogg"),
-    (0, b"FORM", "aiff"),
-    (0, b".snd", "au"),
-    (0, b"caff", "caf"),
-    (0, b"ID3", "mp3"),
-)
-_FOREIGN_SIGNATURES = (
-    (4, b"ftyp", "AAC or ALAC in MP4"),
-    (0, b"\x1a\x45\xdf\xa3", "WebM or Matroska"),
-    (0, b"\x30\x26\xb2\x75", "WMA"),
-    (0, b"MAC ", "Monkey's Audio"),
-    (0, b"wvpk", "WavPack"),
-)
+CANCEL_OUT = "sounds whose channels cancel out as mono"
+SHORTER, LONGER = "sounds shorter than their header says", "sounds longer than their header says"
+"""What is worth a word of a sound that can be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +47,17 @@ class SoundFacts:
     """What a clip turned out to be when it was read from end to end."""
 
     format: str
-    """The extension that fits the content: wav, flac, mp3, ogg (Vorbis), opus, aiff, w64, au, caf."""
+    """The extension that fits the content, of those that `SoundReader` names."""
     sample_rate_hz: int
+    """What it plays at; for Opus always 48,000, whatever it was made from."""
     channels: int
     frames: int
     """Samples of one channel that are really there."""
+    bits: Literal[16, 24] = 16
+    """How many are worth keeping."""
+    has_video: bool = False
+    notes: tuple[str, ...] = ()
+    """What is worth a word: `CANCEL_OUT`, `SHORTER`, `LONGER`."""
 
 
 def decode(data: bytes, *, max_seconds: float | None = None) -> Sound:
@@ -81,21 +66,25 @@ def decode(data: bytes, *, max_seconds: float | None = None) -> Sound:
     Samples beyond full scale are kept up to `LOUDEST_PEAK`; louder clips are scaled down to a peak of 1.
 
     Args:
-        data: an encoded file: WAV (also RF64), Wave64, FLAC, MP3, Ogg Vorbis, Opus, AIFF, AU or CAF.
+        data: an encoded file of any of the formats in docs/ingest.md, "What can be read".
         max_seconds: how much is read at most; None is the whole clip.
 
     Raises:
         DecodeError: the bytes are no sound that can be read, or hold a corrupt one; `reason` can be counted.
     """
-    with _open(data) as file:
-        rate = file.samplerate
-        wanted = MAX_SAMPLES + 1 if max_seconds is None else max(1, math.ceil(max_seconds * rate))
-        if wanted > MAX_SAMPLES and max_seconds is not None:
+    blocks: list[np.ndarray] = []
+    got = 0
+    with open_sound(data, max_seconds) as sound:
+        rate = sound.sample_rate_hz
+        if max_seconds is not None and max_seconds * rate > MAX_SAMPLES:
             raise DecodeError("too long", f"{max_seconds} s at {rate} Hz")
-        blocks = list(_blocks(file, wanted))
+        for block in sound.blocks:
+            blocks.append(_mix(block))
+            _check_finite(blocks[-1], got)
+            got += len(block)
+            if got > MAX_SAMPLES:
+                raise DecodeError("too long", f"more than {MAX_SAMPLES} samples; read fewer seconds")
     samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
-    if len(samples) > MAX_SAMPLES:
-        raise DecodeError("too long", f"more than {MAX_SAMPLES} samples; read fewer seconds")
     peak = _peak(samples)
     return Sound(samples / np.float32(peak) if peak > LOUDEST_PEAK else samples, rate)
 
@@ -110,12 +99,33 @@ def inspect_sound(data: bytes, *, max_seconds: float = 3600.0) -> SoundFacts:
     Raises:
         DecodeError: as `decode`.
     """
-    with _open(data) as file:
-        wanted = math.ceil(max_seconds * file.samplerate) + 1
-        frames = sum(len(block) for block in _blocks(file, wanted))
-        if frames >= wanted:
-            raise DecodeError("too long", f"more than {max_seconds:.0f} s")
-        return SoundFacts(_extension(file), file.samplerate, file.channels, frames)
+    frames, mono_peak, peak = 0, 0.0, 0.0
+    with open_sound(data) as sound:
+        for block in sound.blocks:
+            mono_peak = max(mono_peak, _check_finite(_mix(block), frames))
+            if mono_peak < _CANCELLED * LOUDEST_PEAK:  # else it is loud enough
+                peak = max(peak, _peak(block))
+            frames += len(block)
+            if frames > max_seconds * sound.sample_rate_hz:
+                raise DecodeError("too long", f"more than {max_seconds:.0f} s")
+        return SoundFacts(
+            format=sound.format,
+            sample_rate_hz=sound.sample_rate_hz,
+            channels=sound.channels,
+            frames=frames,
+            bits=sound.bits,
+            has_video=sound.has_video,
+            notes=(
+                *((CANCEL_OUT,) if mono_peak < _CANCELLED * peak else ()),
+                *_length_notes(frames - (sound.claimed_samples or frames), sound.sample_rate_hz),
+            ),
+        )
+
+
+def _length_notes(excess: int, sample_rate_hz: int) -> tuple[str, ...]:
+    if abs(excess) <= _WRONG_SECONDS * sample_rate_hz:
+        return ()
+    return (SHORTER,) if excess < 0 else (LONGER,)
 
 
 def resample(samples: np.ndarray, from_hz: int, to_hz: int) -> np.ndarray:
@@ -169,88 +179,6 @@ def load_whole_waveforms(data: bytes, *, sample_rates_hz: Iterable[int], max_sec
     return resampled if whole else {rate: one[: round(max_seconds * rate)] for rate, one in resampled.items()}
 
 
-class _Memory(io.BytesIO):
-    """Bytes as a file that never raises: an exception inside libsndfile's callbacks would be printed, not raised."""
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = (0, self.tell(), len(self.getbuffer()))[whence]
-        return super().seek(min(max(base + offset, 0), len(self.getbuffer())))
-
-
-class _ForwardFile(soundfile.SoundFile):
-    """A sound that is read from its beginning on. soundfile would seek to where it is after each read of another file.
-
-    In a compressed stream that costs up to a tenth of all decoding.
-    """
-
-    def seekable(self) -> bool:
-        return False
-
-
-@contextmanager
-def _open(data: bytes) -> Iterator[soundfile.SoundFile]:
-    if not data:
-        raise DecodeError("empty file")
-    if _container(data) == "ogg":
-        check_ogg(data)
-    try:
-        file = _ForwardFile(_Memory(data))
-    except soundfile.SoundFileError as error:
-        raise DecodeError("unreadable header", _message(error)) from error
-    with file:
-        if not LOWEST_RATE_HZ <= file.samplerate <= HIGHEST_RATE_HZ:
-            raise DecodeError("implausible sample rate", f"{file.samplerate} Hz")
-        if not 1 <= file.channels <= MAX_CHANNELS:
-            raise DecodeError("implausible channel count", str(file.channels))
-        yield file
-
-
-def _container(data: bytes) -> str:
-    """Returns the container, by its first bytes.
-
-    Raises:
-        DecodeError: it is not one that can be decoded. libsndfile would also try formats of the nineties whose
-            headers random bytes resemble.
-    """
-    for offset, signature, name in _SIGNATURES:
-        if data.startswith(signature, offset):
-            return name
-    for offset, signature, name in _FOREIGN_SIGNATURES:
-        if data.startswith(signature, offset):
-            raise DecodeError("unsupported format", name)
-    if data[0] == 0xFF and len(data) > 1 and data[1] & 0xE0 == 0xE0:  # an MPEG frame's eleven sync bits
-        if data[1] & 0x06 == 0:
-            raise DecodeError("unsupported format", "AAC in ADTS")
-        return "mp3"
-    raise DecodeError("not audio", f"begins with {data[:8]!r}")
-
-
-def _blocks(file: soundfile.SoundFile, wanted: int) -> Iterator[np.ndarray]:
-    """Yields at most `wanted` mono samples, block by block, and fails where the stream does."""
-    got = 0
-    # SoundFile.frames is the header's claim; it only ever makes the buffer smaller.
-    most = max(1, min(_BLOCK_VALUES // file.channels, wanted, file.frames))
-    while got < wanted:
-        try:
-            block = file.read(out=np.empty((min(most, wanted - got), file.channels), np.float32))
-        except soundfile.SoundFileError as error:
-            raise DecodeError("corrupt stream", f"after {got} samples: {_message(error)}") from error
-        if not len(block):
-            break
-        mono = _mix(block)
-        if not math.isfinite(_peak(mono)):
-            raise DecodeError(
-                "non-finite samples", f"{np.count_nonzero(~np.isfinite(mono))} of the first {got + len(mono)}"
-            )
-        got += len(mono)
-        yield mono
-    if got == 0:
-        raise DecodeError("no samples")
-    missing = min(file.frames, wanted) - got
-    if missing > max(_MAX_MISSING * file.frames, 0.1 * file.samplerate):
-        raise DecodeError("cut short", f"{got} of {file.frames} samples are there")
-
-
 def _mix(block: np.ndarray) -> np.ndarray:
     """Mean of the channels: (samples, channels) → (samples,)."""
     if block.shape[1] == 1:
@@ -262,15 +190,15 @@ def _mix(block: np.ndarray) -> np.ndarray:
     return mono
 
 
+def _check_finite(mono: np.ndarray, before: int) -> float:
+    """Give the peak of some samples, if all of them are numbers."""
+    peak = _peak(mono)
+    if not math.isfinite(peak):
+        count = np.count_nonzero(~np.isfinite(mono))
+        raise DecodeError("non-finite samples", f"{count} of the first {before + len(mono)}")
+    return peak
+
+
 def _peak(samples: np.ndarray) -> float:
     """Largest magnitude; infinite or NaN where a sample is."""
     return max(float(samples.max()), -float(samples.min()))
-
-
-def _extension(file: soundfile.SoundFile) -> str:
-    known = {"WAVEX": "wav", "RF64": "wav", "OGG": "opus" if file.subtype == "OPUS" else "ogg"}
-    return known.get(str(file.format), str(file.format).lower())
-
-
-def _message(error: Exception) -> str:
-    return getattr(error, "error_string", str(error))

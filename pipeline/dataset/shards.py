@@ -19,10 +19,32 @@ if TYPE_CHECKING:
     from pipeline.dataset.clip_table import ClipTable
     from pipeline.dataset.manifest import Manifest
 
-AUDIO_FORMATS = frozenset({"wav", "flac", "mp3", "ogg", "oga", "opus", "aiff", "aif", "w64", "rf64", "au", "caf"})
+DOWNLOADED_FORMATS = frozenset({"aac", "m4a", "m4b", "mp4", "mov", "3gp", "webm", "mka", "mkv"})
+"""Extensions of what downloaders write; other files of the same clip are often made from them, and read faster."""
+
+AUDIO_FORMATS = DOWNLOADED_FORMATS | frozenset(
+    {
+        "wav",
+        "wave",
+        "rf64",
+        "w64",
+        "aiff",
+        "aif",
+        "aifc",
+        "au",
+        "snd",
+        "caf",
+        "flac",
+        "mp3",
+        "mp2",
+        "ogg",
+        "oga",
+        "opus",
+    }
+)
 """Extensions of the members that hold a clip's sound."""
 
-UNREADABLE_FORMATS = frozenset({"m4a", "mp4", "aac", "wma", "webm", "mka", "mkv", "ac3", "amr", "ape", "wv"})
+UNREADABLE_FORMATS = frozenset({"wma", "flv", "avi", "ts", "ac3", "amr", "ape", "wv", "tta", "mpc", "dsf", "ra", "rm"})
 """Extensions of sounds that nothing here decodes; they are named in rejections, not passed over."""
 
 

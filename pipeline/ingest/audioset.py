@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from pipeline.dataset.clip_ids import clip_id_of_stem
 from pipeline.dataset.segments import read_segment_files
-from pipeline.dataset.shards import UNREADABLE_FORMATS
+from pipeline.dataset.shards import DOWNLOADED_FORMATS, UNREADABLE_FORMATS
 from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import ManifestError
 from pipeline.ingest.audio_files import AudioFile, file_version, find_audio_files, open_file_reader
@@ -23,7 +23,8 @@ class AudiosetSource(Source):
     """The clips of segment lists that have a file, in the order of the lists.
 
     Where several files claim one clip, a path that can be written down comes first, then a format that can be decoded,
-    then the name that is the id itself, then the path that comes first in the alphabet.
+    of these one that no downloader writes, then the name that is the id itself, then the path that comes first in the
+    alphabet.
     """
 
     segments: tuple[str, ...]
@@ -95,6 +96,7 @@ def _match(clip_ids: pa.ChunkedArray, files: Iterable[AudioFile], notes: Counter
     return match
 
 
-def _preference(file: AudioFile, clip_id: str) -> tuple[bool, bool, bool, str]:
-    is_unusable = escaped(file.path) != file.path
-    return is_unusable, file.extension in UNREADABLE_FORMATS, file.stem != clip_id, file.path
+def _preference(file: AudioFile, clip_id: str) -> tuple[bool, bool, bool, bool, str]:
+    is_unusable, extension = escaped(file.path) != file.path, file.extension
+    is_readable = extension not in UNREADABLE_FORMATS
+    return is_unusable, not is_readable, extension in DOWNLOADED_FORMATS, file.stem != clip_id, file.path

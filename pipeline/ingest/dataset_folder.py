@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -35,6 +35,7 @@ UNFINISHED = ".unfinished"
 ROW_SCHEMA = pa.schema([field.with_nullable(True) for field in SCHEMA])
 _FINGERPRINT_KEY = b"fingerprint"
 _REJECTED_KEY = b"rejected"
+_NOTES_KEY = b"notes"
 _STARTED_NAME = "started"
 """In `UNFINISHED`: what the folder held when the work began."""
 
@@ -46,6 +47,8 @@ class Ledger:
     rows: pa.Table
     """The accepted ones, in `ROW_SCHEMA`."""
     rejections: list[Rejection]
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """What is worth a word of accepted ones → how often."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,8 +180,8 @@ class DatasetFolder:
 def publish_ledger(dataset: str, shard: str, fingerprint: str, ledger: Ledger) -> None:
     """Write down that a shard is finished."""
     rejected = json.dumps([(item.clip_id, item.path, item.reason, item.detail) for item in ledger.rejections])
-    table = ledger.rows.replace_schema_metadata({_FINGERPRINT_KEY: fingerprint, _REJECTED_KEY: rejected})
-    publish_table(_ledger_location(dataset, shard), table)
+    metadata = {_FINGERPRINT_KEY: fingerprint, _REJECTED_KEY: rejected, _NOTES_KEY: json.dumps(ledger.notes)}
+    publish_table(_ledger_location(dataset, shard), ledger.rows.replace_schema_metadata(metadata))
 
 
 def finish_folder(

@@ -3,15 +3,16 @@
 import logging
 import os
 import re
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pyarrow as pa
 
-from pipeline.dataset.audio import LOWEST_RATE_HZ
 from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.dataset.sound_reader import LOWEST_RATE_HZ
 from pipeline.dataset.vocabulary import Vocabulary, read_vocabulary
 from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest.dataset_folder import DatasetFolder
@@ -20,6 +21,7 @@ from pipeline.ingest.plan import Plan, PlannedShard, make_plan, plan_shards
 from pipeline.ingest.rejections import count_by_reason, rejection_table, tabulate, told_in_one_line
 from pipeline.ingest.sources import Source, from_folder
 from pipeline.ingest.transcoding import HIGHEST_FLAC_RATE_HZ, OPUS_RATES_HZ, Transcoding
+from pipeline.ingest.video_stripping import VideoStripping
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.output import print_line, print_table
 from pipeline.runtime.progress import ProgressBar, progress_bar
@@ -50,6 +52,8 @@ class IngestConfig:
     sample_rate: int | None = None
     """Sample rate in Hz of what --transcode encodes; each sound's own unless given. Opus knows 8000, 12000, 16000,
     24000 and 48000."""
+    strip_video: bool = False
+    """Drop the video beside a sound, as of .mp4, .mkv and .webm; the sound's own bytes stay as they are."""
     classes: str | None = None
     """The class list that the labels are looked up in, in the format of AudioSet's class_labels_indices.csv. Unless
     given: that of the dataset that is added to, else AudioSet's own 527, or the classes that own data names."""
@@ -66,6 +70,8 @@ class IngestConfig:
         if not re.fullmatch(r"\w[\w.+-]*", self.shard_name):
             raise UsageError(f"--name {self.shard_name!r}: use letters, digits and any of `_ . + -`")
         check_address(self.address)
+        if self.strip_video and self.transcode is not None:
+            raise UsageError("--strip-video keeps the sound's bytes, --transcode encodes them anew; choose one")
         if self.sample_rate is not None and self.transcode is None:
             raise UsageError("--sample-rate needs --transcode flac or opus; without, the bytes are kept as they are")
         if self.sample_rate is not None and not LOWEST_RATE_HZ <= self.sample_rate <= HIGHEST_FLAC_RATE_HZ:
@@ -81,8 +87,10 @@ class IngestConfig:
             raise UsageError("--add keeps the dataset that --overwrite would replace; choose one")
 
     @property
-    def transcoding(self) -> Transcoding | None:
+    def encoding(self) -> Transcoding | VideoStripping | None:
         """What is done to the bytes."""
+        if self.strip_video:
+            return VideoStripping()
         return None if self.transcode is None else Transcoding(self.transcode, self.sample_rate)
 
     @property
@@ -135,7 +143,7 @@ def ingest(config: IngestConfig, source: Source) -> IngestResult:
         plan.clips,
         config.clips_per_shard,
         vocabulary,
-        recipe=str(config.transcoding or ""),
+        recipe=str(config.encoding or ""),
         first_number=folder.first_number,
     )
     fingerprints = {shard.name: shard.fingerprint() for shard in shards}
@@ -144,7 +152,8 @@ def ingest(config: IngestConfig, source: Source) -> IngestResult:
     ledgers = folder.ledgers(fingerprints)
     manifest = folder.finish(ledgers, plan.rejected, vocabulary)
     left_out = pa.concat_tables([plan.rejected, *(tabulate(ledger.rejections) for ledger in ledgers)])
-    return _conclude(manifest, sum(ledger.rows.num_rows for ledger in ledgers), left_out, plan)
+    notes = sum((Counter(ledger.notes) for ledger in ledgers), plan.notes)
+    return _conclude(manifest, sum(ledger.rows.num_rows for ledger in ledgers), left_out, notes)
 
 
 def _dataset_to_extend(config: IngestConfig) -> Manifest | None:
@@ -174,7 +183,7 @@ def _pack(config: IngestConfig, source: Source, shards: Sequence[PlannedShard], 
         with source.open_reader() as read_clips:
             workers = config.workers or usable_cores()
             for shard in left:
-                pack_shard(config.out, shard, read_clips, workers, config.transcoding, on_clip=bar.advance)
+                pack_shard(config.out, shard, read_clips, workers, config.encoding, on_clip=bar.advance)
 
 
 def _pack_on_ray(config: IngestConfig, source: Source, shards: Sequence[PlannedShard], bar: ProgressBar) -> None:
@@ -184,24 +193,24 @@ def _pack_on_ray(config: IngestConfig, source: Source, shards: Sequence[PlannedS
 
     dataset = from_folder(os.getcwd(), config.out)  # a worker's working folder is Ray's affair
     with running_ray(config.address):
-        for clips in pack_shards(dataset, source, shards, config.transcoding, config.workers):
+        for clips in pack_shards(dataset, source, shards, config.encoding, config.workers):
             bar.advance(clips)
 
 
 def _conclude_without_clips(folder: DatasetFolder, plan: Plan) -> IngestResult:
     if folder.base is None:
         raise ManifestError(f"{folder.location}: there is no clip to pack {told_in_one_line(plan.rejected)}")
-    return _conclude(folder.base, 0, plan.rejected, plan)
+    return _conclude(folder.base, 0, plan.rejected, plan.notes)
 
 
-def _conclude(manifest: Manifest, added: int, left_out: pa.Table, plan: Plan) -> IngestResult:
+def _conclude(manifest: Manifest, added: int, left_out: pa.Table, notes: Mapping[str, int]) -> IngestResult:
     result = IngestResult(
         clips=len(manifest),
         added=added,
         shards=len(manifest.shards),
         audio_bytes=int(manifest.sizes.sum()),
         rejected=count_by_reason(left_out),
-        notes=dict(plan.notes),
+        notes=dict(notes),
     )
     if result.rejected:
         print_table(rejection_table(result.rejected))

@@ -1,7 +1,7 @@
 """Packs planned clips into one shard: the part of every ingest that doesn't depend on where the clips come from."""
 
 import zlib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +22,10 @@ from pipeline.storage import files as storage
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+LONGER_THAN_SEGMENT = "sounds longer than their segment, as of whole videos; models hear their beginning"
+_SPARE_SECONDS = 1.0
+"""What a cutter may leave around a segment."""
+
 Encoding = Callable[[bytes, SoundFacts], bytes]
 """Encodes a sound anew, or gives the very bytes that it got; raises DecodeError."""
 
@@ -36,6 +40,8 @@ class _Sound:
     frames: int | None
     description: bytes = b""
     """The json as it is to be; empty where it is still to be made."""
+    notes: tuple[str, ...] = ()
+    """What is worth a word."""
 
 
 def pack_shard(
@@ -60,6 +66,7 @@ def pack_shard(
     """
     rows: list[dict[str, object]] = []
     rejections: list[Rejection] = []
+    notes: Counter[str] = Counter()
     clips = shard.clips()
     handles = zip(clips, read_clips(clips), strict=True)
     with open_shard(dataset, shard.name) as writer:
@@ -69,12 +76,13 @@ def pack_shard(
             else:
                 _write(writer, clip, found, shard)
                 rows.append(_row(shard.name, clip, found))
+                notes.update(found.notes)
             on_clip()
     for row, (offset, size) in zip(rows, writer.ranges, strict=True):
         row |= {"offset": offset, "size": size}
     if not rows:
         storage.remove(storage.join_path(dataset, shard.name))  # plain webdataset fails on a shard without clips
-    ledger = Ledger(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), rejections)
+    ledger = Ledger(pa.Table.from_pylist(rows, schema=ROW_SCHEMA), rejections, notes)
     publish_ledger(dataset, shard.name, shard.fingerprint(), ledger)
 
 
@@ -87,9 +95,17 @@ def _prepare(clip: PlannedClip, handle: ReadHandle, encode: Encoding | None) -> 
         audio, facts = read, inspect_sound(read)
         if encode is not None and (encoded := encode(audio, facts)) is not audio:
             audio, facts = encoded, inspect_sound(encoded)
-        return _Sound(audio, facts.format, facts.sample_rate_hz, facts.frames)
+        notes = (*facts.notes, *_notes(clip, facts))
+        return _Sound(audio, facts.format, facts.sample_rate_hz, facts.frames, notes=notes)
     except DecodeError as error:
         return error
+
+
+def _notes(clip: PlannedClip, facts: SoundFacts) -> tuple[str, ...]:
+    if clip.start_seconds is None or clip.end_seconds is None:
+        return ()
+    excess = facts.frames / facts.sample_rate_hz - (clip.end_seconds - clip.start_seconds)
+    return (LONGER_THAN_SEGMENT,) if excess > _SPARE_SECONDS else ()
 
 
 def _ordered_map(

@@ -11,14 +11,13 @@ import soxr
 
 from pipeline.dataset.audio import SoundFacts
 from pipeline.dataset.ogg import with_serial_number
+from pipeline.dataset.sound_reader import SoundReader, open_sound
 from pipeline.errors import DecodeError
 
 OPUS_RATES_HZ = (8_000, 12_000, 16_000, 24_000, 48_000)
 """The codec knows no others: RFC 6716, section 2."""
 HIGHEST_FLAC_RATE_HZ = 655_350
 _MAX_CHANNELS = {"flac": 8, "opus": 2}
-_WIDE_SUBTYPES = frozenset({"PCM_24", "PCM_32", "FLOAT", "DOUBLE", "ALAC_20", "ALAC_24", "ALAC_32"})
-"""What has more than 16 bits to keep. The lossy codecs have not: their own noise is far above the 16th."""
 _OPUS_BITS_PER_SECOND = 64_000
 """Of each channel, on average."""
 _MIN_OPUS_RATE, _MAX_OPUS_RATE = 6_000, 256_000
@@ -64,12 +63,11 @@ class Transcoding:
         return next((rate for rate in OPUS_RATES_HZ if rate >= own_rate_hz), OPUS_RATES_HZ[-1])
 
     def _encode(self, audio: bytes, rate: int) -> bytes:
-        with soundfile.SoundFile(io.BytesIO(audio)) as source:
-            bits = 24 if source.subtype in _WIDE_SUBTYPES else 16
+        with open_sound(audio) as source:
             encoded = io.BytesIO()
-            with self._open_target(encoded, rate, source.channels, bits) as target:
+            with self._open_target(encoded, rate, source.channels, source.bits) as target:
                 for block in _resampled(source, rate):
-                    target.write(block if self.format == "opus" else quantise(block, bits))
+                    target.write(block if self.format == "opus" else quantise(block, source.bits))
         data = encoded.getvalue()
         return with_serial_number(data, 0) if self.format == "opus" else data
 
@@ -90,17 +88,20 @@ def quantise(samples: np.ndarray, bits: Literal[16, 24]) -> np.ndarray:
     return whole.astype(np.int16) if bits == 16 else whole.astype(np.int32) << 8
 
 
-def _resampled(source: soundfile.SoundFile, rate: int) -> Iterator[np.ndarray]:
-    """Yields a sound's blocks at a rate: (samples, channels), float32."""
-    if rate == source.samplerate:
-        yield from _blocks(source)
+def _resampled(source: SoundReader, rate: int) -> Iterator[np.ndarray]:
+    """Give a sound's blocks at a rate: (samples, channels), float32."""
+    blocks = map(np.ascontiguousarray, _equally_wide(source))
+    if rate == source.sample_rate_hz:
+        yield from blocks
         return
-    stream = soxr.ResampleStream(source.samplerate, rate, source.channels, dtype="float32", quality="HQ")
-    for block in _blocks(source):
+    stream = soxr.ResampleStream(source.sample_rate_hz, rate, source.channels, dtype="float32", quality="HQ")
+    for block in blocks:
         yield stream.resample_chunk(block)
     yield stream.resample_chunk(np.empty((0, source.channels), np.float32), last=True)
 
 
-def _blocks(source: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    while len(block := source.read(_BLOCK_FRAMES // source.channels, dtype="float32", always_2d=True)):
+def _equally_wide(source: SoundReader) -> Iterator[np.ndarray]:
+    for block in source.blocks:
+        if block.shape[1] != source.channels:
+            raise DecodeError("several channel counts", f"{source.channels} and {block.shape[1]}; one file has one")
         yield block

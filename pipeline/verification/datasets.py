@@ -21,6 +21,8 @@ from pipeline.verification.faults import Advance, Fault, Findings
 UNUSABLE_MANIFEST, MISSING_SHARD = "unusable manifest", "missing shard"
 MISPLACED = ("outside the shard", "no sound at its place", "another clip's place", "another size", "another clip id")
 """Faults of the manifest: the sound itself may be sound."""
+_OPUS_ROUNDING = 48
+"""Samples at 48 kHz by which a length that was counted at a lower rate may differ: a few of that rate."""
 OTHER_BYTES, UNDECODABLE, OTHER_LENGTH = "other bytes", "undecodable sound", "another length"
 
 
@@ -120,7 +122,7 @@ def _compare(stream: BinaryIO, shard: str, rows: list[_Row], findings: Findings,
             detail = f"{row.size} bytes at {row.offset} do not have the checksum {row.crc32:08x}"
             findings.faults.append(Fault(OTHER_BYTES, shard, row.clip_id, detail))
             continue
-        if decode and (fault := _misheard(row, audio)):
+        if decode and (fault := _misheard(row, audio, findings)):
             findings.faults.append(Fault(fault[0], shard, row.clip_id, fault[1]))
 
 
@@ -143,12 +145,17 @@ def _misplaced(shard: str, row: _Row, sample: Sample | None, length: int, taken:
     return MISPLACED[4], f"{key} is the clip {clip_id!r}"
 
 
-def _misheard(row: _Row, audio: bytes) -> tuple[str, str] | None:
+def _misheard(row: _Row, audio: bytes, findings: Findings) -> tuple[str, str] | None:
     try:
         facts = inspect_sound(audio)
     except DecodeError as error:
         return UNDECODABLE, str(error)
-    wanted = (row.sample_rate or facts.sample_rate_hz, facts.frames if row.frames is None else row.frames)
-    if wanted != (facts.sample_rate_hz, facts.frames):
-        return OTHER_LENGTH, f"{facts.frames} frames at {facts.sample_rate_hz} Hz, but the manifest says {wanted}"
-    return None
+    findings.notes.update(facts.notes)
+    rate, frames = row.sample_rate or facts.sample_rate_hz, facts.frames if row.frames is None else row.frames
+    if (rate, frames) == (facts.sample_rate_hz, facts.frames):
+        return None
+    if facts.format == "opus" and abs(frames * facts.sample_rate_hz / rate - facts.frames) < _OPUS_ROUNDING:
+        findings.notes["Opus clips whose manifest has the rate that they were made from"] += 1
+        return None
+    found = f"{facts.frames} frames at {facts.sample_rate_hz} Hz"
+    return OTHER_LENGTH, f"{found}, but the manifest says {(rate, frames)}"

@@ -35,7 +35,11 @@ def test_a_cut_stream_is_found(ogg: bytes) -> None:
 
 def test_bytes_between_pages_are_found(ogg: bytes) -> None:
     with pytest.raises(DecodeError, match=f"no Ogg page at byte {len(ogg)}"):
-        check_ogg(ogg + b"tail")
+        check_ogg(ogg + b"tail" + ogg)
+
+
+def test_bytes_behind_the_last_page_do_not_matter(ogg: bytes) -> None:
+    check_ogg(ogg + b"TAG" + bytes(125))
 
 
 def test_a_new_serial_number_is_all_that_changes(ogg: bytes) -> None:

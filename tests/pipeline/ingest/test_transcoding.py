@@ -5,10 +5,10 @@ import pytest
 import soundfile
 from published_copies import RealClip, real_clips
 
+from pipeline.dataset import sound_decoders
 from pipeline.dataset.audio import decode, inspect_sound, resample
 from pipeline.dataset.ogg import check_ogg
 from pipeline.errors import DecodeError
-from pipeline.ingest import transcoding
 from pipeline.ingest.transcoding import Transcoding
 
 
@@ -45,7 +45,7 @@ def test_real_sounds_become_flac_within_half_a_step(extension: str) -> None:
 
 
 def test_another_rate_is_what_the_resampler_gives_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(transcoding, "_BLOCK_FRAMES", 5000)  # many blocks
+    monkeypatch.setattr(sound_decoders, "BLOCK_VALUES", 5000)  # many blocks
     clip = real_clips("wav", 1)[0]
     flac = decode(transcode(clip.audio, "flac", 32_000))
     before = decode(clip.audio)
@@ -70,14 +70,18 @@ def test_what_overshoots_full_scale_is_cut_there_and_does_not_wrap() -> None:
         (8_000, 16_000, 16_000),
     ],
 )
-def test_opus_has_a_rate_that_the_codec_knows(own: int, wanted: int | None, rate: int) -> None:
+def test_opus_is_made_at_a_rate_that_the_codec_knows_and_plays_at_48_000(
+    own: int, wanted: int | None, rate: int
+) -> None:
     tone = 0.3 * np.sin(np.arange(own) * 2 * np.pi * 440 / own)
     opus = transcode(encoded(tone, own), "opus", wanted)
     facts = inspect_sound(opus)
-    assert (facts.format, facts.sample_rate_hz, facts.frames) == ("opus", rate, rate)
+    assert (facts.format, facts.sample_rate_hz, facts.frames) == ("opus", 48_000, 48_000)
+    made_from = opus.index(b"OpusHead") + 12
+    assert int.from_bytes(opus[made_from : made_from + 4], "little") == rate
     check_ogg(opus)
-    middle = slice(rate // 4, rate // 2)
-    tone = 0.3 * np.sin(np.arange(rate) * 2 * np.pi * 440 / rate)
+    tone = 0.3 * np.sin(np.arange(48_000) * 2 * np.pi * 440 / 48_000)
+    middle = slice(12_000, 24_000)
     assert np.abs(decode(opus).samples[middle] - tone[middle]).max() < 0.03
 
 
