@@ -61,7 +61,7 @@ class SoundFacts:
 
 
 def decode(data: bytes, *, max_seconds: float | None = None) -> Sound:
-    """Decode the beginning of a clip to mono: the mean of its channels.
+    """Returns the beginning of a clip as mono: the mean of its channels.
 
     Samples beyond full scale are kept up to `LOUDEST_PEAK`; louder clips are scaled down to a peak of 1.
 
@@ -90,7 +90,7 @@ def decode(data: bytes, *, max_seconds: float | None = None) -> Sound:
 
 
 def inspect_sound(data: bytes, *, max_seconds: float = 3600.0) -> SoundFacts:
-    """Read a clip to its end, keeping nothing but what it is.
+    """Reads a clip to its end and returns nothing but what it is.
 
     Args:
         data: an encoded file.
@@ -191,7 +191,7 @@ def _mix(block: np.ndarray) -> np.ndarray:
 
 
 def _check_finite(mono: np.ndarray, before: int) -> float:
-    """Give the peak of some samples, if all of them are numbers."""
+    """Returns the peak of some samples, if all of them are numbers."""
     peak = _peak(mono)
     if not math.isfinite(peak):
         count = np.count_nonzero(~np.isfinite(mono))

@@ -53,7 +53,7 @@ class _Info:
 
 
 def flac_streams(data: bytes) -> list[SndfileStream]:
-    """Find the streams that were joined into one file, most often it alone.
+    """Returns the streams that were joined into one file, most often it alone.
 
     Raises:
         DecodeError: a stream is cut within its header, or no frame fits the header.
@@ -125,7 +125,7 @@ class _Frame:
 
 
 def _backwards(data: bytes, first: int, info: _Info) -> Iterator[_Frame]:
-    """Give the frames from the last one on; what looks like one by accident has a checksum against it."""
+    """Yields the frames from the last one on; what looks like one by accident has a checksum against it."""
     end = len(data)
     while (place := max(data.rfind(b"\xff\xf8", first, end), data.rfind(b"\xff\xf9", first, end))) >= 0:
         if frame := _Frame.read(data, place, info):

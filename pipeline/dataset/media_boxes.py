@@ -24,7 +24,7 @@ _ELEMENTS = frozenset(map(bytes.fromhex, (*_IN_FILE, *_IN_SEGMENT, *_IN_CLUSTER)
 
 
 def mp4_streams(data: bytes) -> list[ContainerStream]:
-    """Find the MP4 files that were joined into one, most often it alone.
+    """Returns the MP4 files that were joined into one, most often it alone.
 
     Raises:
         DecodeError: one has no index, as a recording or a download that was not finished.
@@ -42,7 +42,7 @@ def mp4_streams(data: bytes) -> list[ContainerStream]:
 
 
 def matroska_streams(data: bytes) -> list[ContainerStream]:
-    """Find the Matroska files that were joined into one, most often it alone."""
+    """Returns the Matroska files that were joined into one, most often it alone."""
     starts, ends_early = [], False
     for kind, start, end in _elements(data):
         if kind == _EBML:
@@ -52,7 +52,7 @@ def matroska_streams(data: bytes) -> list[ContainerStream]:
 
 
 def is_webm(data: bytes) -> bool:
-    """Tell whether a Matroska file says that it is the WebM kind."""
+    """Returns whether a Matroska file says that it is the WebM kind."""
     return b"webm" in data[:64]
 
 
@@ -74,7 +74,7 @@ def _check_index(kinds: set[bytes]) -> None:
 
 
 def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Give (kind, first byte, byte behind the last) of a file's outermost boxes; the last may end behind the data."""
+    """Yields (kind, first byte, byte behind the last) of a file's outermost boxes; the last may end behind the data."""
     place = 0
     while place + _BOX.size <= len(data):
         size, kind = _BOX.unpack_from(data, place)
@@ -89,7 +89,7 @@ def _boxes(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _elements(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Give (id, first byte, byte behind the last) of a file's elements; the last one may end behind the data.
+    """Yields (id, first byte, byte behind the last) of a file's elements; the last one may end behind the data.
 
     What is in a segment is gone through one by one, and so is a cluster whose length its recorder could not know.
     """

@@ -49,7 +49,7 @@ class _Link:
 
 
 def ogg_streams(data: bytes) -> list[EncodedStream]:
-    """Find the files that were chained into one, most often it alone; those without sound don't count.
+    """Returns the files that were chained into one, most often it alone; those without sound don't count.
 
     Raises:
         DecodeError: a page is damaged, cut or missing, or bytes lie between pages. What lies behind the last doesn't
@@ -60,7 +60,7 @@ def ogg_streams(data: bytes) -> list[EncodedStream]:
 
 
 def begins_with(data: bytes, beginning: bytes) -> bool:
-    """Tell whether the first stream of a file that `ogg_streams` has read begins with these bytes."""
+    """Returns whether the first stream of a file that `ogg_streams` has read begins with these bytes."""
     return data.startswith(beginning, next(_pages(data)).body)
 
 
@@ -128,7 +128,7 @@ def with_serial_number(data: bytes, number: int) -> bytes:
 
 
 def _pages(data: bytes) -> Iterator[_Page]:
-    """Give the pages, up to the last."""
+    """Yields the pages, up to the last."""
     offset = number = 0
     while offset < len(data):
         header = data[offset : offset + _HEADER.size]

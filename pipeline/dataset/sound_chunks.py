@@ -103,7 +103,7 @@ class _Header:
 
 
 def chunk_streams(data: bytes) -> list[EncodedStream]:
-    """Find the files that were joined into one, most often it alone, each with all the samples that are there.
+    """Returns the files that were joined into one, most often it alone, each with all the samples that are there.
 
     Raises:
         DecodeError: a header is cut, contradicts itself, or there are no samples behind it.
@@ -141,8 +141,8 @@ def _streams(data: bytes, header: _Header, end: int) -> list[EncodedStream]:
 
 
 def _extent(data: bytes, header: _Header) -> tuple[int, int]:
-    """Give where the samples end, and where the next file begins, which is the end of the data if none does."""
-    claimed = len(data) if header.size is None else header.start + header.size
+    """Returns where the samples end, and where the next file begins, which is the end of the data if none does."""
+    claimed = len(data) + 1 if header.size is None else header.start + header.size
     if claimed == len(data):
         return claimed, claimed
     following = _next_file(data, header.demuxer, claimed if claimed < len(data) else header.start)
@@ -153,7 +153,7 @@ def _extent(data: bytes, header: _Header) -> tuple[int, int]:
 
 
 def _next_file(data: bytes, demuxer: str, place: int) -> int:
-    """Give where another file begins behind `place`; the end of the data if none does."""
+    """Returns where another file begins behind `place`; the end of the data if none does."""
     before, mark, beginning = _NEXT_FILE[demuxer]
     found = data.find(mark, place + before)
     while found >= 0:
@@ -164,18 +164,20 @@ def _next_file(data: bytes, demuxer: str, place: int) -> int:
 
 
 def _is_no_sound(data: bytes, start: int, end: int, header: _Header) -> bool:
-    """Tell whether what lies behind the samples, if the header is right, can be told from more samples."""
+    """Returns whether what lies behind the samples, if the header is right, can be told from more samples."""
     rest = data[start:end]
     is_padding = rest.count(rest[:1]) == len(rest)
     no_sound = min(_SHORT_SECONDS * header.sample_rate_hz * header.frame_bytes, _SHORT_SHARE * (header.size or 0))
     is_tag = tag_size(data, start) > 0
-    return is_padding or is_tag or end - start < no_sound or _are_chunks(data, start, end, header.layout)
+    return is_padding or is_tag or end - start < no_sound or _are_chunks(data, end, header)
 
 
-def _are_chunks(data: bytes, start: int, end: int, layout: _Layout | None) -> bool:
-    """Tell whether nothing but chunks follow one another from `start` to `end`."""
-    place = start
-    for chunk in _chunks(data[:end], layout, start) if layout else ():
+def _are_chunks(data: bytes, end: int, header: _Header) -> bool:
+    """Returns whether nothing but chunks follow one another from the samples, if the header is right, to `end`."""
+    if header.layout is None or header.size is None:
+        return False
+    start = place = _behind_padding(data, header.start + header.size, header.size, header.layout)
+    for chunk in _chunks(data[:end], header.layout, start):
         place = chunk.start + chunk.size
         if place > end:
             return chunk.id in _LAST_CHUNKS
@@ -183,20 +185,19 @@ def _are_chunks(data: bytes, start: int, end: int, layout: _Layout | None) -> bo
 
 
 def _chunks(data: bytes, layout: _Layout, place: int) -> Iterator[_Chunk]:
-    """Give the chunks from `place` on, as long as something stands there that may be one."""
+    """Yields the chunks from `place` on, as long as something stands there that may be one."""
     header_bytes = layout.id_bytes + layout.size_bytes
-    place = _aligned(data, place, layout)
     while (name := _name_at(data, place)) and place + header_bytes <= len(data):
         size = int.from_bytes(data[place + layout.id_bytes : place + header_bytes], layout.order)
         size = max(0, size - header_bytes) if layout.counts_header else size
         yield _Chunk(name, place + header_bytes, size)
-        place = _aligned(data, place + header_bytes + size, layout)
+        place = _behind_padding(data, place + header_bytes + size, size, layout)
 
 
-def _aligned(data: bytes, place: int, layout: _Layout) -> int:
-    """Give where the chunk behind `place` begins; some writers forget the byte that makes a place even."""
-    is_unpadded = layout.alignment == 2 and _name_at(data, place)
-    return place if is_unpadded else place + -place % layout.alignment
+def _behind_padding(data: bytes, end: int, size: int, layout: _Layout) -> int:
+    """Returns where the chunk begins that follows one of some size; some writers forget to make its size even."""
+    is_unpadded = layout.alignment == 2 and _name_at(data, end)
+    return end if is_unpadded else end + -size % layout.alignment
 
 
 def _name_at(data: bytes, place: int) -> bytes | None:
@@ -224,7 +225,8 @@ def _parse_wave(data: bytes, demuxer: str, layout: _Layout) -> _Header:
     long_size: int | None = None
     for chunk in _chunks(data, layout, layout.first):
         if chunk.id == b"ds64":
-            (long_size,) = struct.unpack_from("<8xQ", data, chunk.start)
+            long_size = struct.unpack_from("<8xQ", data, chunk.start)[0]
+            long_size = None if long_size == 2**64 - 1 else long_size
         elif chunk.id == b"fmt ":
             tag, channels, rate, _, _, bits = struct.unpack_from(f"{endian}HHIIHH", data, chunk.start)
             if tag == _WAV_EXTENSIBLE and chunk.size >= 26:
@@ -250,7 +252,7 @@ def _parse_wave(data: bytes, demuxer: str, layout: _Layout) -> _Header:
 
 def _parse_aiff(data: bytes) -> _Header:
     coding: tuple[int, int, int, bytes] | None = None
-    sound: tuple[int, int] | None = None
+    sound: tuple[int, int | None] | None = None
     for chunk in _chunks(data, _AIFF, _AIFF.first):
         if chunk.id == b"COMM":
             channels, _, bits, exponent, mantissa = struct.unpack_from(">HIHHQ", data, chunk.start)
@@ -258,7 +260,8 @@ def _parse_aiff(data: bytes) -> _Header:
             coding = channels, bits, _from_extended(exponent, mantissa), compression
         elif chunk.id == b"SSND":
             (offset,) = struct.unpack_from(">I", data, chunk.start)
-            sound = chunk.start + 8 + offset, max(0, chunk.size - 8 - offset)
+            size = None if chunk.size == 2**32 - 1 else max(0, chunk.size - 8 - offset)
+            sound = chunk.start + 8 + offset, size
     if coding is None or sound is None:
         raise DecodeError("unreadable header", f"no {'COMM' if coding is None else 'SSND'} chunk")
     channels, bits, rate, compression = coding

@@ -117,17 +117,17 @@ class SndfileStream(EncodedStream):
 
     def _blocks(self, file: soundfile.SoundFile, most: int) -> Iterator[np.ndarray]:
         expected = file.frames if self.samples is None else self.samples
-        most, got = min(most, expected + 1), 0  # one more than are there, to see that there are no more
+        # Not one more: libFLAC would look for it in whatever is behind the frames.
+        most, got = max(1, min(most, expected)), 0
         while True:
             try:
                 block = file.read(out=np.empty((most, file.channels), np.float32))
             except soundfile.SoundFileError as error:
                 raise DecodeError("corrupt stream", f"after {got} samples: {_message(error)}") from error
-            got += len(block)
-            if len(block):
-                yield block
-            if len(block) < most:
+            if not len(block):
                 break
+            got += len(block)
+            yield block
         if got != expected:
             raise DecodeError("contradictory length", f"{got} samples decode, but {expected} are there")
 
@@ -150,8 +150,7 @@ class FrameStream(EncodedStream):
     def open(self, max_seconds: float | None) -> Iterator[Decoding]:
         """Begin to decode."""
         context = _codec_context(self.codec)
-        decoding = _begin(self._frames(context), context, max_seconds)
-        yield replace(decoding, blocks=_window(decoding.blocks, self.skip, self.samples))
+        yield _begin(self._frames(context), context, max_seconds, self.skip, self.samples)
 
     def _frames(self, context: Any) -> Iterator[Any]:
         for start, end, frames in self.packets:
@@ -185,10 +184,11 @@ class ContainerStream(EncodedStream):
             if own is None:
                 raise DecodeError("unsupported format", f"there is no decoder for the sound of the {self.demuxer} file")
             context = _context_for(own)
-            decoding = _begin(self._frames(container, stream, context), context, max_seconds)
+            frames, skip = self._frames(container, stream, context), _missing_pre_skip(context, own)
+            decoding = _begin(frames, context, max_seconds, skip, None)
             yield replace(
                 decoding,
-                blocks=self._counted(_window(decoding.blocks, _missing_pre_skip(context, own), None)),
+                blocks=self._counted(decoding.blocks),
                 has_video=any(not video.disposition & Disposition.attached_pic for video in container.streams.video),
             )
 
@@ -271,7 +271,7 @@ def _codec_context(name: str, options: dict[str, str] | None = None) -> Any:
 
 
 def _context_for(own: Any) -> Any:
-    """Give the decoder for a container's stream: the one that it has, but for what FFmpeg would get wrong."""
+    """Returns the decoder for a container's stream: the one that it has, but for what FFmpeg would get wrong."""
     if own.name in ("opus", LIBOPUS):
         # FFmpeg's own decoder is up to 0.4 of full scale away from libopus and some samples late; 16 bits, libopus's
         # default here, would cut off what overshoots.
@@ -285,7 +285,7 @@ def _context_for(own: Any) -> Any:
 
 
 def _missing_pre_skip(context: Any, own: Any) -> int:
-    """Give how many samples of Opus's pre-skip the container leaves in: some WebM files name a part of it as delay."""
+    """Returns how much of Opus's pre-skip, in samples, is left in: some WebM files name only a part of it as delay."""
     if context.name != LIBOPUS or len(context.extradata or b"") < _OPUS_PRE_SKIP.size:
         return 0
     return max(0, _OPUS_PRE_SKIP.unpack_from(context.extradata)[0] - int(own.delay))
@@ -298,14 +298,23 @@ def _decode(context: Any, packet: Any) -> list[Any]:
         raise DecodeError("corrupt stream", f"{context.name}: {_message(error)}") from error
 
 
-def _begin(frames: Iterator[Any], context: Any, max_seconds: float | None) -> Decoding:
-    """Decode the first frame, which alone says for certain what the stream is: AAC's header may give half the rate."""
+def _begin(frames: Iterator[Any], context: Any, max_seconds: float | None, skip: int, samples: int | None) -> Decoding:
+    """Decode the first frame, which alone says for certain what the stream is: AAC's header may give half the rate.
+
+    Args:
+        frames: of FFmpeg's decoder.
+        context: that decoder.
+        max_seconds: as `EncodedStream.open`.
+        skip: samples of a channel to leave out at the beginning.
+        samples: how many follow that count; None is all.
+    """
     first = next(frames, None)
     if first is None:
         raise DecodeError("no samples")
     rate, channels = first.sample_rate, first.layout.nb_channels
     is_wide = context.codec.lossless and first.format.name.rstrip("p") not in _NARROW_FORMATS
-    blocks = _blocks_of(chain([first], frames), rate, _block_samples(rate, channels, max_seconds))
+    most = skip + _block_samples(rate, channels, max_seconds)
+    blocks = _window(_blocks_of(chain([first], frames), rate, most), skip, samples)
     return Decoding(sample_rate_hz=rate, channels=channels, bits=24 if is_wide else 16, blocks=blocks)
 
 
@@ -365,13 +374,13 @@ def _window(blocks: Iterator[np.ndarray], skip: int, samples: int | None) -> Ite
 
 
 def _block_samples(sample_rate_hz: int, channels: int, max_seconds: float | None) -> int:
-    """Give how many samples of a channel go into one block."""
+    """Returns how many samples of a channel go into one block."""
     most = BLOCK_VALUES // max(1, channels)
     return most if max_seconds is None else max(1, min(most, math.ceil(max_seconds * sample_rate_hz)))
 
 
 def several_rates(first_hz: int, second_hz: int) -> DecodeError:
-    """Give the reason against a file whose parts play at different rates."""
+    """Returns the reason against a file whose parts play at different rates."""
     return DecodeError("several sample rates", f"{first_hz} and {second_hz} Hz")
 
 

@@ -32,7 +32,7 @@ Opener = Callable[[bytes], EncodedSound]
 
 
 def identify(data: bytes) -> EncodedSound:
-    """Tell what a file is. Tags and zeros may stand before it, junk before frames that stand for themselves.
+    """Returns what a file is. Tags and zeros may stand before it, junk before frames that stand for themselves.
 
     Raises:
         DecodeError: it is no sound, none that can be read, or its structure shows that a part of it is missing.

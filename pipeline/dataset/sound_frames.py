@@ -41,8 +41,10 @@ _CHAIN = 3
 """So many frames that follow one another are no accident."""
 _PACKET_FRAMES = 64
 """About 1.5 s: no more is decoded than is wanted, and few packets go through Python."""
-_MOST_LOST = 0.02
-"""Share of the bytes from the first frame to the last that may be no frames."""
+_MAX_LOST = 0.02
+"""Share of the bytes from the first frame to the last that may be no frames, and of those behind it."""
+_MAX_AROUND_BYTES = 16_384
+"""What may be before and behind the frames in any case: frames that were cut, and tags that nobody knows."""
 _DECODER_DELAY = 529
 """Samples by which every decoder of layer III is late, in the gapless data's way of counting."""
 _GAPLESS_ENCODERS = (b"LAME", b"Lavf", b"Lavc")
@@ -95,39 +97,39 @@ class _Info:
 
 
 def frame_streams(data: bytes) -> list[FrameStream]:
-    """Find the streams in a file of MPEG audio or AAC in ADTS, each as long as its frames say.
+    """Returns the streams in a file of MPEG audio or AAC in ADTS, each as long as its frames say.
 
-    Tags and other bytes before the first frame and behind the last are passed over, and so is a frame that was cut.
+    Tags and some other bytes before the first frame and behind the last are passed over, and so is a frame that was
+    cut.
 
     Raises:
-        DecodeError: there are no frames that follow one another, too many bytes between them are none, or the file ends
-            within a frame and long before its encoder said.
+        DecodeError: there are no frames that follow one another, too many bytes are none, or the file ends long before
+            its encoder said, and not with a frame.
     """
-    runs = list(_runs(data))
-    if not runs or runs[0].lost > len(data) // 2:
+    runs, behind = _runs(data)
+    if not runs or runs[0].lost > max(len(data) // 2, _MAX_AROUND_BYTES):
         raise DecodeError("not audio", f"begins with {data[:8]!r}")
     first, end = runs[0].starts[0], runs[-1].end
     lost = sum(run.lost for run in runs[1:])
-    if lost > _MOST_LOST * (end - first):
-        raise DecodeError("corrupt stream", f"{lost} bytes from {first} to {end} are no frames")
+    if lost > _MAX_LOST * (end - first) or behind > max(_MAX_LOST * (end - first), _MAX_AROUND_BYTES):
+        raise DecodeError("corrupt stream", f"{lost + behind} bytes behind the first frame, at {first}, are no frames")
     streams: list[_Joined] = []
     for run in runs:
         info = _info(data, run.starts[0], run.kind)
         if info is not None or not streams or streams[-1].kind != run.kind:
             streams.append(_Joined(run.kind, info))
         streams[-1].packets += _packets(run, skipped=0 if info is None else 1)
-    is_cut = _kind_of(data, end) is not None
-    return [_stream(data, stream, is_cut and stream is streams[-1]) for stream in streams if stream.packets]
+    return [_stream(stream, behind > 0 and stream is streams[-1], data) for stream in streams if stream.packets]
 
 
-def _stream(data: bytes, stream: _Joined, is_cut: bool) -> FrameStream:
+def _stream(stream: _Joined, is_cut: bool, data: bytes) -> FrameStream:
     kind, info, there = stream.kind, stream.info, stream.frames * stream.kind.samples
     if not kind.samples or info is None:
         samples = there if kind.samples else None
         return FrameStream(data=data, codec=kind.codec, packets=stream.packets, samples=samples)
     claimed = there if info.frames is None else info.frames * kind.samples
-    if is_cut and there < claimed - max(_MOST_LOST * claimed, 0.1 * kind.sample_rate_hz):
-        raise DecodeError("cut short", f"{there} of {claimed} samples are there, and a part of a frame")
+    if is_cut and there < claimed - max(_MAX_LOST * claimed, 0.1 * kind.sample_rate_hz):
+        raise DecodeError("cut short", f"{there} of {claimed} samples are there, and bytes that are no frame")
     skip = end = 0
     if info.delay is not None:
         skip = info.delay + _DECODER_DELAY
@@ -150,19 +152,21 @@ def _packets(run: _Run, skipped: int) -> Iterator[tuple[int, int, int]]:
         yield starts[first], starts[last], last - first
 
 
-def _runs(data: bytes) -> Iterator[_Run]:
-    """Give every stretch of frames that follow one another."""
+def _runs(data: bytes) -> tuple[list[_Run], int]:
+    """Returns every stretch of frames that follow one another, and how many bytes behind the last are no tags."""
+    runs: list[_Run] = []
     place = lost = 0
     while place < len(data):
         if size := tag_size(data, place):
             place += size
         elif run := _run(data, place, lost):
-            yield run
+            runs.append(run)
             place, lost = run.end, 0
         else:
             found = _START.search(data, place + 1)
             following = found.start() if found else len(data)
             place, lost = following, lost + following - place
+    return runs, lost
 
 
 def _run(data: bytes, place: int, lost: int) -> _Run | None:
@@ -179,7 +183,7 @@ def _is_end(data: bytes, place: int) -> bool:
 
 
 def _follow_mpeg(data: bytes, place: int, kind: _Kind) -> tuple[list[int], int]:
-    """Give where frames of one kind begin, and where the last one ends, up to the first of another stream."""
+    """Returns where frames of one kind begin, and where the last one ends, up to the first of another stream."""
     starts: list[int] = []
     length_of, all_bytes = _lengths(data[place + 1], data[place + 2] & 0x0C).get, len(data)
     while (length := length_of(data[place : place + 3])) is not None and place + length <= all_bytes:
@@ -202,7 +206,7 @@ def _follow_adts(data: bytes, place: int, kind: _Kind) -> tuple[list[int], int]:
 
 
 def _kind_of(data: bytes, place: int) -> _Kind | None:
-    """Give what the frame is whose header stands at `place`; None where there is no header."""
+    """Returns what the frame is whose header stands at `place`; None where there is no header."""
     head = data[place : place + _ADTS_HEADER_BYTES]
     if len(head) == _ADTS_HEADER_BYTES and head[0] == 0xFF and head[1] & 0xF6 == 0xF0:
         rate = head[2] >> 2 & 15
@@ -217,7 +221,7 @@ def _kind_of(data: bytes, place: int) -> _Kind | None:
 
 @lru_cache(maxsize=4096)
 def _mpeg_header(head: bytes) -> tuple[_Kind, int] | None:
-    """Give the kind of a frame of MPEG audio and its length in bytes, from the first three of its header's."""
+    """Returns the kind of a frame of MPEG audio and its length in bytes, from the first three of its header's."""
     if len(head) < 3 or head[0] != 0xFF or head[1] & 0xE0 != 0xE0:
         return None
     version, layer = head[1] >> 3 & 3, 4 - (head[1] >> 1 & 3)
@@ -234,7 +238,7 @@ def _mpeg_header(head: bytes) -> tuple[_Kind, int] | None:
 
 @lru_cache(maxsize=64)
 def _lengths(second: int, rate: int) -> dict[bytes, int]:
-    """Give the length of a frame by the first three bytes of its header, of all headers of one kind.
+    """Returns the length of a frame by the first three bytes of its header, of all headers of one kind.
 
     Args:
         second: a header's second byte, which says version and layer.

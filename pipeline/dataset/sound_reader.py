@@ -86,7 +86,7 @@ def _joined(first: Decoding, others: Sequence[EncodedStream], max_seconds: float
 
 
 def _cut(blocks: Iterator[np.ndarray], wanted: int | None) -> Iterator[np.ndarray]:
-    """Give the first `wanted` samples; what the decoder does behind them is not waited for."""
+    """Yields the first `wanted` samples; what the decoder does behind them is not waited for."""
     got = 0
     for block in blocks:
         left = len(block) if wanted is None else wanted - got

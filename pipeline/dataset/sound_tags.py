@@ -10,7 +10,7 @@ _LYRICS_END = (b"LYRICSEND", b"LYRICS200")
 
 
 def tag_size(data: bytes, place: int) -> int:
-    """Give how many bytes the tag has that begins at `place`; 0 where none does.
+    """Returns how many bytes the tag has that begins at `place`; 0 where none does.
 
     ID3v2 (id3.org, "ID3v2.4.0 - Main Structure", section 3), ID3v1, APEv2 and Lyrics3 are known. A tag may say that it
     ends behind the data.
@@ -31,7 +31,7 @@ def tag_size(data: bytes, place: int) -> int:
 
 
 def behind_tags(data: bytes) -> int:
-    """Give where the tags end that a file begins with."""
+    """Returns where the tags end that a file begins with."""
     place = 0
     while place < len(data) and (size := tag_size(data, place)):
         place += size
@@ -39,5 +39,5 @@ def behind_tags(data: bytes) -> int:
 
 
 def behind_zeros(data: bytes, place: int) -> int:
-    """Give where the zeros end that begin at `place`, if any do."""
+    """Returns where the zeros end that begin at `place`, if any do."""
     return len(data) - len(data[place:].lstrip(b"\0")) if data.startswith(b"\0", place) else place
