@@ -52,7 +52,7 @@ def _attempt(location: str, action: Action[Result]) -> Result | Exception:
         return action(*open_store(location))
     except PipelineError as error:
         return error
-    except Exception as error:
+    except BaseException as error:  # a panic of Rust's is no Exception, and somebody waits for an answer
         explained = explain(error, location)
         explained.__cause__ = error
         return explained

@@ -17,19 +17,19 @@ _CAUSE = re.compile(r'(?:message|error): "([^"\\]+)"')
 _RETRIES = re.compile(r"after (\d+) retries")
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _NO_BUCKET = ("NoSuchBucket", "ContainerNotFound")
-_MACHINE = re.compile(r"/latest/(api|meta-data)|/computeMetadata/|/metadata/identity/")
+_MACHINE = re.compile(r"://[^/\s]+/(latest/(api/token|meta-data)|computeMetadata/|metadata/identity/)")
 """Where a machine is asked for the credentials of its role; if it has none, there are none."""
 
 
 def status_of(error: BaseException) -> int | None:
-    """Return the HTTP status that an error goes back to."""
+    """Returns the HTTP status that an error goes back to."""
     if found := _STATUS.search(str(error)):
         return int(found[1])
     return getattr(getattr(error, "response", None), "status_code", None)  # of huggingface_hub
 
 
 def explain(error: BaseException, location: str) -> Exception:
-    """Return an error that says what went wrong and how to mend it; FileNotFoundError for a file that is not there."""
+    """Returns an error that says what went wrong and how to mend it; FileNotFoundError for a file that is not there."""
     if isinstance(error, OSError) and error.errno in _NO_ROOM:
         return error  # on this machine's disk, which its own words are for
     scheme, status, words = scheme_of(location), status_of(error), in_words(error)
@@ -40,10 +40,10 @@ def explain(error: BaseException, location: str) -> Exception:
         return StorageError(
             f"{location}: there is no bucket {bucket!r} at {_server(scheme, location)}. Make it, or correct the name"
         )
-    if isinstance(error, FileNotFoundError) or status == 404:
-        return FileNotFoundError(location)
     if _MACHINE.search(text):
         return StorageError(f"{location}: no credentials ({words}). Give them by {scheme.credentials}")
+    if isinstance(error, FileNotFoundError) or status == 404:
+        return FileNotFoundError(location)
     if status in (401, 403) or isinstance(error, PermissionError):
         return StorageError(
             f"{location}: permission denied ({code or status or words}). Credentials come from {scheme.credentials}"
@@ -71,7 +71,7 @@ def explain(error: BaseException, location: str) -> Exception:
 
 
 def in_words(error: BaseException) -> str:
-    """Return what an error says, without what is only for debugging, in one line."""
+    """Returns what an error says, without what is only for debugging, in one line."""
     text = str(error)
     if code := _found(_CODE, text):
         return f"{code}: {message.strip()}" if (message := _found(_MESSAGE, text)) else code
@@ -87,7 +87,7 @@ def _found(pattern: re.Pattern[str], text: str) -> str:
 
 
 def _transport_of(error: BaseException) -> str:
-    """Return obstore's word for what failed below HTTP, from the names of other packages' errors."""
+    """Returns obstore's word for what failed below HTTP, from the names of other packages' errors."""
     names = {kind.__name__ for kind in type(error).__mro__}
     if names & {"ConnectError", "ConnectTimeout"}:  # httpx
         return "Connect"

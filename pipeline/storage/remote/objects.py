@@ -21,7 +21,7 @@ PART_BYTES, _PARTS_AT_ONCE, _MAX_PARTS = 8 << 20, 2, 10_000
 
 
 def size_of(location: str) -> int:
-    """Return a file's size in bytes.
+    """Returns a file's size in bytes.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -40,7 +40,7 @@ def _size(store: Any, path: str) -> int:
 
 
 def sizes_of(locations: Sequence[str]) -> list[int | None]:
-    """Return the sizes in bytes of many files, asked side by side; None where there is no such file.
+    """Returns the sizes in bytes of many files, asked side by side; None where there is no such file.
 
     Raises:
         StorageError: a server refuses or fails.

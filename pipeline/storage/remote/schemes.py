@@ -52,7 +52,7 @@ _ALIASES = {"https": "http", "s3a": "s3", "gcs": "gs", "abfs": "az", "abfss": "a
 
 
 def scheme_of(location: str) -> Scheme:
-    """Return the kind of a URL; of one that is not known here, what can be said all the same."""
+    """Returns the kind of a URL; of one that is not known here, what can be said all the same."""
     protocol = location.split("://", 1)[0].lower()
     unknown = Scheme(protocol, "what its package reads", (), package="its fsspec package")
     return _SCHEMES.get(_ALIASES.get(protocol, protocol), unknown)
@@ -64,13 +64,13 @@ def is_web(location: str | Path) -> bool:
 
 
 def split_bucket(location: str) -> tuple[str, str]:
-    """Return the bucket (or container) of `s3://bucket/path` and its kin, and the path inside it."""
+    """Returns the bucket (or container) of `s3://bucket/path` and its kin, and the path inside it."""
     bucket, _, path = location.split("://", 1)[1].partition("/")
     return bucket, path.strip("/")
 
 
 def split_web(location: str) -> tuple[str, str]:
-    """Return the URL of a web file's folder, with its query and as it is spelt, and the file's name.
+    """Returns the URL of a web file's folder, with its query and as it is spelt, and the file's name.
 
     A name that would be spelt in another way when they are joined, such as one with `%2F`, stays in the URL.
     """
@@ -83,7 +83,7 @@ def split_web(location: str) -> tuple[str, str]:
 
 
 def join_url(folder: str, name: str) -> str:
-    """Return the URL of `name` inside a folder; a query, such as an access token, stays at the end."""
+    """Returns the URL of `name` inside a folder; a query, such as an access token, stays at the end."""
     if not is_web(folder):
         return f"{folder.rstrip('/')}/{name}"
     base, mark, query = folder.partition("?")
@@ -91,5 +91,5 @@ def join_url(folder: str, name: str) -> str:
 
 
 def url_name(location: str) -> str:
-    """Return the name of the file behind a URL, without a query."""
+    """Returns the name of the file behind a URL, without a query."""
     return urlsplit(location).path.rstrip("/").rsplit("/", 1)[-1] if is_web(location) else location.rsplit("/", 1)[-1]

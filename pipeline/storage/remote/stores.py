@@ -85,7 +85,7 @@ def _make_s3(bucket: str, **limits: Any) -> S3Store:
 
 
 def _read_aws_files() -> dict[str, Any]:
-    """Return what ~/.aws says, as botocore reads it: profiles, roles, single sign-on, regions, endpoints."""
+    """Returns what ~/.aws says, as botocore reads it: profiles, roles, single sign-on, regions, endpoints."""
     from botocore.configprovider import ConfiguredEndpointProvider
     from botocore.exceptions import NoCredentialsError
     from botocore.session import Session

@@ -244,6 +244,18 @@ def test_a_process_that_waits_for_a_server_ends_when_it_is_told_to(tmp_path: Pat
     assert b"KeyboardInterrupt" in said
 
 
+def test_whatever_happens_in_a_request_whoever_waits_for_it_is_told() -> None:
+    class Panic(BaseException):
+        """As Rust's, which is no Exception."""
+
+    def panic(store: object, path: str) -> None:
+        raise Panic("called `unwrap` on a `None` value")
+
+    for _ in range(calls.CONCURRENCY + 1):  # no thread is lost
+        with pytest.raises(StorageError, match="memory://x/y: called `unwrap`"):
+            calls.call("memory://x/y", panic)
+
+
 def test_a_disk_without_room_for_what_is_fetched_is_told(s3_folder: str, tmp_path: Path) -> None:
     storage.publish_bytes(f"{s3_folder}/a.bin", CONTENT)
     fetch = "import resource, sys\nfrom pipeline.storage import files\nfrom pipeline.errors import StorageFullError\n"

@@ -144,6 +144,7 @@ def test_a_wrong_key_of_azure_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("az://c/x", {}, "Account must be specified. Give credentials by AZURE_STORAGE_ACCOUNT_NAME"),
         ("az://c/x", {"AZURE_STORAGE_ENDPOINT": "nonsense"}, "AZURE_STORAGE_ENDPOINT is 'nonsense'"),
+        ("s3://b/x", {"AWS_METADATA_ENDPOINT": "http://127.0.0.1:9"}, "no credentials .Connection refused"),
         ("s3://b/x", {"AWS_ACCESS_KEY_ID": "half"}, "Missing SecretAccessKey"),
         ("s3://b/x", {"AWS_CA_BUNDLE": "/absent", "AWS_ACCESS_KEY_ID": "x"}, "No such file or directory: '/absent'"),
         ("gs://b/x", {"GOOGLE_APPLICATION_CREDENTIALS": "/absent"}, "Unable to open .* /absent"),
