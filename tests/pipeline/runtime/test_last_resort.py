@@ -2,7 +2,6 @@ import errno
 import os
 from pathlib import Path
 
-import numpy as np
 import pytest
 from made_command import run_command
 
@@ -40,9 +39,7 @@ def test_an_unforeseen_error_is_told_where_no_file_can_be_written(tmp_path: Path
         (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "/runs/log"), ["/runs/log: No space", "make room"]),
         (PermissionError(errno.EACCES, os.strerror(errno.EACCES), b"/a"), ["/a: Permission denied"]),
         (MemoryError(), ["MemoryError", "--batch-size"]),
-        (np.exceptions._core._exceptions._ArrayMemoryError((1 << 50,), np.dtype(float)), ["Unable to", "--batch-size"])
-        if hasattr(np.exceptions, "_core")
-        else (MemoryError("Unable to allocate 8 PiB"), ["8 PiB", "--batch-size"]),
+        (MemoryError("Unable to allocate 8 PiB"), ["8 PiB", "--batch-size"]),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), ["2 GiB", "--batch-size"]),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), ["--workers"]),
         (RuntimeError("can't start new thread"), ["ulimit -u"]),
