@@ -6,10 +6,10 @@ very same samples: "consistent teaching", Beyer et al. 2021, arXiv:2106.05237. V
 
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Annotated, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import ConfigDict
 
 from pipeline.errors import UsageError
 
@@ -20,15 +20,14 @@ MAX_VIEWS = 1000
 class ViewConfig:
     """How far views may differ from the clip; each view draws evenly from these ranges."""
 
-    # Stamps of earlier versions have other names for two of the fields.
     __pydantic_config__: ClassVar["ConfigDict"] = {"extra": "forbid"}
 
     seed: int = 0
     """Decides the views, together with clip id and number, 0 or more."""
-    max_shift_ms: Annotated[int, Field(validation_alias=AliasChoices("max_shift_ms", "most_shift_ms"))] = 125
+    max_shift_ms: int = 125
     """The sound begins earlier or later by at most this much, in milliseconds, 0 to 10000; what comes from outside the
     clip is silence."""
-    max_gain_db: Annotated[float, Field(validation_alias=AliasChoices("max_gain_db", "most_gain_db"))] = 6.0
+    max_gain_db: float = 6.0
     """The sound gets louder or softer by at most this much, in decibels, 0 to 60."""
     low_jitter_hz: int = 10
     """The lower edge of the mel bands rises by 0 to this minus one, in whole hertz; 1 leaves it."""

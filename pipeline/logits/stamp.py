@@ -117,6 +117,8 @@ class StoreStamp:
             LogitStoreError: `text` is no stamp, or one of a newer version; the message names `location`.
         """
         try:
+            for former, present in _FORMER_KEYS.items():
+                text = text.replace(former, present)
             return _STAMPS.validate_json(text)
         except (ValidationError, UsageError) as error:
             first = error.errors()[0] if isinstance(error, ValidationError) else {"loc": ("views",), "msg": str(error)}
@@ -150,6 +152,8 @@ def _differences(owner: str, mine: object, its: object) -> Iterator[str]:
 
 
 _STAMPS = TypeAdapter(StoreStamp)
+_FORMER_KEYS = {b'"most_shift_ms":': b'"max_shift_ms":', b'"most_gain_db":': b'"max_gain_db":'}
+"""Keys that earlier versions wrote → as they are called now."""
 
 
 def _short(value: object) -> str:

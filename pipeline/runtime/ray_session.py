@@ -139,7 +139,9 @@ def _session_folder() -> Path:
 
 def _give_token() -> None:
     """Give a local Ray the secret that its processes know each other by where Ray can't keep one in the home folder."""
-    if any(os.environ.get(name) for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token":
+        return
+    if any(os.environ.get(name) for name in ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")):
         return
     with suppress(OSError, RuntimeError):  # a home that can't be written, or none at all
         folder = Path.home() / ".ray"

@@ -7,6 +7,7 @@ import pytest
 
 from pipeline import cli
 from pipeline.cli import COMMANDS
+from pipeline.runtime.output import console
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -14,6 +15,7 @@ def test_every_flag_of_every_command_is_explained(
     command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")  # no name is broken into two lines
+    console.cache_clear()  # it keeps the width that it found
     app = cli.build_app(command)
     for word in command.split():
         app = app[word]

@@ -40,7 +40,7 @@ def test_credentials_in_text_are_masked_and_nothing_else_is(text: str, clean: st
 def test_values_of_secret_environment_variables_are_masked(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wJalrXUtnFEMI/K7MDENG")
     monkeypatch.setenv("AWS_SESSION_TOKEN", "wJalrXUtnFEMI/K7MDENG-and-more")
-    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "Eby8vdM02xNOcqFl==")
+    monkeypatch.setenv("AZURE_STORAGE_ACCOUNT_KEY", "Eby8vdM02xNOcqFlqUwJ==")
     monkeypatch.setenv("SHORT_TOKEN", "true")
     found = redact(
         "key wJalrXUtnFEMI/K7MDENG, token wJalrXUtnFEMI/K7MDENG-and-more, it is true, Eby8vdM02xNOcqFlqUwJ=="

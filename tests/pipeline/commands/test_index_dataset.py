@@ -170,7 +170,7 @@ def test_what_cannot_be_used_is_listed_with_its_reason(tmp_path: Path, descripti
 
 def test_a_clip_in_two_shards_is_taken_once(tmp_path: Path) -> None:
     write_tar(tmp_path / "a.tar", {"x.wav": b"first", "x.json": {"id": "dog", "labels": [0]}})
-    write_tar(tmp_path / "b.tar", {"y.wav": b"second", "y.json": {"id": "dog", "labels": [1]}, "z.m4a": b"z"})
+    write_tar(tmp_path / "b.tar", {"y.wav": b"second", "y.json": {"id": "dog", "labels": [1]}, "z.wma": b"z"})
     run(IndexConfig(str(tmp_path), classes=AUDIOSET))
     manifest = read_manifest(tmp_path)
     assert read_clip_bytes(RangeReader(tmp_path), manifest, 0) == b"first"

@@ -69,7 +69,8 @@ def test_ray_runs_where_the_temporary_folder_has_a_long_path_and_the_home_folder
     folder = tmp_path / ("x" * 90)  # no socket can be opened there
     folder.mkdir()
     (tmp_path / "file").touch()
-    done = run(ONE_TASK, tmp_path, TMPDIR=str(folder), HOME=str(tmp_path / "file/home"))
+    home = str(tmp_path / "file/home")
+    done = run(ONE_TASK, tmp_path, TMPDIR=str(folder), HOME=home, RAY_AUTH_MODE="token")
     assert done.stdout.split() == ["done"], done.stderr
 
 
