@@ -4,10 +4,14 @@ import logging
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import timm.models
 from torch import Tensor, nn
 
+from student.weight_files import read_weights
+
 logger = logging.getLogger(__name__)
+
+_NESTED = ("state_dict", "model")
+"""Where training scripts keep the network's state dict in theirs."""
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -28,13 +32,17 @@ def read_checkpoint(checkpoint: str | Path | Mapping[str, Tensor]) -> dict[str, 
     if not Path(checkpoint).is_file():
         raise FileNotFoundError(f"{checkpoint}: no such checkpoint")
     try:
-        state_dict = timm.models.load_state_dict(str(checkpoint), use_ema=False, weights_only=True)
-    except Exception as error:  # safetensors, pickle and zip each raise their own kinds
+        content, _ = read_weights(checkpoint)
+    except ValueError as error:
         raise ValueError(
-            f"{checkpoint}: not a readable safetensors or torch checkpoint of tensors ({error})"
+            f"{checkpoint}: not a readable safetensors or torch checkpoint of tensors: it {error}"
         ) from error
-    if not all(isinstance(value, Tensor) for value in state_dict.values()):
+    for name in _NESTED:
+        if isinstance(content, Mapping) and isinstance(content.get(name), Mapping):
+            content = content[name]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise ValueError(f"{checkpoint}: holds more than tensors; save the model's state_dict() alone")
+    state_dict = {key.removeprefix("module."): value for key, value in content.items()}
     return _network_of(state_dict, str(checkpoint))
 
 

@@ -13,15 +13,15 @@ Nothing that executes is read: safetensors, or torch files with `weights_only=Tr
 """
 
 import logging
-import pickle
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
+
+from teacher.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
 
@@ -94,7 +94,7 @@ def read_checkpoint(source: str | Path | Mapping[str, Tensor]) -> Checkpoint:
     else:
         path = _file_in(Path(source))
         where = str(path)
-        tensors, metadata = _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
+        tensors, metadata = _read_file(path)
     return Checkpoint(source=where, tensors=to_our_names(tensors, where), metadata=metadata)
 
 
@@ -167,27 +167,14 @@ def _file_in(path: Path) -> Path:
     return path
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, object], dict[str, str]]:
+def _read_file(path: Path) -> tuple[dict[str, object], dict[str, str]]:
     try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except SafetensorError as error:
-        raise ValueError(f"{path}: is no whole safetensors file ({error}); fetch or write it again") from error
-
-
-def _read_torch(path: Path) -> dict[str, object]:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"{path}: is damaged, or holds more than tensors and would run code when loaded. If you trust its source, "
-            f"save its state dict alone: torch.save(model.state_dict(), …)"
-        ) from error
-    except (RuntimeError, EOFError) as error:
-        raise ValueError(f"{path}: is no whole torch file ({error}); fetch or write it again") from error
+        content, metadata = read_weights(path)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: holds a {type(content).__name__}; expected a mapping of names to tensors")
-    return dict(content)
+    return dict(content), metadata
 
 
 def _prefixes(tensors: Mapping[str, object], where: str) -> tuple[str, str]:

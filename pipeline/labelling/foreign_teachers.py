@@ -155,6 +155,8 @@ def check_output(name: str, network: nn.Module, classes: int) -> None:
     if shape != (1, classes):
         found = shape or type(logits).__name__
         raise CheckpointError(f"--teacher {name}: gives {found} for one clip, not logits of shape (1, {classes})")
+    if not logits.isfinite().all():
+        raise CheckpointError(f"--teacher {name}: gives logits that are not finite for a silent clip")
     if logits.min() >= 0 and logits.max() <= 1:
         _log.warning("%s gives values from 0 to 1, like probabilities; a teacher has to give logits", name)
 

@@ -23,7 +23,7 @@ from pipeline.labelling.hugging_face_teacher import load as load_from_folder
 from pipeline.labelling.hugging_face_teacher import locate
 from pipeline.logits.stamp import StoreStamp, TeacherStamp
 from pipeline.models.device import Precision
-from pipeline.models.loading import LoadedModel, is_registered, load_model
+from pipeline.models.loading import LoadedModel, check_finite, is_registered, load_model
 from pipeline.models.weights import sha256_of_file
 from pipeline.models.weights_cache import is_offline
 
@@ -94,6 +94,7 @@ class TeacherSpec:
     def _as_loaded(self, network: nn.Module, manifest: Manifest, device: str, source: str, sha256: str) -> LoadedModel:
         """Check that a teacher from elsewhere fits the dataset, and describe it as if it were our own."""
         network = match_classes(self.name, network.eval(), manifest.vocabulary)
+        check_finite(dict(network.named_parameters()), source)  # a buffer may be a mask of infinities
         check_output(self.name, network, len(manifest.vocabulary))
         its = cast("Teacher", network)
         return LoadedModel(

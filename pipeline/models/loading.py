@@ -17,7 +17,14 @@ import teacher
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.vocabulary import Vocabulary, audioset_vocabulary, parse_vocabulary
 from pipeline.errors import CheckpointError, UsageError
-from pipeline.models.weights import CheckpointMetadata, Task, load_checkpoint_metadata, local_file, sha256_of_file
+from pipeline.models.weights import (
+    CheckpointMetadata,
+    Task,
+    check_whole,
+    load_checkpoint_metadata,
+    local_file,
+    sha256_of_file,
+)
 from pipeline.models.weights_cache import fetch
 from pipeline.redaction import redact
 from pipeline.runtime.memory import keep_freed_memory
@@ -160,6 +167,7 @@ def load_model(
         path, model = weights.path, named or model or weights.released_as
         metadata = load_checkpoint_metadata(path)
         if metadata is None and model is None:
+            _check_weights(path, location)
             raise UsageError(f"{location}: does not say which model it holds. Name it with --model, such as mn10_as.")
         if metadata is not None and named is not None and _registered_name(named) != metadata.model:
             raise CheckpointError(
@@ -177,6 +185,7 @@ def load_model(
             _log.warning("%s does not say which classes it is for; they are taken to be the dataset's", path.name)
         if metadata is not None and options:
             _log.warning("%s says itself how it is built; --model-options are for files that don't", path)
+    check_finite(network.state_dict(), location)
     network = network.to(device).eval()
     if torch.device(device).type == "cpu":
         keep_freed_memory()
@@ -193,6 +202,32 @@ def load_model(
         clip_lengths=getattr(network.front_end, "own_length", None) or None,
         task="multi-label" if metadata is None else metadata.task,
     )
+
+
+def _check_weights(path: Path, location: str) -> None:
+    try:
+        check_whole(path)
+    except CheckpointError as error:
+        raise CheckpointError(f"{location}: no file of weights: {error}") from error
+
+
+def check_finite(tensors: Mapping[str, torch.Tensor], source: str) -> None:
+    """Refuse weights that make nothing but nonsense of every sound.
+
+    Args:
+        tensors: name → weights, of a model that was loaded.
+        source: where they came from, for messages.
+
+    Raises:
+        CheckpointError: some are infinite or no numbers.
+    """
+    bad = [key for key, tensor in tensors.items() if tensor.is_floating_point() and not bool(tensor.isfinite().all())]
+    if bad:
+        more = f" and {len(bad) - 1} more tensors" if len(bad) > 1 else ""
+        raise CheckpointError(
+            f"{source}: {bad[0]}{more} hold numbers that are not finite: the file is damaged, or the training that "
+            "wrote it had diverged. Take a checkpoint from before"
+        )
 
 
 def check_registered(package: _Package[nn.Module], name: str) -> None:
@@ -229,7 +264,9 @@ def build_for_training(
         if checkpoint is None:
             return package.create_model(name, **settings)
         with open_weights(checkpoint) as weights:
-            return package.create_model(name, weights.path, **settings)
+            model = package.create_model(name, weights.path, **settings)
+            check_finite(model.state_dict(), checkpoint)
+            return model
     except (ValueError, TypeError) as error:  # TypeError: a keyword that the model doesn't take
         kind = UsageError if checkpoint is None else CheckpointError
         raise kind(f"--model {name}: {error}") from error

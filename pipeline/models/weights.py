@@ -95,13 +95,18 @@ def check_whole(path: Path) -> None:
             with zipfile.ZipFile(path) as container:
                 if damaged := container.testzip():
                     raise CheckpointError(f"its entry {damaged} does not match its checksum")
-        elif start[8:9] == b"{":
+        elif _is_safetensors(start):
             with safe_open(path, framework="numpy"):
                 pass
         elif not start.startswith(b"\x80"):  # how torch's older files begin
             raise CheckpointError(f"it begins with {start!r}, as neither torch nor safetensors files do")
     except (zipfile.BadZipFile, SafetensorError) as error:
         raise CheckpointError(f"it is cut short or damaged ({error})") from error
+
+
+def _is_safetensors(start: bytes) -> bool:
+    """Whether a file with these first nine bytes is safetensors: the length of a JSON object, and that object."""
+    return start[8:] == b"{"
 
 
 def load_checkpoint_metadata(path: Path) -> CheckpointMetadata | None:
@@ -112,8 +117,9 @@ def load_checkpoint_metadata(path: Path) -> CheckpointMetadata | None:
     Raises:
         CheckpointError: the file is damaged, or its metadata is incomplete.
     """
-    if path.suffix != ".safetensors":
-        return None
+    with path.open("rb") as stream:
+        if not _is_safetensors(stream.read(9)):
+            return None
     try:
         with safe_open(path, framework="numpy") as tensors:
             found = tensors.metadata() or {}

@@ -5,7 +5,7 @@ import logging
 import pickle
 import re
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """Load one checkpoint, tensors on the CPU.
 
     Raises:
-        CheckpointError: it is cut short, damaged, or holds more than tensors and plain values.
+        CheckpointError: it is cut short or damaged, holds more than tensors and plain values, or numbers that are not
+            finite: no training could go on from those.
     """
     try:
         # torch.load does not look at the checksums in its own zip container, so a flipped bit would go unseen.
@@ -87,9 +88,22 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             damaged = container.testzip()
         if damaged is not None:
             raise CheckpointError(f"{path} is damaged: its entry {damaged} does not match its checksum")
-        return torch.load(path, map_location="cpu", weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, zipfile.BadZipFile, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} is damaged or no checkpoint: {str(error).splitlines()[0]}") from error
+    if bad := next((where for where, tensor in _tensors(state) if not bool(tensor.isfinite().all())), None):
+        raise CheckpointError(f"{path}: {bad} holds numbers that are not finite")
+    return state
+
+
+def _tensors(state: Any, where: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Yields the floating-point tensors of a state, with their places."""
+    if isinstance(state, Tensor):
+        if state.is_floating_point():
+            yield where, state
+    elif isinstance(state, dict | list | tuple):
+        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
+            yield from _tensors(value, f"{where}.{key}".removeprefix("."))
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> None:

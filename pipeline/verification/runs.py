@@ -4,7 +4,6 @@ import json
 import re
 import tomllib
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import torch
 
@@ -119,32 +118,15 @@ def _checkpoint_faults(location: str, name: str) -> Iterator[Fault]:
     found = _STEP.search(name)
     if found is None or state.get("step") != int(found.group(1)):
         yield Fault(DAMAGED_CHECKPOINT, name, detail=f"holds the state after step {state.get('step')}")
-    elif bad := next((where for where, tensor in _tensors(state) if not bool(torch.isfinite(tensor).all())), None):
-        yield Fault(DAMAGED_CHECKPOINT, name, detail=f"{bad} holds numbers that are not finite")
-
-
-def _tensors(state: Any, where: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """Yields the floating-point tensors of a state, with their places."""
-    if isinstance(state, torch.Tensor):
-        if state.is_floating_point():
-            yield where, state
-    elif isinstance(state, dict | list | tuple):
-        for key, value in state.items() if isinstance(state, dict) else enumerate(state):
-            yield from _tensors(value, f"{where}.{key}".removeprefix("."))
 
 
 def _weights_faults(location: str, name: str, load_weights: Callable[[str], torch.nn.Module]) -> Iterator[Fault]:
     try:
-        model = load_weights(storage.join_path(location, name))
+        load_weights(storage.join_path(location, name))
     except StorageUnavailableError:
         raise
     except PipelineError as error:
         yield Fault(UNUSABLE_WEIGHTS, name, detail=str(error))
-        return
-    if bad := next(
-        (where for where, tensor in _tensors(dict(model.state_dict())) if not tensor.isfinite().all()), None
-    ):
-        yield Fault(UNUSABLE_WEIGHTS, name, detail=f"{bad} holds numbers that are not finite")
 
 
 def repair_run(location: str, findings: Findings) -> None:

@@ -60,6 +60,13 @@ def build_broken():
     model.front_end = nn.Linear(3, 3)
     return model
 
+def build_diverged(): return Loudness(float("nan"))
+
+def build_dividing():
+    model = build()
+    model.forward = lambda features: 1 / features.abs().mean(dim=1, keepdim=True).expand(-1, 5)
+    return model
+
 def build_list(): return [1]
 def build_bare(): return nn.Linear(3, 3)
 def build_refusing(checkpoint): raise ValueError("this is no checkpoint of mine")
@@ -128,6 +135,8 @@ def test_classes_are_matched_by_name_or_id_and_others_left_out(manifest: Manifes
         ("build_double", CheckpointError, r"has several classes called 'Sound 0' \(1 of the dataset's 5\)"),
         ("build_nameless", CheckpointError, r"gives \(1, 4\) for one clip, not logits of shape \(1, 5\)"),
         ("build_broken", CheckpointError, "fails on a silent clip of 32000 samples"),
+        ("build_diverged", CheckpointError, "shift hold numbers that are not finite"),
+        ("build_dividing", CheckpointError, "gives logits that are not finite for a silent clip"),
         ("build_refusing=x", CheckpointError, "its builder failed: this is no checkpoint of mine"),
     ],
 )

@@ -21,7 +21,7 @@ from pipeline.dataset.vocabulary import Vocabulary, audioset_vocabulary
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
 from pipeline.models import fetching
-from pipeline.models.loading import load_model, named_checkpoint, open_weights
+from pipeline.models.loading import build_for_training, load_model, named_checkpoint, open_weights
 from pipeline.models.weights import sha256_of_file
 from pipeline.training.checkpoints import save_weights
 from student.registry import _CARD_BY_NAME as STUDENTS
@@ -371,3 +371,61 @@ def test_classes_of_a_plain_file_can_be_named(
     assert load_model("mn01=theirs.pt", manifest, classes=five_classes).vocabulary == five_classes
     with pytest.raises(UsageError, match=r"--classes: has 527 classes with hash .* but .*data has 5"):
         load_model("mn01=theirs.pt", manifest, classes=audioset_vocabulary())
+
+
+def spoiled(model: nn.Module, value: float) -> dict[str, torch.Tensor]:
+    state = {key: tensor.clone() for key, tensor in model.state_dict().items()}
+    last = [key for key, tensor in state.items() if tensor.is_floating_point()][-1]
+    state[last].view(-1)[0] = value
+    return state
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("name", ["mn01_as", "passt_tiny"])
+def test_weights_that_are_not_finite_are_refused_by_whoever_loads_them(tmp_path: Path, name: str, value: float) -> None:
+    package: Any = student if name.startswith("mn") else teacher
+    torch.save(spoiled(package.create_model(name), value), tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError, match=r"bad\.pt: \S+ hold numbers that are not finite"):
+        load_model(str(tmp_path / "bad.pt"), model=name)
+    with pytest.raises(CheckpointError, match=r"bad\.pt: \S+ hold numbers that are not finite"):
+        build_for_training(package, name, str(tmp_path / "bad.pt"), seed=0)
+
+
+def test_statistics_that_are_not_finite_are_refused_too(tmp_path: Path) -> None:
+    state = student.create_model("mn01_as").state_dict()
+    state["features.0.1.running_var"][0] = torch.inf
+    torch.save(state, tmp_path / "bad.pt")
+    with pytest.raises(CheckpointError, match=r"features\.0\.1\.running_var hold numbers"):
+        load_model(str(tmp_path / "bad.pt"), model="mn01_as")
+
+
+def test_commands_say_that_the_checkpoint_is_at_fault(
+    tmp_path: Path, sound: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.save(spoiled(student.create_model("mn01_as"), float("nan")), tmp_path / "bad.pt")
+    assert cli.run(["tag", str(sound), "--checkpoint", str(tmp_path / "bad.pt"), "--model", "mn01_as"]) == 1
+    assert "bad.pt: classifier.5.bias hold numbers that are not finite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["weights.pt", "weights.bin", "weights"])
+def test_weights_of_ours_are_known_under_any_name(tmp_path: Path, five_classes: Vocabulary, name: str) -> None:
+    metadata = {
+        "stage": "student",
+        "model": "mn01",
+        "kwargs": {},
+        "classes": len(five_classes),
+        "vocabulary_sha256": five_classes.sha256,
+        "vocabulary": five_classes.to_csv_bytes().decode(),
+    }
+    torch.manual_seed(0)
+    save_weights(tmp_path / "x.safetensors", student.create_model("mn01", num_classes=5).state_dict(), metadata)
+    (tmp_path / "x.safetensors").rename(tmp_path / name)
+    loaded = load_model(str(tmp_path / name))
+    assert (loaded.model_name, loaded.vocabulary) == ("mn01", five_classes)
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>please log in</html>"])
+def test_what_is_no_file_of_weights_is_not_asked_for_its_model(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "x.safetensors").write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: no file of weights: it begins with"):
+        load_model(str(tmp_path / "x.safetensors"))

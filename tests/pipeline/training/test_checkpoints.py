@@ -60,6 +60,18 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(
     assert "step-00000002.pt is damaged" in caplog.text
 
 
+def test_a_checkpoint_with_numbers_that_are_not_finite_is_passed_over(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save(tmp_path, 1)
+    state = {"step": 2, "model": {"weight": torch.ones(3)}, "optimizer": [{"mean": torch.tensor([0.0, torch.nan])}]}
+    save_checkpoint(tmp_path, 2, state, keep=3)
+    found = load_newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found[1]["step"] == 1
+    assert "optimizer.0.mean holds numbers that are not finite; trying the one before" in caplog.text
+
+
 def test_a_run_with_damaged_checkpoints_only_says_so(tmp_path: Path) -> None:
     flip_a_bit(save(tmp_path, 1))
     with pytest.raises(CheckpointError, match="none of the 1 checkpoints can be read"):
