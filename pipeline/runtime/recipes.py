@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import tomli_w
 
 from pipeline.redaction import redact
-from pipeline.runtime.renamed_settings import RENAMED
+from pipeline.runtime.renamed_settings import ADDED, RENAMED
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -41,6 +41,7 @@ def differences(old: str, new: str, *, free: frozenset[str]) -> list[str]:
     """
     before, after = _flat(tomllib.loads(old)), _flat(tomllib.loads(new))
     before = {RENAMED.get(key, key): value for key, value in before.items()}
+    before = {key: value for key, value in ADDED.items() if key in after} | before
     return [
         f"{key}: {before.get(key, 'none')} → {after.get(key, 'none')}"
         for key in sorted(before.keys() | after.keys())

@@ -1,4 +1,4 @@
-"""Settings that were called otherwise: flags, recipes and runs made with the old name are still read."""
+"""Settings that were called otherwise, or that there were none of: what was made with the old ones is still read."""
 
 import logging
 from collections.abc import Mapping
@@ -10,6 +10,9 @@ RENAMED = {
     "view.most_shift_ms": "view.max_shift_ms",
 }
 """Old name → present name; both in the same table."""
+
+ADDED = {"distill.without_logits": "full"}
+"""Settings that earlier versions did not have → what they did, so that a run of theirs goes on."""
 
 _log = logging.getLogger(__name__)
 
