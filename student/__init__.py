@@ -5,7 +5,15 @@ from student.complexity import Complexity, count_complexity
 from student.dymn import DyMN, kernel_temperature
 from student.front_end import FRONT_END_KEYWORDS, FrontEndConfig, LogMelFrontEnd
 from student.fusion import fuse
-from student.losses import DistillConfig, blend_targets, clip_bce, distillation_loss, masked_bce, teacher_probabilities
+from student.losses import (
+    DistillConfig,
+    blend_targets,
+    clip_bce,
+    distillation_loss,
+    known_labels,
+    masked_bce,
+    teacher_probabilities,
+)
 from student.metrics import (
     TaggingScores,
     accuracy,
@@ -66,6 +74,7 @@ __all__ = [
     "draw_mix",
     "fuse",
     "kernel_temperature",
+    "known_labels",
     "learning_rate_multiplier",
     "load_weights",
     "masked_bce",

@@ -22,7 +22,8 @@ class DistillConfig:
 
     without_logits: Literal["full", "share"] = "full"
     """What the labels of a clip without teacher logits weigh. full: all of its loss, so that it counts as much as any
-    other clip. share: 1 - teacher_weight of it, as EfficientAT does, where such a clip counts a tenth."""
+    other clip. share: 1 - teacher_weight of it, as EfficientAT does, where such a clip counts a tenth. The teacher's
+    logits of a class whose label is unknown weigh likewise: all, or teacher_weight."""
 
     temperature: float = 1.0
     """Divides the teacher's logits before the sigmoid, above 0; more than 1 softens the targets."""
@@ -85,7 +86,24 @@ def masked_bce(logits: Tensor, positives: Tensor, label_mask: Tensor) -> Tensor:
     return (label_mask * F.softplus(logits) - positives * logits).mean(dim=1)
 
 
-def blend_targets(labels: Tensor, teacher_probs: Tensor, has_teacher: Tensor, config: DistillConfig) -> Tensor:
+def known_labels(labels: Tensor, label_mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Returns the positives and the mask that `masked_bce` takes, of clips that are not mixed yet.
+
+    Args:
+        labels: (batch, classes), 0 to 1; any value where a label is unknown.
+        label_mask: (batch, classes), bool: whether the label is known; None where all are.
+    """
+    mask = torch.ones_like(labels) if label_mask is None else label_mask.to(labels)
+    return labels * mask, mask
+
+
+def blend_targets(
+    labels: Tensor,
+    teacher_probs: Tensor,
+    has_teacher: Tensor,
+    config: DistillConfig,
+    label_mask: Tensor | None = None,
+) -> Tensor:
     """Returns each clip's target: its labels and its teacher's probabilities in one.
 
     Cross entropy is linear in its target, so the loss against this blend *is* the weighted sum of the label loss and
@@ -96,9 +114,11 @@ def blend_targets(labels: Tensor, teacher_probs: Tensor, has_teacher: Tensor, co
         teacher_probs: (batch, classes), 0 to 1; any value where there is no teacher.
         has_teacher: (batch,), bool. A clip without one has its labels alone as target.
         config: how the two share.
+        label_mask: (batch, classes), bool. A class whose label is unknown has the teacher's probability alone as
+            target; None: all are known.
 
     Returns:
-        (batch, classes), 0 to 1, at least float32.
+        (batch, classes), 0 to 1, at least float32; any value where there is neither label nor teacher.
 
     Raises:
         ValueError: the shapes disagree.
@@ -111,7 +131,8 @@ def blend_targets(labels: Tensor, teacher_probs: Tensor, has_teacher: Tensor, co
     teacher_probs = _float32_or_more(teacher_probs)
     labels = labels.to(teacher_probs)
     second_opinion = torch.where(has_teacher.bool()[:, None], teacher_probs, labels)  # (batch, classes)
-    return torch.lerp(labels, second_opinion, config.teacher_weight)
+    first_opinion = labels if label_mask is None else torch.where(label_mask.bool(), labels, second_opinion)
+    return torch.lerp(first_opinion, second_opinion, config.teacher_weight)
 
 
 def distillation_loss(
@@ -121,6 +142,7 @@ def distillation_loss(
     has_teacher: Tensor,
     config: DistillConfig,
     *,
+    label_mask: Tensor | None = None,
     mix: Mix | None = None,
 ) -> Tensor:
     """Average the label loss and the teacher loss over a batch.
@@ -132,6 +154,8 @@ def distillation_loss(
         has_teacher: (batch,), bool. A clip without one learns from its labels alone, at the weight that `config` says;
             so does its side of a mixed clip.
         config: how labels and teacher share.
+        label_mask: (batch, classes), bool, before mixing: a class whose label is unknown is learned from the teacher
+            alone, and not at all where there is none. None: all are known.
         mix: how the clips were mixed, if they were.
 
     Returns:
@@ -143,12 +167,23 @@ def distillation_loss(
     Soft targets: Hinton et al. 2015, arXiv:1503.02531, Section 2, with a sigmoid for each class and neither the
     student's logits divided by the temperature nor the loss multiplied by its square, as in arXiv:2211.04772.
     """
-    targets = blend_targets(labels, teacher_probs, has_teacher, config)
-    if config.without_logits == "full":
+    targets = blend_targets(labels, teacher_probs, has_teacher, config, label_mask)
+    if config.without_logits == "full" and label_mask is None:
         return clip_bce(student_logits, targets if mix is None else mix.of(targets)).mean()
-    weight = torch.ones_like(targets[:, :1])  # (batch, 1)
-    weight = weight.masked_fill(~has_teacher.bool()[:, None], 1 - config.teacher_weight)
+    weight = _weights(targets, has_teacher.bool()[:, None], label_mask, config)  # (batch, classes)
     weighted = weight * targets
     if mix is not None:
         weighted, weight = mix.of(weighted), mix.of(weight)
     return masked_bce(student_logits, weighted, weight).mean()
+
+
+def _weights(targets: Tensor, has_teacher: Tensor, label_mask: Tensor | None, config: DistillConfig) -> Tensor:
+    """Returns what each class of each clip weighs in the loss: (batch, classes), 0 to 1."""
+    label_alone, teacher_alone = 1.0, 1.0
+    if config.without_logits == "share":
+        label_alone, teacher_alone = 1 - config.teacher_weight, config.teacher_weight
+    weight = torch.ones_like(targets).masked_fill(~has_teacher, label_alone)
+    if label_mask is None:
+        return weight
+    is_unknown = ~label_mask.bool()
+    return weight.masked_fill(is_unknown & has_teacher, teacher_alone).masked_fill(is_unknown & ~has_teacher, 0)

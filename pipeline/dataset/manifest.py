@@ -164,6 +164,12 @@ class Manifest:
         starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
         return RaggedColumn(starts, column.flatten().to_numpy(zero_copy_only=False).astype(np.int64))
 
+    def known_counts(self) -> np.ndarray:
+        """Returns of how many clips the label of each class is known: (classes,) int64."""
+        masks = [classes for classes in self._known_classes or () if classes is not None]
+        counts = np.bincount(np.concatenate(masks) if masks else [], minlength=len(self.vocabulary))
+        return counts.astype(np.int64) + len(self) - len(masks)
+
     def label_counts(self, rows: np.ndarray | None = None) -> np.ndarray:
         """Returns how many clips, or how many of those at `rows`, carry each class: (classes,) int64."""
         indptr, indices = self.labels_csr

@@ -45,10 +45,13 @@ def is_remote(location: str | Path) -> bool:
 
 
 def local_path(location: str | Path) -> Path:
-    """Returns the local path behind a path or a `file://` URL; `~` is the home folder.
+    """Returns the local path behind a path or a `file://` URL.
+
+    `~/` is the home folder, and `~name` that of a user, unless there is a file so called, or no such user.
 
     Raises:
         ValueError: `location` is remote.
+        PipelineError: the user has no home folder.
     """
     if is_remote(location):
         raise ValueError(f"{location} is not a local path")
@@ -57,7 +60,15 @@ def local_path(location: str | Path) -> Path:
         text = text[len("file://") :]
         if PureWindowsPath(text[1:]).drive and issubclass(Path, PureWindowsPath):  # file:///C:/data
             text = text[1:]
-    return Path(text).expanduser()
+    path = Path(text)
+    if text.startswith("~") and path.parts[0] != "~" and path.exists():
+        return path
+    try:
+        return path.expanduser()
+    except RuntimeError as error:
+        if path.parts[0] == "~":
+            raise PipelineError(f"{text}: this user has no home folder. Set HOME, or give the whole path") from error
+        return path
 
 
 def join_path(folder: str | Path, name: str) -> str:

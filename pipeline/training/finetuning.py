@@ -141,7 +141,6 @@ class FinetuneLearner(Learner):
     def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
         """Mix the clips, tag them, and compare with the equally mixed labels: a scalar, in nats."""
         config, randomness = self._config, student.Randomness(generator, batch.positions, batch.global_batch_size)
-        label_mask = torch.ones_like(batch.labels) if batch.label_mask is None else batch.label_mask.to(batch.labels)
         with torch.no_grad():
             waveforms = student.augment_waveforms(batch.waveforms, config.augment, randomness)  # (batch, samples)
             # Twice the same partner would be one mix: the second time, pairs mix that are no neighbours.
@@ -155,7 +154,7 @@ class FinetuneLearner(Learner):
             features = student.augment_features(features, config.augment, randomness)
             for mix in (mix for mix, of in mixes if of == "spectrogram"):
                 features = mix.of(features)
-            positives = batch.labels * label_mask  # (batch, classes)
+            positives, label_mask = student.known_labels(batch.labels, batch.label_mask)  # (batch, classes) each
             for mix, _ in sorted(mixes, key=lambda one: one[1] == "spectrogram"):
                 positives, label_mask = mix.of(positives), mix.of(label_mask)
         logits = network(features).float()  # (batch, classes)

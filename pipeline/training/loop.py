@@ -478,7 +478,7 @@ def set_prior_bias(model: nn.Module, manifest: Manifest) -> None:
     biases = [bias for name, bias in classifier.named_parameters() if name.endswith("bias") and bias.shape == shape]
     if not biases:
         raise UsageError("--prior-bias: this model's last layer has no bias for each class; leave it out")
-    shares = torch.from_numpy((manifest.label_counts() + 0.5) / (len(manifest) + 1))  # (classes,)
+    shares = torch.from_numpy((manifest.label_counts() + 0.5) / (manifest.known_counts() + 1))  # (classes,)
     biases[-1].copy_(torch.logit(shares))
 
 

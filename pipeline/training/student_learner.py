@@ -54,7 +54,15 @@ class StudentLearner(Learner):
                 features = mix.of(features)
             teacher_probs = student.teacher_probabilities(batch.teacher_logits, self._distill)  # (batch, classes)
         logits = network(features)  # (batch, classes)
-        return student.distillation_loss(logits, batch.labels, teacher_probs, batch.has_teacher, self._distill, mix=mix)
+        return student.distillation_loss(
+            logits,
+            batch.labels,
+            teacher_probs,
+            batch.has_teacher,
+            self._distill,
+            label_mask=batch.label_mask,
+            mix=mix,
+        )
 
     def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
         """Returns mAP, mean ROC AUC and d′."""

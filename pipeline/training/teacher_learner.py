@@ -68,8 +68,9 @@ class TeacherLearner(Learner):
             features = self.mask(self.model.front_end(waveforms, generator), randomness)
             if self._mixup.of == "spectrogram":
                 features = mix.of(features)
+            positives, label_mask = map(mix.of, student.known_labels(batch.labels, batch.label_mask))
         logits = network(features, generator)  # (batch, classes)
-        return student.clip_bce(logits, mix.of(batch.labels)).mean()
+        return student.masked_bce(logits, positives, label_mask).mean()
 
     def mask(self, features: Tensor, randomness: student.Randomness) -> Tensor:
         """Hide bands and frames of (batch, mels, frames), or of AST's (batch, frames, mels)."""

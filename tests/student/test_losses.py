@@ -157,3 +157,47 @@ def test_judged_cross_entropy_counts_only_what_was_judged_and_mixes_like_the_cli
     share = mix.lam[:, None]
     expected = (share * each * label_mask + (1 - share) * partner * label_mask[mix.partner]).mean(dim=1)
     torch.testing.assert_close(masked_bce(logits, mix.of(labels * label_mask), mix.of(label_mask)), expected)
+
+
+@pytest.mark.parametrize("without_logits", ["full", "share"])
+def test_label_and_teacher_count_each_where_it_is_known(without_logits) -> None:
+    config = DistillConfig(teacher_weight=0.75, without_logits=without_logits)
+    logits, labels, probs = batch(4)
+    has_teacher = torch.tensor([True, True, False, False])
+    label_mask = torch.ones(4, CLASSES, dtype=torch.bool)
+    label_mask[[1, 3], 2:] = False
+    by_label, by_teacher = (
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+        for targets in (labels, probs)
+    )
+    alone = (1.0, 1.0) if without_logits == "full" else (0.25, 0.75)
+    expected = 0.25 * by_label + 0.75 * by_teacher
+    expected[1, 2:] = alone[1] * by_teacher[1, 2:]
+    expected[2:] = alone[0] * by_label[2:]
+    expected[3, 2:] = 0
+    loss = distillation_loss(logits, labels, probs, has_teacher, config, label_mask=label_mask)
+    torch.testing.assert_close(loss, expected.mean())
+    mix = Mix(torch.tensor([1, 0, 3, 2]), torch.tensor([0.9, 0.6, 1.0, 0.7]))
+    both = [
+        torch.nn.functional.binary_cross_entropy_with_logits(logits, targets[mix.partner], reduction="none")
+        for targets in (labels, probs)
+    ]
+    partner = 0.25 * both[0] + 0.75 * both[1]  # of the first two clips; clip 0's partner is 1, whose labels lack
+    partner[0, 2:] = alone[1] * both[1][0, 2:]
+    partner[2:] = alone[0] * both[0][2:]
+    partner[2, 2:] = 0
+    share = mix.lam[:, None]
+    mixed = distillation_loss(logits, labels, probs, has_teacher, config, label_mask=label_mask, mix=mix)
+    torch.testing.assert_close(mixed, (share * expected + (1 - share) * partner).mean())
+
+
+@pytest.mark.parametrize("without_logits", ["full", "share"])
+def test_a_mask_of_everything_changes_nothing(without_logits) -> None:
+    config = DistillConfig(without_logits=without_logits)
+    logits, labels, probs = batch(4)
+    has_teacher = torch.tensor([True, False, True, False])
+    everything = torch.ones(4, CLASSES, dtype=torch.bool)
+    plain = distillation_loss(logits, labels, probs, has_teacher, config)
+    torch.testing.assert_close(
+        distillation_loss(logits, labels, probs, has_teacher, config, label_mask=everything), plain
+    )

@@ -64,6 +64,15 @@ def test_tags_are_the_models_own_classes_and_probabilities(
     assert (window.start_seconds, window.end_seconds) == (0, 1.5)
 
 
+def test_a_name_that_begins_with_a_tilde_is_a_name(
+    checkpoint: str, make_file: Callable[[str, float], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_file("~x.wav", 1.5)
+    monkeypatch.chdir(tmp_path)
+    (window,) = run(TagConfig(("~x.wav",), checkpoint=checkpoint))
+    assert window.file == "~x.wav"
+
+
 def by_hand(checkpoint: str, file: str, start: float, end: float) -> np.ndarray:
     """(classes,): the probabilities of exactly that stretch of a file, with nothing added."""
     model = student.create_model("mn01", checkpoint, num_classes=5, **COARSE).eval()

@@ -241,3 +241,10 @@ def test_a_dataset_may_lie_behind_a_url(three_classes: Vocabulary) -> None:
 def test_safe_names_stay_in_their_folder() -> None:
     assert all(is_safe_name(name) for name in ("a.tar", "-a.tar", "sub/a.tar", "10:30.wav", "..a", "音.flac"))
     assert not any(is_safe_name(name) for name in ("", "/a.tar", "../a.tar", "a/../b", "a\nb", "a\0b"))
+
+
+def test_a_class_is_known_in_the_clips_that_do_not_leave_it_out(tmp_path: Path, three_classes: Vocabulary) -> None:
+    everything = write_manifest(tmp_path / "all", table(), three_classes)
+    assert everything.known_counts().tolist() == [4, 4, 4]
+    partly = write_manifest(tmp_path / "some", table(label_mask=[[0, 2], None, [1], []]), three_classes)
+    assert partly.known_counts().tolist() == [2, 2, 2]

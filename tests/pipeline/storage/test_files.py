@@ -111,6 +111,25 @@ def test_urls_and_paths_are_told_apart(tmp_path: Path) -> None:
         storage.local_path("s3://bucket")
 
 
+def test_a_tilde_is_a_home_only_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert storage.local_path("~/x.wav") == tmp_path / "home" / "x.wav"
+    assert storage.local_path("~x.wav") == Path("~x.wav")
+    assert storage.local_path("~root") != Path("~root")
+    (tmp_path / "~root").write_bytes(b"x")
+    assert storage.local_path("~root") == Path("~root")
+
+
+def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", fail)
+    with pytest.raises(PipelineError, match=r"~/x\.wav: this user has no home folder. Set HOME"):
+        storage.local_path("~/x.wav")
+
+
 class WindowsPath(PureWindowsPath):
     def expanduser(self) -> Self:
         return self
