@@ -166,9 +166,10 @@ class Manifest:
 
     def known_counts(self) -> np.ndarray:
         """Returns of how many clips the label of each class is known: (classes,) int64."""
-        masks = [classes for classes in self._known_classes or () if classes is not None]
-        counts = np.bincount(np.concatenate(masks) if masks else [], minlength=len(self.vocabulary))
-        return counts.astype(np.int64) + len(self) - len(masks)
+        if self._known_classes is None:
+            return np.full(len(self.vocabulary), len(self), np.int64)
+        counts = np.bincount(self._known_classes.values, minlength=len(self.vocabulary))
+        return counts.astype(np.int64) + self._column("label_mask").null_count
 
     def label_counts(self, rows: np.ndarray | None = None) -> np.ndarray:
         """Returns how many clips, or how many of those at `rows`, carry each class: (classes,) int64."""
