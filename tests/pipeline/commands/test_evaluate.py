@@ -241,7 +241,7 @@ def test_undecodable_clips_are_counted_and_listed(
 
 
 def test_clips_with_non_finite_logits_are_failures(data: Manifest, tmp_path: Path) -> None:
-    path = write_student(tmp_path / "nan.safetensors", data.vocabulary, fill=float("nan"))
+    path = write_student(tmp_path / "overflowing.safetensors", data.vocabulary, fill=1e30)
     with pytest.raises(TooManyFailuresError, match="12 non-finite logits"):
         evaluate(data, path, max_failed=1)
 
