@@ -7,6 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
+from pipeline.batches.shard_streams import stream_shard
 from pipeline.commands.index_dataset import IndexConfig, run
 from pipeline.commands.verify_path import VerifyConfig
 from pipeline.commands.verify_path import run as verify
@@ -192,7 +193,7 @@ def test_clips_that_only_have_a_name_in_common_are_told_apart_by_their_tars(tmp_
     assert labels(tmp_path) == found
 
 
-def test_tars_behind_an_end_mark_are_indexed_and_verified(tmp_path: Path) -> None:
+def test_tars_behind_an_end_mark_are_indexed_verified_and_streamed(tmp_path: Path) -> None:
     for name in "ab":
         write_tar(
             tmp_path / "parts" / f"{name}.tar", {f"{name}.wav": name.encode(), f"{name}.json": {"label": "Speech"}}
@@ -203,6 +204,8 @@ def test_tars_behind_an_end_mark_are_indexed_and_verified(tmp_path: Path) -> Non
     run(IndexConfig(str(joined.parent)))
     assert list(labels(joined.parent)) == ["a", "b"]
     assert verify(VerifyConfig(str(joined.parent))).looked_at["clips"] == 2
+    clips = read_manifest(joined.parent).clips
+    assert list(stream_shard(clips, "joined.tar", [0, 1])) == [(0, b"a"), (1, b"b")]
     with joined.open("ab") as stream:
         stream.write(b"a signature")
     with pytest.raises(VerificationError, match="faults: 1"):
