@@ -145,8 +145,8 @@ class TrainingConfig:
     """Processes that read and decode for each rank, at most one a core; 0 decodes between the steps. The result is the
     same."""
     patience: float = PATIENCE_SECONDS
-    """How long a decoding process, or another rank, may be without a sign of life, in seconds, above 0; then the run is
-    saved and ends. Every clip that is begun is one."""
+    """How long a decoding process may be without a sign of life, in seconds, above 0; then the run is saved and ends.
+    Every clip that is begun is one."""
     cache: Annotated[str, Parameter(name=("--cache-dir", "--cache"))] = "~/.cache/audioset-distill"
     """Local folder for what can be made or fetched again: aligned logits (2 bytes a clip and class), clips of remote
     datasets, decoded audio. Several runs may share it."""
