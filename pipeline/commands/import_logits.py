@@ -22,6 +22,7 @@ from pipeline.logits.imports.parquet_lists import ParquetLogits
 from pipeline.logits.store import FAILED_NAME, LogitPart, finished_parts, write_failures
 from pipeline.scoring.label_fit import check_fit
 from pipeline.storage import files as storage
+from pipeline.storage.one_writer import one_writer
 
 _log = logging.getLogger(__name__)
 
@@ -103,15 +104,16 @@ def run(config: Annotated[ImportLogitsConfig, Parameter(name="*")]) -> None:
             f"{source.files[0]}: of its {len(found.clip_of_row)} rows none is of a clip of {manifest.location}. "
             "Compare its names with the dataset's clip ids"
         )
-    finished = finished_shards(config.store, stamp, manifest)
-    shards = [shard for shard in manifest.shards if shard not in finished]
-    with open_clip_logits(source, found, numbers, manifest, shards) as clips:
-        if shards and not finished:  # what was begun was checked then, and the stamp knows that it is the same files
-            check_fit(clips, allow_misfit=config.allow_misfit)
-        claim_store(config.store, stamp, overwrite=config.overwrite)
-        write_parts(config.store, stamp, clips, shards)
-    write_failures(config.store, list(finished_parts(config.store, stamp).values()))
-    storage.write_listing(config.store)
+    with one_writer(config.store):
+        finished = finished_shards(config.store, stamp, manifest)
+        shards = [shard for shard in manifest.shards if shard not in finished]
+        with open_clip_logits(source, found, numbers, manifest, shards) as clips:
+            if shards and not finished:  # what was begun was checked then, and the stamp says they are the same files
+                check_fit(clips, allow_misfit=config.allow_misfit)
+            claim_store(config.store, stamp, overwrite=config.overwrite)
+            write_parts(config.store, stamp, clips, shards)
+        write_failures(config.store, list(finished_parts(config.store, stamp).values()))
+        storage.write_listing(config.store)
     parts = list(finished_shards(config.store, stamp, manifest).values())
     _conclude(config, manifest, found, parts)
 

@@ -11,6 +11,7 @@ from pipeline.logits.reweighting import reweight, reweighted_stamp, weight_chang
 from pipeline.logits.store import open_store
 from pipeline.runtime.output import print_line
 from pipeline.storage.files import is_same_place
+from pipeline.storage.one_writer import one_writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +56,8 @@ def run(config: Annotated[ReweightConfig, Parameter(name="*")]) -> None:
     """
     source = open_store(config.store)
     stamp = reweighted_stamp(source, config.weights, keep_members=config.keep_members, top_k=config.top_k)
-    reweight(source, config.out, stamp)
+    with one_writer(config.out):
+        reweight(source, config.out, stamp)
     for line in weight_changes(source.stamp, stamp):
         print_line(line)
     print_line(f"wrote {config.out}: logits of {source.clip_count:,} clips")

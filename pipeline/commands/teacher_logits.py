@@ -24,6 +24,7 @@ from pipeline.runtime.progress import progress_bar
 from pipeline.runtime.ray_address import check_address
 from pipeline.runtime.stopping import stop_on_signals
 from pipeline.storage import files as storage
+from pipeline.storage.one_writer import one_writer
 
 if TYPE_CHECKING:
     from pipeline.labelling.actor_pool import ShardOutcome
@@ -126,27 +127,28 @@ def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
     stamp = stamp_to_go_on_with(store, stamp, manifest, any_precision=auto, overwrite=config.overwrite)
     if auto:
         _log.info("precision: %s", stamp.precision)
-    claim_store(store, stamp, overwrite=config.overwrite)
+    with one_writer(store):
+        claim_store(store, stamp, overwrite=config.overwrite)
 
-    finished = finished_shards(store, stamp, manifest)
-    redo = {shard for shard, part in finished.items() if part.failures and config.redo_failed}
-    shards = [shard for shard in manifest.shards if shard not in finished or shard in redo]
-    labeller = LabellerConfig(
-        data=data,
-        store=store,
-        teachers=specs,
-        stamp=stamp,
-        batch_size=config.batch_size,
-        decode_threads=config.decode_threads,
-    )
-    try:
-        errors = _label(config, labeller, manifest, shards) if shards else {}
-    finally:
-        storage.remove_staged(store)  # of actors that were stopped while they wrote
+        finished = finished_shards(store, stamp, manifest)
+        redo = {shard for shard, part in finished.items() if part.failures and config.redo_failed}
+        shards = [shard for shard in manifest.shards if shard not in finished or shard in redo]
+        labeller = LabellerConfig(
+            data=data,
+            store=store,
+            teachers=specs,
+            stamp=stamp,
+            batch_size=config.batch_size,
+            decode_threads=config.decode_threads,
+        )
+        try:
+            errors = _label(config, labeller, manifest, shards) if shards else {}
+        finally:
+            storage.remove_staged(store)  # of actors that were stopped while they wrote
 
-    write_failures(store, list(finished_parts(store, stamp).values()))
-    storage.write_listing(store)
-    _conclude(manifest, store, list(finished_shards(store, stamp, manifest).values()), errors, config.max_failed)
+        write_failures(store, list(finished_parts(store, stamp).values()))
+        storage.write_listing(store)
+        _conclude(manifest, store, list(finished_shards(store, stamp, manifest).values()), errors, config.max_failed)
 
 
 def _stamp(config: TeacherLogitsConfig, teachers: StoreStamp) -> StoreStamp:

@@ -27,6 +27,7 @@ from pipeline.runtime.output import print_line, print_table
 from pipeline.runtime.progress import ProgressBar, progress_bar
 from pipeline.runtime.ray_address import check_address
 from pipeline.storage import files as storage
+from pipeline.storage.one_writer import one_writer
 
 _log = logging.getLogger(__name__)
 
@@ -147,10 +148,11 @@ def ingest(config: IngestConfig, source: Source) -> IngestResult:
         first_number=folder.first_number,
     )
     fingerprints = {shard.name: shard.fingerprint() for shard in shards}
-    folder.claim()
-    _pack(config, source, shards, folder.finished_shards(fingerprints))
-    ledgers = folder.ledgers(fingerprints)
-    manifest = folder.finish(ledgers, plan.rejected, vocabulary)
+    with one_writer(config.out):
+        folder.claim()
+        _pack(config, source, shards, folder.finished_shards(fingerprints))
+        ledgers = folder.ledgers(fingerprints)
+        manifest = folder.finish(ledgers, plan.rejected, vocabulary)
     left_out = pa.concat_tables([plan.rejected, *(tabulate(ledger.rejections) for ledger in ledgers)])
     notes = sum((Counter(ledger.notes) for ledger in ledgers), plan.notes)
     return _conclude(manifest, sum(ledger.rows.num_rows for ledger in ledgers), left_out, notes)

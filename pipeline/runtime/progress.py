@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.text import Text
 
 from pipeline.runtime.output import status_console
-from pipeline.storage.files import exists, join_path, publish_bytes, read_bytes
+from pipeline.storage.files import exists, join_path, lack_of_room_told, publish_bytes, read_bytes
 
 METRICS_NAME = "metrics.jsonl"
 
@@ -96,7 +96,7 @@ class MetricLog:
         # TensorBoard takes seconds to import; commands that train nothing should not wait for it.
         from torch.utils.tensorboard import SummaryWriter
 
-        path = run / METRICS_NAME
+        self._path = path = run / METRICS_NAME
         kept = _whole_lines(path)[:kept_lines]
         publish_bytes(path, b"".join(kept))
         self.lines = len(kept)
@@ -111,17 +111,28 @@ class MetricLog:
             step: optimizer steps so far, counted over all epochs.
             values: name → value. A name such as `train/loss` is shown under `train` in TensorBoard.
             epoch: the epoch that the step belongs to, from 0.
+
+        Raises:
+            StorageFullError: there is no room for them; a resumed run drops the line that is cut short.
         """
-        self._file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
-        self._file.flush()
-        self.lines += 1
-        for name, value in values.items():
-            self._events.add_scalar(name, value, global_step=step)
+        with lack_of_room_told(self._path):
+            self._file.write(json.dumps({"step": step, "epoch": epoch, **values}) + "\n")
+            self._file.flush()
+            self.lines += 1
+            for name, value in values.items():
+                self._events.add_scalar(name, value, global_step=step)
 
     def close(self) -> None:
-        """Close both files."""
-        self._file.close()
-        self._events.close()
+        """Close both files.
+
+        Raises:
+            StorageFullError: there is no room for their last lines.
+        """
+        with lack_of_room_told(self._path):
+            try:
+                self._file.close()
+            finally:
+                self._events.close()
 
     def __enter__(self) -> Self:
         return self

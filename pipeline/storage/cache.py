@@ -142,7 +142,8 @@ class _Group:
     def remove(self) -> bool:
         """Remove the files unless somebody holds one of them."""
         # Whoever reads from a mirrored shard has it open for that moment only, and finds the bytes all the same.
-        fresh = not self.paths[0].name.startswith("shard-") and time.time() - self.used_at < _GRACE_SECONDS
+        age = time.time() - self.used_at  # below 0 where the clock was set back
+        fresh = not self.paths[0].name.startswith("shard-") and 0 <= age < _GRACE_SECONDS
         if self.in_use or fresh:
             return False
         try:

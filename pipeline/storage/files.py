@@ -23,6 +23,8 @@ LISTING_NAME = "files.json"
 """Says what a folder holds, for readers behind a web server, which can't be asked."""
 
 _URL = re.compile(r"^(?!file:)[a-z][a-z0-9+.-]+://", re.IGNORECASE)  # a scheme of one letter is a drive of Windows
+WRITER_LOCK_NAME, WRITER_NAME = ".writer.lock", ".writer.json"
+"""In a folder while somebody writes there, see `pipeline.storage.one_writer`; listings pass over them."""
 _STAGED = ".staged-"
 """In the name of every file that is not finished; listings pass over it."""
 
@@ -128,7 +130,7 @@ def list_files(folder: str | Path, suffix: str = "") -> list[StoredFile]:
             for entry in (os.scandir(root) if root.is_dir() else ())
             if entry.is_file() and (stat := entry.stat())
         ]
-    finished = [entry for entry in entries if entry.name.endswith(suffix) and _STAGED not in entry.name]
+    finished = [entry for entry in entries if entry.name.endswith(suffix) and not is_staged(entry.name)]
     return sorted((entry for entry in finished if entry.name), key=lambda entry: entry.name)
 
 
@@ -150,7 +152,7 @@ def list_tree(folder: str | Path) -> list[str]:
 
 def is_staged(name: str) -> bool:
     """Returns whether a file is still being written, by its name."""
-    return _STAGED in name
+    return _STAGED in name or name.rpartition("/")[2] in (WRITER_LOCK_NAME, WRITER_NAME)
 
 
 def find_files(folder: str | Path, names: Sequence[str]) -> list[StoredFile]:
@@ -244,7 +246,7 @@ def local_copy(location: str | Path) -> Iterator[Path]:
     # Windows removes no file that is still mapped, as safetensors' are while a tensor lives.
     with tempfile.TemporaryDirectory(prefix="fetched-", ignore_cleanup_errors=True) as folder:
         path = Path(folder) / (file_name(location) or "file")
-        with _missing_file_told(location), _lack_of_room_told(path, path):
+        with _missing_file_told(location), lack_of_room_told(path, path):
             objects.download(str(location), path)
         yield path
 
@@ -413,14 +415,14 @@ def publish(location: str | Path) -> Iterator[Path]:
         with tempfile.TemporaryDirectory(prefix="publish-") as folder:
             # The suffix stays at the end: writers such as numpy and TensorBoard choose the format by it.
             staged = Path(folder) / f"file{Path(file_name(location)).suffix}"
-            with _lack_of_room_told(staged, location):
+            with lack_of_room_told(location, staged):
                 yield staged
             objects.upload(staged, str(location))
         return
     target = local_path(location)
     staged = target.with_name(f".{target.stem[:100]}{_STAGED}{secrets.token_hex(4)}{target.suffix}")
     try:
-        with _lack_of_room_told(staged, target):
+        with lack_of_room_told(target, staged):
             target.parent.mkdir(parents=True, exist_ok=True)
             yield staged
             with opened(staged, os.O_RDWR) as descriptor:
@@ -443,21 +445,31 @@ _PROBE_BYTES = 64 << 10
 
 
 @contextmanager
-def _lack_of_room_told(staged: Path, target: str | Path) -> Iterator[None]:
-    """Turn an error that comes from a full or forbidden disk into one line, whoever was writing."""
+def lack_of_room_told(target: str | Path, staged: Path | None = None) -> Iterator[None]:
+    """Turn an error that comes from a full or forbidden disk into one line, whoever was writing.
+
+    Args:
+        target: the file that is meant, for the message.
+        staged: the half-written file, which is given up after an error: where that says nothing, more is written there
+            to learn why.
+
+    Raises:
+        StorageFullError: there is no room.
+        StorageError: it is not allowed.
+    """
     try:
         yield
     except PipelineError:
         raise
     except Exception as error:
-        number = _errno_of(error) or _why_nothing_more_fits(staged)
+        number = _errno_of(error) or (_why_nothing_more_fits(staged) if staged else None)
         if number in _NO_ROOM:
             raise StorageFullError(
                 f"{target}: there is no room left to write it ({_NO_ROOM[number]}). Nothing half-written is left; make "
                 "room, or write elsewhere, and run the same command again"
             ) from error
         place = getattr(error, "filename", None)
-        if number in _NOT_ALLOWED and place and str(staged).startswith(str(place)):
+        if number in _NOT_ALLOWED and place and str(staged or target).startswith(str(place)):
             raise StorageError(f"{target}: can't be written ({os.strerror(number)}: {place})") from error
         raise
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from pipeline.errors import UsageError
 from pipeline.runtime.recipes import differences, to_toml
-from pipeline.storage.files import exists, is_remote, join_path, local_path, publish_bytes, remove_staged
+from pipeline.storage.files import exists, is_remote, is_staged, join_path, local_path, publish_bytes, remove_staged
 from pipeline.training.checkpoints import CHECKPOINTS_FOLDER, load_newest_checkpoint, save_checkpoint, save_weights
 from pipeline.training.loop import TrainingConfig
 from pipeline.training.mirror import RunMirror
@@ -70,7 +70,7 @@ class RunFolder:
         self.path = local_path(config.run) if self._mirror is None else self._mirror.path
         """Where its files are, on this machine."""
         self._config = config
-        if self.path.is_dir() and any(self.path.iterdir()) and not config.resume:
+        if not config.resume and self.path.is_dir() and not all(is_staged(path.name) for path in self.path.iterdir()):
             raise UsageError(
                 f"--run {config.run}: is not empty. Add --resume to go on with what it holds, or choose another folder"
             )

@@ -24,6 +24,7 @@ from pipeline.decoding.pool import DecodingPool
 from pipeline.errors import (
     CheckpointError,
     LostProcessError,
+    StorageFullError,
     StorageUnavailableError,
     TooManyFailuresError,
     TrainingDivergedError,
@@ -34,6 +35,7 @@ from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.progress import MetricLog, ProgressBar, progress_bar
 from pipeline.runtime.stopping import StopRequest, StopRequestedError, stop_on_signals
 from pipeline.storage.cache import ShardMirror
+from pipeline.storage.one_writer import one_writer
 from pipeline.training.evaluation import Evaluation
 from pipeline.training.folder import BEST_NAME, LAST_NAME, RunFolder
 from pipeline.training.loop import Learner, StepReport, Trainer, TrainingConfig
@@ -148,6 +150,7 @@ def run_training(
 
         def open_folder() -> dict[str, Any] | None:
             nonlocal folder
+            stack.enter_context(one_writer(config.run))
             folder = RunFolder(config)
             return folder.newest_state()
 
@@ -313,6 +316,7 @@ class TrainingRun:
         Raises:
             TrainingDivergedError: a loss or a gradient is not finite.
             TooManyFailuresError: too many clips can't be read; what was learned is saved.
+            StorageFullError: a log or a checkpoint finds no room; what was learned is saved if there is room for that.
         """
         total = self._config.epochs * self._sampler.steps_per_epoch
         if self._trainer.step >= total and self._epochs_closed >= self._config.epochs:
@@ -333,7 +337,7 @@ class TrainingRun:
                 self._save()
                 saved = f"all up to step {self._trainer.step} is saved, and --resume goes on from there"
                 raise LostProcessError(f"{error}; {saved}") from error
-            except (TooManyFailuresError, StorageUnavailableError):
+            except (TooManyFailuresError, StorageUnavailableError, StorageFullError):
                 self._save()
                 raise
             self._save()

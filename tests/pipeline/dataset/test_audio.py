@@ -249,3 +249,18 @@ def test_a_cut_does_not_show_in_the_last_samples() -> None:
     data = encode(0.5 * tone(997, 3.0, 44_100), 44_100, subtype="FLOAT")
     expected = resample(decode(data).samples, 44_100, 32_000)[:32_000]
     np.testing.assert_allclose(load_waveform(data, sample_rate_hz=32_000, seconds=1), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("extension", ["MP3", "OGG", "FLAC"])
+def test_decoders_print_nothing_past_us_about_damaged_sounds(extension: str, capfd: pytest.CaptureFixture[str]) -> None:
+    stream = io.BytesIO()
+    soundfile.write(stream, 0.1 * np.random.default_rng(0).standard_normal(32_000), 16_000, format=extension)
+    whole = stream.getvalue()
+    damaged = whole[:3000] + bytes(byte ^ 0xFF for byte in whole[3000:3040]) + whole[3040:]
+    # mpg123 makes notes of each of these on standard error, and doesn't know the file's name.
+    for data in (whole + whole, whole[: len(whole) // 2], whole[:2000] + bytes(30) + whole[2000:], damaged):
+        try:
+            decode(data)
+        except DecodeError as error:
+            assert error.reason
+    assert capfd.readouterr() == ("", "")

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,3 +40,29 @@ def test_a_bar_is_quiet_without_a_terminal(capfd: pytest.CaptureFixture[str]) ->
 def test_results_go_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     console().print("done")
     assert "done" in capsys.readouterr().out
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from pipeline.errors import StorageFullError
+from pipeline.runtime.progress import MetricLog, read_metrics
+run = Path(sys.argv[1])
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+try:
+    with MetricLog(run) as log:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
+        for step in range(1, 1000):
+            log.write(step, {"train/loss": 0.5}, epoch=0)
+except StorageFullError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="files have no limit there")
+def test_a_log_that_finds_no_room_is_one_error_and_keeps_its_lines(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "metrics.jsonl: there is no room left to write it" in done.stdout
+    steps = [line["step"] for line in read_metrics(tmp_path)]
+    assert steps == list(range(1, len(steps) + 1))
+    assert len(steps) > 10

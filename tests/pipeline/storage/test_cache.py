@@ -44,6 +44,11 @@ def test_what_was_used_least_recently_goes_first_and_other_files_stay(tmp_path: 
     assert _names(tmp_path) == {"thesis.pdf"}
 
 
+def test_files_from_before_the_clock_was_set_back_can_go(tmp_path: Path) -> None:
+    _file(tmp_path, "logits-a.npy", 8192, -5000)
+    assert CacheFolder(tmp_path, 10_000).make_room(9_000) == 10_000
+
+
 def test_holes_count_as_nothing(tmp_path: Path) -> None:
     with (tmp_path / "shard-a.tar").open("wb") as stream:
         stream.seek(10_000_000)
