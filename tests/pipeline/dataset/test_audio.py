@@ -2,6 +2,7 @@ import io
 import json
 import struct
 import tracemalloc
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -259,8 +260,6 @@ def test_decoders_print_nothing_past_us_about_damaged_sounds(extension: str, cap
     damaged = whole[:3000] + bytes(byte ^ 0xFF for byte in whole[3000:3040]) + whole[3040:]
     # mpg123 makes notes of each of these on standard error, and doesn't know the file's name.
     for data in (whole + whole, whole[: len(whole) // 2], whole[:2000] + bytes(30) + whole[2000:], damaged):
-        try:
+        with suppress(DecodeError):
             decode(data)
-        except DecodeError as error:
-            assert error.reason
     assert capfd.readouterr() == ("", "")

@@ -14,6 +14,7 @@ from tiny_learner import TinyLearner
 from pipeline.dataset.manifest import read_manifest, write_manifest
 from pipeline.errors import CheckpointError, TooManyFailuresError, TrainingDivergedError, UsageError
 from pipeline.runtime.progress import read_metrics
+from pipeline.storage.one_writer import one_writer
 from pipeline.training.checkpoints import list_checkpoints
 from pipeline.training.loop import TrainingConfig
 from pipeline.training.run import RunResult, open_clips, run_training
@@ -140,6 +141,15 @@ class Unlucky(TinyLearner):
 
     def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
         return {"mAP": 0.0}
+
+
+def test_a_folder_that_another_run_writes_is_left_to_it(config: TrainingConfig) -> None:
+    with one_writer(config.run):
+        for resume in (False, True):
+            with pytest.raises(UsageError, match="is being written by process"):
+                train(replace(config, resume=resume))
+    train(replace(config, epochs=1))
+    assert not [path for path in Path(config.run).iterdir() if path.name.startswith(".writer")]
 
 
 def test_a_finished_run_says_so_and_more_epochs_go_on(
