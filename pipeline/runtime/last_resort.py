@@ -23,13 +23,28 @@ _REMEDIES = {
     errno.ENOMEM: _MEMORY,
     errno.EAGAIN: _THREADS,
 }
-_SAID_OF_MEMORY = ("out of memory", "allocate memory", "bad_alloc", "unable to allocate", "malloc of size")
+_SAID_OF_MEMORY = (
+    "out of memory",
+    "allocate memory",
+    "bad_alloc",
+    "unable to allocate",
+    "malloc of size",
+    "failed to map segment",
+)
 
 _log = logging.getLogger(__name__)
 
 
 def explain(error: BaseException) -> str:
-    """Returns what an error says, on one line, and what may help against it."""
+    """Returns what an error and those that caused it say, on one line, and what may help against them."""
+    said = [_said(error)]
+    while error.__cause__ is not None:
+        error = error.__cause__
+        said.append(_said(error))
+    return redact(": ".join(said))
+
+
+def _said(error: BaseException) -> str:
     text = " ".join(str(error).split())
     said = f"{type(error).__name__}: {text}" if text else type(error).__name__
     remedy = ""
@@ -43,7 +58,7 @@ def explain(error: BaseException) -> str:
     elif "can't start new thread" in text:
         remedy = _THREADS
     said = said if len(said) <= _MAX_CHARACTERS else f"{said[:_MAX_CHARACTERS]} …"
-    return redact(f"{said} ({remedy})" if remedy else said)
+    return f"{said} ({remedy})" if remedy else said
 
 
 def keep_traceback(error: BaseException) -> str:

@@ -57,6 +57,13 @@ def test_errors_of_machines_are_told_on_one_line_with_what_helps(error: Exceptio
         assert word in told
 
 
+def test_what_caused_an_error_is_told_with_it() -> None:
+    error = ImportError("Cannot import module 'pipeline.commands.tag'")
+    error.__cause__ = ImportError("libtorch_cpu.so: failed to map segment from shared object")
+    assert explain(error).startswith("ImportError: Cannot import module 'pipeline.commands.tag': ImportError: libtorch")
+    assert "give it more memory" in explain(error)
+
+
 def test_an_error_that_ends_a_thread_is_a_line_that_names_the_file_with_its_traceback(tmp_path: Path) -> None:
     body = "import threading\nthread = threading.Thread(target=lambda: {}['x'], name='writer')\n"
     body += "thread.start(); thread.join()"
