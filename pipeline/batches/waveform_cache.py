@@ -51,17 +51,17 @@ class WaveformCache:
         cache.make_room(len(manifest) * self._record_bytes - bytes_on_disk(self.path.stat()))
 
     def _check_room(self, clips: int, cache: CacheFolder) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        cache.make()
         used = bytes_on_disk(self.path.stat()) if self.path.exists() else 0
         full, free = clips * self._record_bytes, shutil.disk_usage(self.path.parent).free
         if full > cache.max_bytes:
             raise UsageError(
-                f"{self.path.parent}: {clips} decoded clips take {full / 1e9:.1f} GB, but --cache-size allows "
+                f"{self.path.parent}: {clips} decoded clips take {full / 1e9:.3g} GB, but --cache-size allows "
                 f"{cache.max_bytes / 1e9:g} GB. Allow more, or leave --cache-audio off"
             )
         if full - used > free:
             raise UsageError(
-                f"{self.path.parent}: {clips} decoded clips take {full / 1e9:.1f} GB, but only {free / 1e9:.1f} GB are "
+                f"{self.path.parent}: {clips} decoded clips take {full / 1e9:.3g} GB, but only {free / 1e9:.3g} GB are "
                 "free. Choose another --cache-dir, or leave --cache-audio off"
             )
         _log.info("decoded audio is kept in %s: %.2f GB when complete, now %.2f", self.path, full / 1e9, used / 1e9)

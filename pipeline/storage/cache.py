@@ -16,7 +16,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from pipeline.errors import UsageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.redaction import redact
 from pipeline.storage.descriptors import opened, read_at, write_at
 
@@ -90,6 +90,19 @@ class CacheFolder:
         self._allowed -= size
         return True
 
+    def make(self) -> None:
+        """Make the folder where it is not there yet.
+
+        Raises:
+            StorageError: that is not allowed, as in a home folder that can't be written.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise StorageError(
+                f"{self.folder}: can't be made for what is kept ({error.strerror}). Choose another --cache-dir"
+            ) from error
+
     def make_room(self, size: int = 0) -> int:
         """Remove what was not used for longest until `size` more bytes fit; give how many more fit now."""
         with self._alone():
@@ -104,7 +117,7 @@ class CacheFolder:
 
     def _alone(self) -> FileLock:
         """Returns what to hold while files are removed, or kept from it: by one process at a time."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self.make()
         return FileLock(self.folder / ".prune.lock")
 
     def _groups(self) -> list["_Group"]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from object_servers import Proxy
 
-from pipeline.errors import UsageError
+from pipeline.errors import StorageError, UsageError
 from pipeline.storage import files as storage
 from pipeline.storage.cache import CacheFolder, ShardMirror
 
@@ -42,6 +42,12 @@ def test_what_was_used_least_recently_goes_first_and_other_files_stay(tmp_path: 
     assert _names(tmp_path) == {"shard-new.tar", "thesis.pdf"}
     assert cache.make_room(99_999) == 40_960
     assert _names(tmp_path) == {"thesis.pdf"}
+
+
+def test_a_folder_that_can_t_be_made_is_one_error_that_names_the_setting(tmp_path: Path) -> None:
+    (tmp_path / "home").touch()
+    with pytest.raises(StorageError, match=r"home/\.cache: can't be made .* Choose another --cache-dir"):
+        CacheFolder(tmp_path / "home/.cache", 10_000).make_room()
 
 
 def test_files_from_before_the_clock_was_set_back_can_go(tmp_path: Path) -> None:
