@@ -1,5 +1,4 @@
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -25,9 +24,11 @@ def test_a_second_writer_is_told_who_the_first_one_is_until_that_is_dead(tmp_pat
         assert holder.stdout is not None
         assert holder.stdout.readline() == b"held\n"
         told = f"run: is being written by process {holder.pid} on .+ since"
-        with pytest.raises(UsageError, match=told), one_writer(folder):
-            pass
-        holder.send_signal(signal.SIGKILL)
+        try:
+            with pytest.raises(UsageError, match=told), one_writer(folder):
+                pass
+        finally:
+            holder.kill()
     with one_writer(folder):
         pass
 
