@@ -57,12 +57,12 @@ def one_writer(location: str | Path) -> Iterator[None]:
 def _sign(folder: Path) -> None:
     about = {"process": os.getpid(), "host": platform.node(), "since": datetime.now().isoformat(" ", "seconds")}
     with suppress(OSError):  # no room; then a second writer is not told who it is
-        (folder / WRITER_NAME).write_text(json.dumps(about))
+        (folder / WRITER_NAME).write_text(json.dumps(about), encoding="utf-8")
 
 
 def _holder(folder: Path) -> str:
     try:
-        about = json.loads((folder / WRITER_NAME).read_text())
+        about = json.loads((folder / WRITER_NAME).read_text(encoding="utf-8"))
         return f"process {about['process']} on {about['host']} since {about['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
