@@ -127,12 +127,21 @@ def _spoil_one_class(value: float) -> Callable[[nn.Module], object]:
     return lambda network: network.get_submodule("head.1").get_parameter("bias")[2].fill_(value)
 
 
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), 70_000.0])
+def _mix_infinities(network: nn.Module) -> object:
+    """Give finite weights whose products are infinite, of both signs, so that their sums are no numbers."""
+    return network.get_submodule("head.0").get_parameter("weight").fill_(3e38)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_mix_infinities, _spoil_one_class(3e38), _spoil_one_class(70_000.0)],
+    ids=["nan", "far beyond float16", "beyond float16"],
+)
 def test_logits_that_float16_cannot_hold_are_failures(
-    build_dataset: Callable, clips: list, make_teacher: Callable, configure: Callable, value: float
+    build_dataset: Callable, clips: list, make_teacher: Callable, configure: Callable, change: Callable
 ) -> None:
     manifest = build_dataset("data", clips)
-    spec = make_teacher("passt_tiny", change=_spoil_one_class(value))
+    spec = make_teacher("passt_tiny", change=change)
     report, store, part = label(configure(manifest, spec))
     assert store.clip_count == 0
     assert {failure.reason for failure in part.failures} == {"non-finite logits"}
@@ -295,7 +304,7 @@ def test_member_that_overflows_is_a_failure_although_others_are_finite(
 ) -> None:
     manifest = build_dataset("data", clips)
     config = configure(
-        manifest, make_teacher("passt_tiny", change=_spoil_one_class(float("-inf"))), make_teacher("ast_tiny")
+        manifest, make_teacher("passt_tiny", change=_spoil_one_class(-70_000.0)), make_teacher("ast_tiny")
     )
     config = replace(config, stamp=replace(config.stamp, members="float16"))
     write_stamp(config.store, config.stamp)
