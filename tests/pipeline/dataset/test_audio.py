@@ -11,7 +11,7 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dataset.audio import Sound, decode, fit_length, inspect_sound, load_waveform, load_waveforms, resample
+from pipeline.dataset.audio import CANCEL_OUT, Sound, decode, fit_length, inspect_sound, load_waveform, load_waveforms, resample
 from pipeline.errors import DecodeError
 
 # Files of the bench that a reader may decode or refuse, and what is done here.
@@ -263,3 +263,25 @@ def test_decoders_print_nothing_past_us_about_damaged_sounds(extension: str, cap
         with suppress(DecodeError):
             decode(data)
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_channels_that_cancel_out_are_noted_and_silence_is_not(subtype: str) -> None:
+    left = 0.3 * tone(440, 1.0, 32_000)
+    cancelling = encode(np.stack([left, -left], axis=1), subtype=subtype)
+    assert inspect_sound(cancelling).notes == (CANCEL_OUT,)
+    assert np.abs(decode(cancelling).samples).max() < 0.003
+    for channels in ([left, left], [left, 0 * left], [0 * left, 0 * left], [left, -0.5 * left]):
+        assert inspect_sound(encode(np.stack(channels, axis=1), subtype=subtype)).notes == ()
+    assert inspect_sound(encode(1e-4 * left, subtype=subtype)).notes == ()
+
+
+def test_channels_that_cancel_out_in_a_part_of_a_sound_alone_are_not_noted() -> None:
+    left = 0.3 * tone(440, 1.0, 32_000)
+    right = np.concatenate([left[:16_000], -left[16_000:]])
+    assert inspect_sound(encode(np.stack([left, right], axis=1))).notes == ()
+
+
+def test_six_channels_are_averaged_as_two_are() -> None:
+    channels = 0.1 * np.random.default_rng(0).standard_normal((1_000, 6)).astype(np.float32)
+    np.testing.assert_allclose(decode(encode(channels, subtype="FLOAT")).samples, channels.mean(axis=1), atol=1e-7)
