@@ -11,7 +11,16 @@ import soundfile
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.dataset.audio import CANCEL_OUT, Sound, decode, fit_length, inspect_sound, load_waveform, load_waveforms, resample
+from pipeline.dataset.audio import (
+    CANCEL_OUT,
+    Sound,
+    decode,
+    fit_length,
+    inspect_sound,
+    load_waveform,
+    load_waveforms,
+    resample,
+)
 from pipeline.errors import DecodeError
 
 # Files of the bench that a reader may decode or refuse, and what is done here.
