@@ -6,6 +6,7 @@ imported only when it is called, so that `--help` answers at once.
 
 import logging
 import os
+import signal
 import sys
 import tomllib
 from collections.abc import Callable, Sequence
@@ -31,6 +32,7 @@ from pipeline.runtime.output import (
     status_console,
 )
 from pipeline.runtime.renamed_settings import present_flag, present_settings
+from pipeline.runtime.stopping import StoppedError, stopping_signal
 
 COMMANDS = {
     "ingest audioset": ("ingest_audioset", "AudioSet's CSV and audio files → a dataset of shards and a manifest."),
@@ -75,7 +77,7 @@ def build_app(called: str = "") -> App:
     app = App(
         name="pipeline",
         help="Distil AudioSet transformers into small CNNs: teacher logits once, on Ray; students from tar shards.",
-        help_epilogue="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped.",
+        help_epilogue="Exit codes: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C, 143 by SIGTERM.",
         version=lambda: version("audioset-distill"),
         default_parameter=Parameter(consume_multiple=True, negative_iterable=()),
         result_action="return_none",
@@ -124,7 +126,9 @@ def _launcher(app: App) -> Callable[..., None]:
             command, bound, _ = app.parse_args([present_flag(token) for token in tokens])
         except ValueError as error:  # a settings class refused a value
             raise UsageError(str(error)) from error
-        command(*bound.args, **bound.kwargs)
+        result = command(*bound.args, **bound.kwargs)
+        if getattr(result, "finished", True) is False:
+            raise StoppedError
 
     return launch
 
@@ -155,7 +159,7 @@ def _log_lines(verbose: bool) -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run one command line and give its exit code: 0 done, 1 failed, 2 wrong usage, 130 stopped by Ctrl-C."""
+    """Run one command line and give its exit code: 0 done, 1 failed, 2 wrong usage, 130 or 143 stopped by a signal."""
     install()
     verbose = "--verbose" in arguments
     try:
@@ -167,8 +171,10 @@ def run(arguments: Sequence[str]) -> int:
         return _complain(str(error), error.exit_code, error if verbose else None)
     except NobodyReadsError:
         return 0
+    except StoppedError:
+        return 128 + stopping_signal(signal.SIGTERM)
     except KeyboardInterrupt:
-        return _complain("stopped; the same command goes on from here", 130)
+        return _complain("stopped; the same command goes on from here", 128 + stopping_signal(signal.SIGINT))
     except Exception as error:
         return _complain(f"{explain(error)}. {keep_traceback(error)}", 1, error if verbose else None)
     return 0

@@ -53,7 +53,8 @@ class DecodingPool:
 
     Args:
         processes: how many; with 0 the work is done in this process when a result is asked for.
-        patience: how long one of them may be waited for without a sign of life, in seconds; each clip is one.
+        patience: how long one of them may be waited for without a sign of life, in seconds, where that is a command's
+            `--patience`; each clip is one. None is 300 s.
         interrupted: asked while waiting, whether to give up.
         remedy: what to do where there is no memory for that many, for the message.
 
@@ -65,11 +66,13 @@ class DecodingPool:
         self,
         processes: int,
         *,
-        patience: float = PATIENCE_SECONDS,
+        patience: float | None = None,
         interrupted: Callable[[], bool] = lambda: False,
         remedy: str = "Give the machine more memory, or take fewer --workers",
     ) -> None:
-        self._patience, self._interrupted, self._remedy = patience, interrupted, remedy
+        self._patience = PATIENCE_SECONDS if patience is None else patience
+        self._patience_flag = "" if patience is None else ", or allow more by --patience"
+        self._interrupted, self._remedy = interrupted, remedy
         self._tickets = itertools.count()
         self._orders: dict[int, _Order] = {}
         self._ended: list[_Worker] = []
@@ -183,7 +186,7 @@ class DecodingPool:
         if dump:
             _log.warning("decoding process %d of %d stands at\n%s", worker.number + 1, self.size, dump)
         what = f"has given no sign of life for {self._patience:g} s"
-        return self._lost(worker, what, where, order.load.reader, "Mend what it waits for, or allow more by --patience")
+        return self._lost(worker, what, where, order.load.reader, f"Mend what it waits for{self._patience_flag}")
 
     def _died(self, worker: "_Worker", reader: Reader) -> LostProcessError:
         worker.wait(_END_SECONDS)

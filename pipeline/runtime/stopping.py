@@ -1,4 +1,8 @@
-"""Ctrl-C and SIGTERM as a request: the work in hand is finished and saved before the process ends."""
+"""Ctrl-C and SIGTERM as a request: the work in hand is finished and saved before the process ends.
+
+A command that was stopped exits with 128 and the signal's number, as shells have it: whoever started it must not take
+it for finished.
+"""
 
 import signal
 import threading
@@ -9,10 +13,21 @@ from typing import TypeVar
 
 T = TypeVar("T")
 _EVENTS: list[threading.Event] = []
+_SIGNALS: list[signal.Signals] = []
+"""The last one that asked this process to end."""
 
 
 class StopRequestedError(Exception):
     """Raised between two items of a `StopRequest.guard`, once somebody wants the process to end."""
+
+
+class StoppedError(Exception):
+    """A command ended early because it was asked to. It has said so, and all that it did is saved."""
+
+
+def stopping_signal(default: signal.Signals) -> signal.Signals:
+    """Returns which signal asked this process to end; the default where the request came from another process."""
+    return _SIGNALS[-1] if _SIGNALS else default
 
 
 class StopRequest:
@@ -56,12 +71,14 @@ def stop_on_signals(*, at_once: bool = False) -> Iterator[StopRequest]:
         KeyboardInterrupt: a second SIGINT, or with `at_once` any.
     """
     request = StopRequest()
+    _SIGNALS.clear()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
     def handle(number: int, frame: FrameType | None) -> None:
         again = request.requested and number == signal.SIGINT
+        _SIGNALS[:] = [signal.Signals(number)]
         request.ask()
         if at_once or again:
             raise KeyboardInterrupt

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
@@ -33,7 +34,7 @@ from pipeline.errors import (
 from pipeline.logits.alignment import AlignedLogits
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.progress import MetricLog, ProgressBar, progress_bar
-from pipeline.runtime.stopping import StopRequest, StopRequestedError, stop_on_signals
+from pipeline.runtime.stopping import StopRequest, StopRequestedError, stop_on_signals, stopping_signal
 from pipeline.storage.cache import ShardMirror
 from pipeline.storage.one_writer import one_writer
 from pipeline.training.evaluation import Evaluation
@@ -331,7 +332,8 @@ class TrainingRun:
                 self._train(total, stop)
             except StopRequestedError:
                 self._save()
-                _log.warning("stopped after step %d of %d; --resume goes on", self._trainer.step, total)
+                why, step = stopping_signal(signal.SIGTERM).name, self._trainer.step
+                _log.warning("stopped by %s after step %d of %d; all is saved, and --resume goes on", why, step, total)
                 return self._result(finished=False)
             except LostProcessError as error:
                 self._save()

@@ -126,7 +126,7 @@ def test_pure_distillation_follows_the_teacher_and_the_labels_where_there_is_non
     assert loss(as_labelled, 0.0) < 0.01 < 1 < loss(as_taught, 0.0)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda number: number.name)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_a_process_ended_by_a_signal_resumes_to_the_same_bits(
     config: TrainStudentConfig, straight: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
@@ -143,9 +143,10 @@ def test_a_process_ended_by_a_signal_resumes_to_the_same_bits(
     else:
         os.killpg(process.pid, number)  # as a service manager does: the loader's workers get it too
     said = process.communicate(timeout=60)[1]
-    if number == signal.SIGTERM:
-        assert process.returncode == 0
-        assert "--resume goes on" in said
+    if number != signal.SIGKILL:
+        assert process.returncode == 128 + number
+        assert f"stopped by {number.name} after step" in said
+        assert "all is saved, and --resume goes on" in said
     left = int(list_checkpoints(tmp_path / "ended")[-1].stem.removeprefix("step-"))
     assert left < 6
     assert run(replace(ended, resume=True)).steps == 6

@@ -122,7 +122,13 @@ def test_a_process_that_is_stopped_is_told_and_ended() -> None:
     with DecodingPool(2, patience=1) as pool, pytest.raises(LostProcessError) as raised:
         list(pool.load(ToyReader(), [[1], [STOPPED], [3]]))
     assert "has given no sign of life for 1 s: it is stopped, by SIGSTOP" in str(raised.value)
-    assert "--patience" in str(raised.value)
+    assert str(raised.value).endswith("Mend what it waits for, or allow more by --patience")
+
+
+def test_a_command_without_patience_does_not_advise_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.decoding.pool.PATIENCE_SECONDS", 1)
+    with DecodingPool(1) as pool, pytest.raises(LostProcessError, match=r"for 1 s: .*\. Mend what it waits for$"):
+        list(pool.load(ToyReader(), [[1], [STOPPED]]))
 
 
 def test_a_process_that_hangs_says_where(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,9 @@
 import os
 import signal
+from pathlib import Path
 
 import pytest
+from made_command import run_command
 
 from pipeline.runtime.stopping import StopRequest, StopRequestedError, stop_on_signals
 
@@ -36,3 +38,26 @@ def test_an_interruption_at_once_is_remembered_where_a_library_swallows_it(numbe
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), number)
         assert stop.requested
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_whoever_started_a_command_sees_that_it_was_stopped_and_by_which_signal(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    stopped = "import os, signal\nfrom pipeline.runtime.stopping import stop_on_signals\n"
+    at_once = f"{stopped}with stop_on_signals(at_once=True):\n    os.kill(os.getpid(), {number})"
+    done = run_command(at_once, tmp_path=tmp_path)
+    assert (done.returncode, done.stderr) == (128 + number, "error: stopped; the same command goes on from here\n")
+    saved = f"""{stopped}
+class Result:
+    finished = False
+with stop_on_signals():
+    os.kill(os.getpid(), {number})
+return Result()"""
+    done = run_command(saved, tmp_path=tmp_path)
+    assert (done.returncode, done.stderr) == (128 + number, "")
+
+
+def test_a_command_that_another_process_asked_to_stop_was_stopped_too(tmp_path: Path) -> None:
+    body = "class Result:\n    finished = False\nreturn Result()"
+    assert run_command(body, tmp_path=tmp_path).returncode == 143
