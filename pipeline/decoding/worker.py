@@ -8,6 +8,7 @@ which is neither torch nor Arrow, and ends with the process that it works for.
 import os
 import pickle
 import threading
+import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,8 @@ from pipeline.runtime.watching import tell_where_on_request
 
 _KILLED_FIRST = 500
 """Of 1000: the kernel, out of memory, takes a worker before the process that can tell what happened and save."""
+_UNTIL_THE_END_IS_SEEN = 2.0
+"""Seconds: the kernel closes a killed process's files within milliseconds, on a busy machine too."""
 
 
 class Reader(Protocol):
@@ -50,11 +53,21 @@ class Reader(Protocol):
 def main() -> None:
     """Work until the process that wants it closes its end, or ends itself."""
     channel = _take_standard_streams()
-    begin: Begin = channel.receive()
-    _prepare(begin)
-    signs = np.frombuffer(map_shared(begin.signs, writable=True), np.int64)[2 * begin.number :][:2]
     messages: SimpleQueue[Any] = SimpleQueue()
     threading.Thread(target=_listen, args=(channel, messages), daemon=True).start()
+    try:
+        _work(channel, messages)
+    except OSError:
+        # Where the process that wants the work was killed, its pipes and shared files go before anybody is told:
+        # `_listen` ends this one without a word. Otherwise it is a fault of its own.
+        time.sleep(_UNTIL_THE_END_IS_SEEN)
+        raise
+
+
+def _work(channel: Channel, messages: "SimpleQueue[Any]") -> None:
+    begin: Begin = messages.get()
+    _prepare(begin)
+    signs = np.frombuffer(map_shared(begin.signs, writable=True), np.int64)[2 * begin.number :][:2]
     desk = _Desk(signs)
     while True:
         answer = desk.handle(messages.get())

@@ -10,11 +10,13 @@ import time
 from collections.abc import Iterator
 from itertools import count, islice
 from pathlib import Path
+from typing import BinaryIO, cast
 
 import psutil
 import pytest
 from toy_reader import KILLED, LOST_IN_A_CALL, REFUSED, SLOW, STOPPED, UNSPEAKABLE, Answer, ToyReader
 
+from pipeline.decoding.messages import Begin, Channel
 from pipeline.decoding.pool import DecodingPool
 from pipeline.errors import LostProcessError
 from pipeline.runtime.stopping import StopRequestedError
@@ -213,6 +215,24 @@ next(answers)
         assert process.wait(10) == -end
     psutil.wait_procs(helpers, timeout=10)
     assert not any(helper.is_running() and helper.status() != psutil.STATUS_ZOMBIE for helper in helpers)
+
+
+@pytest.mark.parametrize("first", [[], [Begin(number=0, signs="/proc/0/fd/0", dumps="/proc/0/fd/0")]])
+def test_a_process_whose_master_is_killed_before_it_has_begun_ends_without_a_word(first: list[Begin]) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen(
+        [sys.executable, "-c", "from pipeline.decoding.worker import main; main()"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        for message in first:  # the master's files are gone already, as those of a killed process are
+            Channel(cast("BinaryIO", process.stdout), cast("BinaryIO", process.stdin)).send(message)
+        _, said = process.communicate(timeout=20)
+    assert (process.returncode, said) == (0, b"")
 
 
 def test_what_can_not_be_started_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
