@@ -191,6 +191,7 @@ def _complain(message: str, exit_code: int, shown: Exception | None = None) -> i
 def main() -> None:
     """Entry point of the `pipeline` command."""
     limit_threads()
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # its warnings are pages long, of connections that break
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # on the CPU is done what Apple's GPUs can't do
     accept_any_text()
     speak_in_lines()

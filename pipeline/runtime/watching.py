@@ -4,6 +4,8 @@ import faulthandler
 import os
 import re
 import signal
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -102,12 +104,38 @@ def state_of(process: int) -> str:
         return ""
 
 
+def has_ended(process: int) -> bool:
+    """Whether another process of this machine has ended; False where the kernel can't be asked."""
+    return state_of(process) in ("", "Z", "X") and state_of(os.getpid()) != ""
+
+
+def cpu_clock() -> Callable[[], float]:
+    """Returns a function that gives how long the thread that calls this has computed, in seconds, to any thread.
+
+    A thread that works moves on by it, one that waits does not. Where there is no such clock it stands still.
+    """
+    if not hasattr(time, "pthread_getcpuclockid"):
+        return lambda: 0.0
+    clock = time.pthread_getcpuclockid(threading.get_ident())
+    return lambda: time.clock_gettime(clock)
+
+
+def call_of_thread(thread: int) -> str:
+    """Returns which call a thread of this process is in, as `innermost_call` puts it."""
+    frame = sys._current_frames().get(thread)
+    return "" if frame is None else _in_words(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+
+
 def innermost_call(dump: str) -> str:
     """Returns which call a process's main thread is in, from what faulthandler wrote, where that thread stands last."""
     found = _FRAME.search(dump.rpartition("most recent call first")[2])
     if found is None:
         return ""
     path, line, function = found.groups()
+    return _in_words(path, int(line), function)
+
+
+def _in_words(path: str, line: int, function: str) -> str:
     return f"it is at {function} ({'/'.join(Path(path).parts[-3:])}:{line})"
 
 

@@ -9,7 +9,7 @@ or into how many micro-batches, a batch is divided.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -145,8 +145,8 @@ class TrainingConfig:
     """Processes that read and decode for each rank, at most one a core; 0 decodes between the steps. The result is the
     same."""
     patience: float = PATIENCE_SECONDS
-    """How long a decoding process may be without a sign of life, in seconds, above 0; then the run is saved and ends.
-    Every clip that is begun is one."""
+    """How long a decoding process or another rank may be without a sign of life, in seconds, above 0; then the run is
+    saved and ends. Every clip that is begun is one, and of a rank that it computes."""
     cache: Annotated[str, Parameter(name=("--cache-dir", "--cache"))] = "~/.cache/audioset-distill"
     """Local folder for what can be made or fetched again: aligned logits (2 bytes a clip and class), clips of remote
     datasets, decoded audio. Several runs may share it."""
@@ -314,9 +314,11 @@ class Trainer:
                 convert_batch_norm(model, self._device)
             devices = [self._device] if self._device.type == "cuda" else None
             # Batch norms that see the global batch have the same statistics everywhere already.
-            network = DistributedDataParallel(
-                model, device_ids=devices, broadcast_buffers=not config.sync_batch_norm, gradient_as_bucket_view=True
-            )
+            buffers = not config.sync_batch_norm
+            with self._ranks.collectives():
+                network = DistributedDataParallel(
+                    model, device_ids=devices, broadcast_buffers=buffers, gradient_as_bucket_view=True
+                )
         return torch.compile(network) if config.compile else network  # pyright: ignore[reportReturnType]
 
     @property
@@ -337,6 +339,7 @@ class Trainer:
         Raises:
             FloatingPointError: a loss or a gradient is not finite, on any rank: it is raised on all. The weights are
                 those before that step.
+            LostProcessError: another rank is gone or does not answer. All is as it was before that step.
         """
         for batch in batches:
             yield self._training_step(batch.within(self.positions.start, self._config.batch_size))
@@ -346,7 +349,8 @@ class Trainer:
         self._begin_epoch(epoch)
         learning_rate = self._peak * self._schedule(epoch)
         (clips,) = self._ranks.all_reduce([int(batch.valid.sum())])
-        loss, norm = self._optimizer_step(batch, clips, learning_rate) if clips else (0.0, 0.0)
+        with self._ranks.collectives(), self._statistics_kept():
+            loss, norm = self._optimizer_step(batch, clips, learning_rate) if clips else (0.0, 0.0)
         skipped = not math.isfinite(norm)
         self.skipped_steps += skipped
         self.step += 1
@@ -363,6 +367,17 @@ class Trainer:
             ends_epoch=ends_epoch,
             skipped=skipped,
         )
+
+    @contextmanager
+    def _statistics_kept(self) -> Iterator[None]:
+        """Give batch norms back what they had, should a step with several ranks fail half-way: it is done again."""
+        before = [buffer.clone() for buffer in self._model.buffers()] if self._ranks.world_size > 1 else []
+        try:
+            yield
+        except BaseException:
+            for buffer, value in zip(self._model.buffers(), before, strict=False):
+                buffer.copy_(value)
+            raise
 
     def _optimizer_step(self, batch: TrainingBatch, clips: int, learning_rate: float) -> tuple[float, float]:
         """Make one optimizer step with the mean over all ranks' `clips`; returns the loss and the gradient's norm."""
@@ -430,8 +445,9 @@ class Trainer:
     def broadcast_buffers(self) -> None:
         """Broadcast the first rank's batch statistics, before an evaluation or a checkpoint."""
         if self._ranks.world_size > 1 and not self._config.sync_batch_norm:
-            for buffer in self._model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+            with self._ranks.collectives():
+                for buffer in self._model.buffers():
+                    torch.distributed.broadcast(buffer, src=0)
 
     def state_dict(self) -> dict[str, Any]:
         """Returns all that a later process needs to go on: tensors and plain values."""

@@ -7,7 +7,7 @@ nothing here does anything. What they agree on between steps goes over the CPU, 
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -18,11 +18,13 @@ from torch import Tensor
 from pipeline.errors import LostProcessError, PipelineError, UsageError
 from pipeline.models.device import choose_device
 from pipeline.runtime.stopping import StopRequestedError
+from pipeline.runtime.watching import PATIENCE_SECONDS
+from pipeline.training.heartbeats import Heartbeats
 
 T = TypeVar("T")
 
-# Longer than any one process keeps the others waiting: the first one scores an evaluation and saves alone.
-_PATIENCE = timedelta(hours=1)
+_START_SECONDS = 60.0
+"""How long a rank may at least take to start, which is no matter of its signs of life."""
 _ENDED_GROUPS: list[object] = []
 
 
@@ -36,6 +38,8 @@ class Ranks:
     """How many there are."""
     local_rank: int = 0
     """This one's number on its own machine, from 0: which GPU is its."""
+    heartbeats: Heartbeats | None = field(default=None, repr=False, compare=False)
+    """Looks after the others, if there are any."""
 
     @property
     def is_first(self) -> bool:
@@ -70,17 +74,32 @@ class Ranks:
         torch.cuda.set_device(device)
         return device
 
+    @contextmanager
+    def collectives(self) -> Iterator[None]:
+        """Let torch's collectives in the block fail with a word about who is to blame.
+
+        Raises:
+            LostProcessError: another rank is gone or does not answer.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            of_a_collective = isinstance(error, dist.DistError) or "gloo" in str(error) or "NCCL" in str(error)
+            if self.heartbeats is None or not of_a_collective:
+                raise
+            raise self.heartbeats.blame(error) from error
+
     def all_reduce(self, values: Sequence[int]) -> list[int]:
         """Sum whole numbers over the processes.
 
         Raises:
-            PipelineError: another process is gone.
+            LostProcessError: another rank is gone or does not answer.
         """
-        if self.world_size == 1:
+        if self.heartbeats is None:
             return list(values)
         sums = torch.tensor(values, dtype=torch.int64)
-        with _others_alive():
-            dist.all_reduce(sums)
+        with self.collectives():
+            self.heartbeats.meet(sums)
         return sums.tolist()
 
     def go_on_together(self, problem: Exception | None, values: Sequence[int] = ()) -> list[int]:
@@ -91,7 +110,7 @@ class Ranks:
             values: the numbers.
 
         Raises:
-            LostProcessError: a process that works for one of them is gone, or one of themselves.
+            LostProcessError: a process that works for one of them is gone or does not answer, or one of themselves.
             StopRequestedError: one of them was asked to end.
         """
         stops, losses, *sums = self.all_reduce(
@@ -113,12 +132,13 @@ class Ranks:
         """Returns every rank's value, in their order, to all of them.
 
         Raises:
-            PipelineError: another process is gone.
+            LostProcessError: another rank is gone or does not answer.
         """
-        if self.world_size == 1:
+        if self.heartbeats is None:
             return [value]
         values: list[T | None] = [None] * self.world_size
-        with _others_alive():
+        with self.collectives():
+            self.heartbeats.meet()
             dist.all_gather_object(values, value)
         return cast("list[T]", values)
 
@@ -126,9 +146,10 @@ class Ranks:
         """Call `make` on the first rank and broadcast its result; what it raises is raised on all.
 
         Raises:
-            PipelineError: whatever `make` raises, or the first process is gone.
+            PipelineError: whatever `make` raises.
+            LostProcessError: another rank is gone or does not answer.
         """
-        if self.world_size == 1:
+        if self.heartbeats is None:
             return make()
         made: list[tuple[T | None, PipelineError | None]] = [(None, None)]
         if self.is_first:
@@ -136,7 +157,8 @@ class Ranks:
                 made = [(make(), None)]
             except PipelineError as error:
                 made = [(None, error)]
-        with _others_alive():
+        with self.collectives():
+            self.heartbeats.meet()
             dist.broadcast_object_list(made, src=0)
         value, error = made[0]
         if error is not None:
@@ -145,46 +167,63 @@ class Ranks:
 
 
 @contextmanager
-def process_group() -> Iterator[Ranks]:
+def process_group(patience: float = PATIENCE_SECONDS) -> Iterator[Ranks]:
     """Join the processes that were started together, if there are others, for as long as the block lasts.
+
+    Args:
+        patience: how long one of them may be waited for without a sign of life, in seconds.
 
     Raises:
         UsageError: the environment speaks of other processes, but they can't be reached.
+        LostProcessError: not all of them came.
     """
-    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-    if dist.is_initialized():  # Ray Train has done it
-        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank)
-        return
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    ours = not dist.is_initialized()  # Ray Train does it by itself
+    if ours and int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
+    if ours:
+        _join(patience)
+    world = dist.group.WORLD
+    assert world is not None
+    world.set_timeout(timedelta(seconds=patience))  # of a step's collectives, between which ranks only compute
+    heartbeats, error = Heartbeats(dist.get_rank(), dist.get_world_size(), patience), None
     try:
-        dist.init_process_group(backend(), timeout=_PATIENCE)
+        yield Ranks(heartbeats.rank, heartbeats.world_size, int(os.environ.get("LOCAL_RANK", "0")), heartbeats)
+    except BaseException as raised:
+        error = raised
+        raise
+    finally:
+        heartbeats.close(error)
+        if ours:
+            # Whoever drops a group's last reference waits for its threads. DistributedDataParallel's C++ part would do
+            # that while it holds Python's lock, which those threads may need: the process would never end.
+            _ENDED_GROUPS.extend((world, heartbeats))
+            dist.destroy_process_group()
+
+
+def start_seconds(patience: float) -> float:
+    """Returns how long the ranks wait for all of them to start, in seconds."""
+    return max(patience, _START_SECONDS)
+
+
+def _join(patience: float) -> None:
+    seconds = start_seconds(patience)
+    try:
+        dist.init_process_group(backend(), timeout=timedelta(seconds=seconds))
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"the processes of this run can't find each other; start them with torchrun: {reason}") from (
-            error
-        )
-    try:
-        yield Ranks(dist.get_rank(), dist.get_world_size(), local_rank)
-    finally:
-        # Whoever drops a group's last reference waits for its threads. DistributedDataParallel's C++ part would do that
-        # while it holds Python's lock, which those threads may need: the process would never end.
-        _ENDED_GROUPS.append(dist.group.WORLD)
-        dist.destroy_process_group()
+        if "timed out" not in reason.lower():
+            raise UsageError(
+                f"the processes of this run can't find each other; start them with torchrun: {reason}"
+            ) from error
+        environment = os.environ
+        raise LostProcessError(
+            f"not all of the {environment['WORLD_SIZE']} ranks met at {environment.get('MASTER_ADDR')}:"
+            f"{environment.get('MASTER_PORT')} within {seconds:g} s, of which this is rank {environment.get('RANK')}. "
+            "Start all of them, at an address that all can reach, or allow more by --patience"
+        ) from error
 
 
 def backend() -> str:
     """Returns the names of torch's backends: NCCL between GPUs, Gloo between CPUs."""
     return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-
-
-@contextmanager
-def _others_alive() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        raise PipelineError(
-            "another process of this run is gone; its last output tells why. The same command with --resume goes on "
-            f"({str(error).splitlines()[0]})"
-        ) from error

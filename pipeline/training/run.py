@@ -136,7 +136,7 @@ def run_training(
     manifest = dataset.manifest
     if eval_dataset is not None:
         _check_eval(config, manifest, eval_dataset.manifest)
-    with process_group() as ranks, ExitStack() as stack:
+    with process_group(config.patience) as ranks, ExitStack() as stack:
         sampler = build_sampler(
             manifest,
             sampling=config.sampling,
@@ -337,8 +337,8 @@ class TrainingRun:
                 return self._result(finished=False)
             except LostProcessError as error:
                 self._save()
-                saved = f"all up to step {self._trainer.step} is saved, and --resume goes on from there"
-                raise LostProcessError(f"{error}; {saved}") from error
+                saved = "what the first rank saved" if self._folder is None else f"all up to step {self._trainer.step}"
+                raise LostProcessError(f"{error}; {saved} is kept, and --resume goes on from there") from error
             except (TooManyFailuresError, StorageUnavailableError, StorageFullError):
                 self._save()
                 raise

@@ -8,14 +8,25 @@ from typing import Any
 
 import torch
 
+os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # as the command line has it
 _CONTEXT = multiprocessing.get_context("forkserver")
 _CONTEXT.set_forkserver_preload(
     ["torch.utils.tensorboard", "pandas", "pipeline.training.run", "student", "tiny_learner"]
 )
 
 
-def run_ranks(size: int, target: Callable[..., Any], *arguments: Any, timeout: float = 120) -> list[Any]:
-    """Call `target(*arguments)` in `size` processes; give what each returned or raised, or its exit code if killed."""
+def run_ranks(
+    size: int, target: Callable[..., Any], *arguments: Any, timeout: float = 120, last: float | None = None
+) -> list[Any]:
+    """Call `target(*arguments)` in `size` processes; give what each returned or raised, or its exit code if killed.
+
+    Args:
+        size: how many.
+        target: what they do.
+        arguments: for that.
+        timeout: how long the first one may take, in seconds.
+        last: how long each of the others may take from then on, if not as long; what takes longer is killed.
+    """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -28,6 +39,8 @@ def run_ranks(size: int, target: Callable[..., Any], *arguments: Any, timeout: f
         started.append((process, ours))
     outcomes = []
     for process, pipe in started:
+        if last is not None and outcomes:
+            timeout = last
         try:
             outcomes.append(pipe.recv() if pipe.poll(timeout) else TimeoutError(f"no answer in {timeout} s"))
             process.join(timeout)

@@ -1,12 +1,22 @@
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
 from pipeline.runtime import watching
-from pipeline.runtime.watching import Watch, how_it_ended, innermost_call, state_of, where_it_stands
+from pipeline.runtime.watching import (
+    Watch,
+    call_of_thread,
+    cpu_clock,
+    has_ended,
+    how_it_ended,
+    innermost_call,
+    state_of,
+    where_it_stands,
+)
 
 
 def test_silence_is_counted_from_the_last_sign_of_life() -> None:
@@ -57,3 +67,36 @@ def test_the_end_of_a_process_is_told_in_words() -> None:
     assert how_it_ended(-9) == "was killed (SIGKILL), as the kernel does it when memory runs out"
     assert how_it_ended(-11) == "was ended by SIGSEGV"
     assert how_it_ended(-99) == "was ended by signal 99"
+
+
+def test_a_process_that_ended_is_known_to_have_ended_whether_or_not_somebody_asked_for_its_code() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        assert not has_ended(process.pid)
+        process.kill()
+        while state_of(process.pid) != "Z":
+            time.sleep(0.01)
+        assert has_ended(process.pid)
+    assert has_ended(process.pid)
+
+
+def test_a_thread_that_waits_and_one_that_computes_can_be_told_apart_and_found() -> None:
+    waiting, ended, clocks, threads = threading.Event(), threading.Event(), [], []
+
+    def stand_still() -> None:
+        clocks.append(cpu_clock())
+        threads.append(threading.get_ident())
+        waiting.set()
+        ended.wait()
+
+    thread = threading.Thread(target=stand_still)
+    thread.start()
+    waiting.wait()
+    time.sleep(0.1)
+    ours = cpu_clock()
+    before = ours(), clocks[0]()
+    assert sum(range(3_000_000))
+    assert ours() > before[0]
+    assert clocks[0]() == before[1]
+    assert call_of_thread(threads[0]).startswith("it is at wait (")
+    ended.set()
+    thread.join()

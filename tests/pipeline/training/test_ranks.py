@@ -2,9 +2,11 @@
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 import student
 from pipeline.batches.join import TrainingBatch
 from pipeline.dataset.manifest import read_manifest
-from pipeline.errors import PipelineError, TooManyFailuresError, TrainingDivergedError, UsageError
+from pipeline.errors import LostProcessError, PipelineError, TooManyFailuresError, TrainingDivergedError, UsageError
 from pipeline.runtime.progress import read_metrics
 from pipeline.training.checkpoints import list_checkpoints
 from pipeline.training.loop import AverageConfig, Learner, OptimizerConfig, TrainingConfig
@@ -71,10 +73,48 @@ class Deadly(TinyLearner):
         return loss
 
 
+class Asleep(Deadly):
+    """Sleeps instead."""
+
+    def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
+        if self.calls + 1 == self._at and int(os.environ["RANK"]) == self._rank:
+            lie_down()
+        return super().loss(network, batch, generator)
+
+
+def lie_down() -> None:
+    time.sleep(1000)
+
+
+class SlowStart(TinyLearner):
+    """Takes its time before the second epoch, on the second rank: computes, or sleeps."""
+
+    def __init__(self, seconds: float, *, at_work: bool) -> None:
+        super().__init__()
+        self._seconds, self._at_work = seconds, at_work
+
+    def begin_epoch(self, network: nn.Module, epoch: int) -> None:
+        if (epoch, os.environ["RANK"]) != (1, "1") or not self._seconds:
+            return
+        if not self._at_work:
+            lie_down()
+        seconds, self._seconds = self._seconds, 0.0
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            pass
+
+
 class NanOnOneRank(TinyLearner):
     def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
         loss = super().loss(network, batch, generator)
         return loss * float("nan") if self.calls == 3 and os.environ["RANK"] == "1" else loss
+
+
+class Faulty(TinyLearner):
+    def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
+        if self.calls == 2 and os.environ["RANK"] == "1":
+            raise ValueError("a fault of this rank's own")
+        return super().loss(network, batch, generator)
 
 
 class SmallStudent(StudentLearner):
@@ -201,10 +241,67 @@ def test_one_rank_that_is_asked_to_stop_stops_all_at_the_same_step(data: Path, t
     assert_same_weights(tmp_path / "run", together)
 
 
-def test_one_rank_that_dies_ends_the_others_with_a_word(data: Path, tmp_path: Path) -> None:
-    survivor, died = run_ranks(2, train, settings(data, tmp_path / "run"), Deadly, 3, signal.SIGKILL, 1)
+@pytest.mark.parametrize(
+    ("make", "number", "said"),
+    [
+        (Deadly, signal.SIGKILL, "is gone, as when it is killed for memory; its last output tells more"),
+        (Deadly, signal.SIGSTOP, "has given no sign of life for 2 s: it is stopped, by SIGSTOP or a debugger"),
+        (Asleep, signal.SIGSTOP, "no sign of life for 2 s: it is at lie_down (pipeline/training/test_ranks.py:"),
+    ],
+    ids=["killed", "stopped", "asleep"],
+)
+def test_a_rank_lost_in_a_step_is_named_and_all_before_that_step_is_saved(
+    data: Path, tmp_path: Path, together: Path, make: type[Deadly], number: signal.Signals, said: str
+) -> None:
+    patience = 300 if number == signal.SIGKILL else 2
+    config = replace(settings(data, tmp_path / "run"), checkpoint_minutes=60, patience=patience)
+    survivor = run_ranks(2, train, config, make, 3, number, 1, last=0)[0]
+    assert isinstance(survivor, LostProcessError)
+    assert str(survivor).startswith("rank 1 of 2 (process ")
+    assert said in str(survivor)
+    assert str(survivor).endswith("; all up to step 2 is kept, and --resume goes on from there")
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000002.pt"]
+    assert [outcome.steps for outcome in run_ranks(2, train, replace(config, resume=True))] == [9, 9]
+    assert_same_weights(tmp_path / "run", together)
+
+
+def test_a_rank_that_does_not_come_to_the_next_step_is_named(data: Path, tmp_path: Path) -> None:
+    config = replace(settings(data, tmp_path / "run"), checkpoint_minutes=60, patience=1)
+    survivor = run_ranks(2, train, config, partial(SlowStart, 1000, at_work=False), last=0)[0]
+    assert isinstance(survivor, LostProcessError)
+    assert "no sign of life for 1 s: it is at lie_down" in str(survivor)
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000003.pt"]
+
+
+def test_a_rank_that_works_is_waited_for(data: Path, tmp_path: Path) -> None:
+    config = replace(settings(data, tmp_path / "run"), patience=1)
+    outcomes = run_ranks(2, train, config, partial(SlowStart, 4, at_work=True))
+    assert [outcome.steps for outcome in outcomes] == [9, 9]
+
+
+def test_what_ended_a_rank_is_what_the_others_say(data: Path, tmp_path: Path) -> None:
+    survivor, ended = run_ranks(2, train, settings(data, tmp_path / "run"), Faulty)
+    assert str(ended) == "a fault of this rank's own"
+    assert str(survivor).startswith("rank 1 ended: ValueError: a fault of this rank's own; all up to step 2 is kept")
+
+
+def test_a_first_rank_that_is_gone_is_named_too(data: Path, tmp_path: Path) -> None:
+    died, survivor = run_ranks(2, train, settings(data, tmp_path / "run"), Deadly, 3, signal.SIGKILL, 0)
     assert died == -signal.SIGKILL
-    assert isinstance(survivor, Exception)
+    assert str(survivor).startswith("rank 0 of 2 (process ")
+    assert str(survivor).endswith("what the first rank saved is kept, and --resume goes on from there")
+
+
+def test_ranks_that_do_not_all_start_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.training.ranks._START_SECONDS", 1)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, value)
+    complaint = f"not all of the 2 ranks met at 127.0.0.1:{port} within 1 s"
+    with pytest.raises(LostProcessError, match=complaint), process_group(patience=1):
+        pass
 
 
 def test_a_loss_that_is_no_number_on_one_rank_stops_all(data: Path, tmp_path: Path) -> None:
