@@ -33,24 +33,47 @@ class AugmentConfig:
             raise ValueError(f"augment: every setting is 0 (off) or more, not {self}")
 
 
-def augment_waveforms(waveforms: Tensor, config: AugmentConfig, randomness: Randomness) -> Tensor:
-    """Roll and amplify (batch, samples) as the settings say; the shape stays."""
+def augment_waveforms(
+    waveforms: Tensor, config: AugmentConfig, randomness: Randomness, lengths: Tensor | None = None
+) -> Tensor:
+    """Roll and amplify (batch, samples) as the settings say; the shape stays.
+
+    Args:
+        waveforms: (batch, samples).
+        config: the settings.
+        randomness: draws what is done to each clip.
+        lengths: (batch,): the samples of each row that are the clip, and that are rolled; None is all of them.
+    """
     if config.roll_samples:
-        waveforms = roll(waveforms, config.roll_samples, randomness)
+        waveforms = roll(waveforms, config.roll_samples, randomness, lengths)
     return gain(waveforms, config.gain_db, randomness) if config.gain_db else waveforms
 
 
-def augment_features(features: Tensor, config: AugmentConfig, randomness: Randomness) -> Tensor:
-    """Mask bands and frames of (batch, 1, mels, frames) as the settings say; the shape stays."""
+def augment_features(
+    features: Tensor, config: AugmentConfig, randomness: Randomness, frames: Tensor | None = None
+) -> Tensor:
+    """Mask bands and frames of (batch, 1, mels, frames) as the settings say; the shape stays.
+
+    Args:
+        features: (batch, 1, mels, frames).
+        config: the settings.
+        randomness: draws what is hidden of each clip.
+        frames: (batch,): how many frames of each are the clip's own; None is all of them.
+    """
     if config.mask_mels:
         features = mask(features, config.mask_mels, randomness, dim=2)
-    return mask(features, config.mask_frames, randomness, dim=3) if config.mask_frames else features
+    return mask(features, config.mask_frames, randomness, dim=3, own=frames) if config.mask_frames else features
 
 
-def roll(waveforms: Tensor, max_samples: int, randomness: Randomness) -> Tensor:
-    """Roll each of (batch, samples) in a circle by -max_samples to max_samples."""
+def roll(waveforms: Tensor, max_samples: int, randomness: Randomness, lengths: Tensor | None = None) -> Tensor:
+    """Roll each of (batch, samples), or its first `lengths`, in a circle by -max_samples to max_samples."""
     shifts = randomness.integers(-max_samples, max_samples + 1).tolist()
-    return torch.stack([sound.roll(shift) for sound, shift in zip(waveforms, shifts, strict=True)])
+    if lengths is None:
+        return torch.stack([sound.roll(shift) for sound, shift in zip(waveforms, shifts, strict=True)])
+    rolled = waveforms.clone()
+    for sound, shift, length in zip(rolled, shifts, lengths.tolist(), strict=True):
+        sound[:length] = sound[:length].roll(shift)
+    return rolled
 
 
 def gain(waveforms: Tensor, max_db: float, randomness: Randomness) -> Tensor:
@@ -59,7 +82,7 @@ def gain(waveforms: Tensor, max_db: float, randomness: Randomness) -> Tensor:
     return waveforms * (10 ** (decibels / 20)).to(waveforms)
 
 
-def mask(features: Tensor, max_size: int, randomness: Randomness, *, dim: int) -> Tensor:
+def mask(features: Tensor, max_size: int, randomness: Randomness, *, dim: int, own: Tensor | None = None) -> Tensor:
     """Hide a run of 0 to `max_size` neighbours along one axis of each clip (SpecAugment, arXiv:1904.08779).
 
     Args:
@@ -67,11 +90,14 @@ def mask(features: Tensor, max_size: int, randomness: Randomness, *, dim: int) -
         max_size: longest run; at most the whole axis is hidden.
         randomness: draws each clip's run.
         dim: 2 hides mel bands, 3 hides frames.
+        own: (batch,): how much of the axis each clip fills, from its start; None is all of it.
     """
     batch, size = len(features), features.shape[dim]
     draws = randomness.rand(2).to(features.device)  # (batch, 2)
-    length = draws[:, 0] * min(max_size, size)
-    start = (draws[:, 1] * (size - length)).floor()  # (batch,)
+    filled = torch.full((batch,), size) if own is None else own  # (batch,)
+    filled = filled.to(features.device)
+    length = draws[:, 0] * filled.clamp(max=max_size)
+    start = (draws[:, 1] * (filled - length)).floor()  # (batch,)
     index = torch.arange(size, device=features.device)
     hidden = (index >= start[:, None]) & (index < (start + length.floor())[:, None])  # (batch, size)
     shape = [batch, 1, 1, 1]

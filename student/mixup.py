@@ -48,14 +48,30 @@ class Mix:
         lam = self.lam.to(rows).view(-1, *[1] * (rows.dim() - 1))  # (batch, 1, …)
         return lam * rows + (1 - lam) * rows[self.partner.to(rows.device)]
 
-    def of_waveforms(self, waveforms: Tensor) -> Tensor:
-        """Mix sounds, (batch, samples), after taking their means off, so that no click of direct current is mixed in.
+    def of_waveforms(self, waveforms: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Mix sounds after taking their means off, so that no click of direct current is mixed in.
 
         What keeps all of itself keeps its mean too, as in PaSST and EfficientAT.
+
+        Args:
+            waveforms: (batch, samples).
+            lengths: (batch,): the samples of each row that are the clip; zeros follow. None: all of them.
         """
-        centred = waveforms - waveforms.mean(dim=1, keepdim=True)
+        centred = _centred(waveforms, lengths)
         mixed = (self.lam < 1).to(waveforms.device)[:, None]  # (batch, 1)
         return torch.where(mixed, self.of(centred), waveforms)
+
+    def of_lengths(self, lengths: Tensor) -> Tensor:
+        """Returns how long the mixed clips are, (batch,): a sound lasts as long as the longer one of its two."""
+        return torch.where(self.lam < 1, lengths.maximum(lengths[self.partner]), lengths)
+
+
+def _centred(waveforms: Tensor, lengths: Tensor | None) -> Tensor:
+    if lengths is None:
+        return waveforms - waveforms.mean(dim=1, keepdim=True)
+    own = torch.arange(waveforms.shape[1]) < lengths[:, None]  # (batch, samples)
+    means = waveforms.sum(dim=1) / lengths.to(waveforms)  # (batch,)
+    return (waveforms - means[:, None]).masked_fill(~own.to(waveforms.device), 0.0)
 
 
 def draw_mix(randomness: Randomness, config: MixupConfig, *, distance: Literal[1, 2] = 1) -> Mix:

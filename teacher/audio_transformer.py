@@ -170,12 +170,12 @@ class AudioTransformer(nn.Module, ABC):
         Returns:
             (batch, tokens, embed_dim).
         """
-        drop = self.training
+        time, single = self.patchout(grid.shape[-1]) if self.training else (0, 0)
         sequence = drop_patches(
             grid,
-            time=self.config.s_patchout_t if drop else 0,
-            frequency=self.config.s_patchout_f if drop else 0,
-            unstructured=self.config.u_patchout if drop else 0,
+            time=time,
+            frequency=self.config.s_patchout_f if self.training else 0,
+            unstructured=single,
             generator=generator,
         )  # (batch, patches, embed_dim)
         if tokens is not None:
@@ -185,6 +185,10 @@ class AudioTransformer(nn.Module, ABC):
         # A processor is busy with a few clips, and what lies between the layers takes the memory of these alone.
         clips = max(1, _TOKENS_AT_ONCE // sequence.shape[1])
         return torch.cat([self.norm(self.blocks(piece)) for piece in sequence.split(clips)])
+
+    def patchout(self, time_patches: int) -> tuple[int, int]:
+        """Returns how many columns, and then how many single patches, a training step leaves out of a grid."""
+        return self.config.s_patchout_t, self.config.u_patchout
 
     def init_weights(self) -> Self:
         """Draw fresh weights as DeiT does: truncated normal, deviation 0.02, biases 0; the patches keep torch's own."""

@@ -12,12 +12,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from pipeline.batches.reading import UNREACHABLE, BatchReader, FailedClip, ReadBatch, ViewedRows, Wanted
 from pipeline.batches.sampling import seed_for
 from pipeline.batches.waveform_cache import WaveformCache
+from pipeline.dataset.clip_lengths import divide_by_length
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.views import ViewsStamp, pick_views
 from pipeline.decoding.pool import DecodingPool
@@ -44,13 +45,28 @@ def check_reachable(failures: Iterable[FailedClip]) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class PaddedClips:
+    """Clips to be tagged, as rows of one tensor."""
+
+    rows: Tensor
+    """(batch,), int64: rows in the manifest."""
+    waveforms: Tensor
+    """(batch, samples), float32, -1 to 1; zeros behind clips that are shorter than the longest."""
+    lengths: Tensor | None
+    """(batch,), int64, on the CPU: the samples of each clip; None where all are equal."""
+    valid: Tensor
+    """(batch,), bool: False where the clip could not be decoded."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingBatch:
     """Waveforms, labels and teacher logits of some clips; tensors, on one device."""
 
     rows: Tensor
     """(batch,), int64: rows in the manifest."""
     waveforms: Tensor
-    """(batch, samples), float32, -1 to 1; silence where the clip is not valid."""
+    """(batch, samples), float32, -1 to 1; silence where the clip is not valid. Clips that keep their `lengths` stand
+    one behind the other, (samples of all,), and `padded` gives them as rows."""
     labels: Tensor
     """(batch, classes), float32, 0 or 1."""
     teacher_logits: Tensor
@@ -61,6 +77,8 @@ class TrainingBatch:
     """(batch,), bool: False where the clip could not be decoded."""
     label_mask: Tensor | None = None
     """(batch, classes), bool: where the label is known; None where all are."""
+    lengths: Tensor | None = None
+    """(batch,), int64, on the CPU: the samples of each clip; None where all are equal."""
     positions: Tensor
     """(batch,), int64: where the clips stand in the step's global batch, which several processes may share."""
     global_batch_size: int
@@ -76,6 +94,7 @@ class TrainingBatch:
         return cls(
             rows=torch.from_numpy(read.rows),
             waveforms=torch.from_numpy(read.waveforms),
+            lengths=None if read.lengths is None else torch.from_numpy(read.lengths),
             labels=torch.from_numpy(read.labels),
             teacher_logits=torch.from_numpy(read.teacher_logits),
             has_teacher=torch.from_numpy(read.has_teacher),
@@ -97,20 +116,46 @@ class TrainingBatch:
 
     def only(self, clips: Tensor | slice) -> "TrainingBatch":
         """Take some of the clips: a mask, (batch,) bool, or a slice."""
-        return replace(self, **{name: tensor[clips] for name, tensor in self._tensors().items()})
+        chosen = {name: tensor[clips] for name, tensor in self._tensors().items() if name != "waveforms"}
+        if self.lengths is None:
+            return replace(self, waveforms=self.waveforms[clips], **chosen)
+        sounds, numbers = self._sounds(), torch.arange(len(self))[clips].tolist()
+        waveforms = torch.cat([self.waveforms[:0], *(sounds[number] for number in numbers)])
+        return replace(self, waveforms=waveforms, **chosen)
+
+    def padded(self) -> Tensor:
+        """Returns the waveforms as rows, (batch, samples), with zeros behind those shorter than the longest."""
+        if self.lengths is None:
+            return self.waveforms
+        return nn.utils.rnn.pad_sequence(self._sounds(), batch_first=True)
+
+    def divided(self, sample_rate_hz: int) -> Iterator["PaddedClips"]:
+        """Yields the clips as rows, in parts none of which takes more memory than clips of ordinary length do."""
+        if self.lengths is None:
+            yield PaddedClips(rows=self.rows, waveforms=self.waveforms, lengths=None, valid=self.valid)
+            return
+        sounds = self._sounds()
+        for some in divide_by_length((self.lengths / sample_rate_hz).tolist(), len(self)):
+            waveforms = nn.utils.rnn.pad_sequence(sounds[some], batch_first=True)  # (batch, samples)
+            rows, valid, lengths = self.rows[some], self.valid[some], self.lengths[some]
+            yield PaddedClips(rows=rows, waveforms=waveforms, lengths=lengths, valid=valid)
 
     def within(self, first: int, global_batch_size: int) -> "TrainingBatch":
         """Returns the same clips as those from position `first` on of a global batch."""
         return replace(self, positions=torch.arange(first, first + len(self)), global_batch_size=global_batch_size)
 
     def to(self, device: torch.device) -> "TrainingBatch":
-        """Copy to a device, from pinned memory without waiting for the copy; rows and positions stay on the CPU."""
-        moving = {name: tensor for name, tensor in self._tensors().items() if name not in ("rows", "positions")}
+        """Copy to a device, from pinned memory without waiting for the copy; what only counts stays on the CPU."""
+        staying = ("rows", "positions", "lengths")
+        moving = {name: tensor for name, tensor in self._tensors().items() if name not in staying}
         return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in moving.items()})
 
     def pin_memory(self) -> "TrainingBatch":
         """Copy to page-locked memory; the loader calls this where a GPU is fed."""
         return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+
+    def _sounds(self) -> list[Tensor]:
+        return list(self.waveforms.split([] if self.lengths is None else self.lengths.tolist()))
 
     def _tensors(self) -> dict[str, Tensor]:
         values = {field.name: getattr(self, field.name) for field in fields(self)}
@@ -124,6 +169,7 @@ class JoinedDataset(Dataset[TrainingBatch]):
         manifest: the dataset.
         sample_rate_hz: the model's.
         seconds: the model's input length; longer clips are cut, shorter ones padded with silence.
+        own_lengths: leave shorter clips as short as they are; `seconds` may then be infinite.
         logits: the teachers' logits in the manifest's order; None where nobody needs them.
         cache: keeps decoded waveforms, `kept_seconds` long; None decodes every time.
         mirror: keeps what was read of a remote dataset; None asks its server every time.
@@ -136,29 +182,24 @@ class JoinedDataset(Dataset[TrainingBatch]):
         *,
         sample_rate_hz: int,
         seconds: float,
+        own_lengths: bool = False,
         logits: AlignedLogits | None = None,
         cache: WaveformCache | None = None,
         mirror: ShardMirror | None = None,
         views: ViewsStamp | None = None,
     ) -> None:
         self.manifest = manifest
-        self.sample_rate_hz = sample_rate_hz
-        self.seconds = seconds
         self.reader = BatchReader(
             manifest.clips,
             sample_rate_hz=sample_rate_hz,
             seconds=seconds,
+            own_lengths=own_lengths,
             logits=logits,
             cache=cache,
             mirror=mirror,
             views=views,
         )
         """Does the work, here or in decoding processes."""
-
-    @property
-    def samples(self) -> int:
-        """Length of a waveform."""
-        return self.reader.samples
 
     def requests(self, batches: Iterable[np.ndarray], *, seed: int, first_step: int) -> Iterator[Wanted]:
         """Yield the request for the rows, (batch,) int64, of each step from `first_step` on; see `request`."""

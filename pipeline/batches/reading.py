@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from pipeline.batches.waveform_cache import WaveformCache
-from pipeline.dataset.audio import load_waveform
+from pipeline.dataset.audio import load_waveform, load_whole_waveforms
+from pipeline.dataset.clip_lengths import ORDINARY_SECONDS, view_samples
 from pipeline.dataset.clip_table import ClipTable
 from pipeline.dataset.shards import read_ahead, read_clip_bytes
 from pipeline.dataset.views import View, ViewsStamp, apply_view, draw_view, extra_seconds
@@ -44,6 +45,8 @@ class ViewedRows:
     """(batch,), int64: which view of each clip."""
 
 
+_SILENCE = np.zeros(1, np.float32)
+
 Wanted = np.ndarray | ViewedRows
 """Rows of a batch, (batch,) int64, and which view of each clip where that matters."""
 
@@ -55,7 +58,10 @@ class ReadBatch:
     rows: np.ndarray
     """(batch,), int64: rows in the manifest."""
     waveforms: np.ndarray
-    """(batch, samples), float32, -1 to 1; silence where the clip is not valid."""
+    """(batch, samples), float32, -1 to 1; silence where the clip is not valid. Clips that keep their `lengths` stand
+    one behind the other: (samples of all,)."""
+    lengths: np.ndarray | None
+    """(batch,), int64: the samples of each clip, one of silence where it is not valid; None where all are equal."""
     labels: np.ndarray
     """(batch, classes), float32, 0 or 1."""
     teacher_logits: np.ndarray
@@ -79,6 +85,7 @@ class BatchReader:
         clips: the dataset's.
         sample_rate_hz: the model's.
         seconds: the model's input length; longer clips are cut, shorter ones padded with silence.
+        own_lengths: leave shorter clips as short as they are; `seconds` may then be infinite.
         logits: the teachers' logits in the manifest's order; None where nobody needs them.
         cache: keeps decoded waveforms, `kept_seconds` long; None decodes every time.
         mirror: keeps what was read of a remote dataset; None asks its server every time.
@@ -91,6 +98,7 @@ class BatchReader:
         *,
         sample_rate_hz: int,
         seconds: float,
+        own_lengths: bool = False,
         logits: AlignedLogits | None = None,
         cache: WaveformCache | None = None,
         mirror: ShardMirror | None = None,
@@ -98,8 +106,8 @@ class BatchReader:
     ) -> None:
         self.clips = clips
         self.sample_rate_hz = sample_rate_hz
-        self.samples = round(seconds * sample_rate_hz)
-        """Length of a waveform."""
+        self.seconds = seconds
+        self.own_lengths = own_lengths
         self.views = views
         self._logits = logits
         self._cache = cache
@@ -116,7 +124,8 @@ class BatchReader:
     def result_bytes(self, request: Wanted) -> int:
         """Returns how much memory the arrays of a batch take, and some more for what goes with them."""
         clips = len(request.rows if isinstance(request, ViewedRows) else request)
-        return clips * (4 * self.samples + 9 * self.clips.classes + 64) + 4096
+        samples = round(min(self.seconds, ORDINARY_SECONDS) * self.sample_rate_hz)  # what is longer takes a slower way
+        return clips * (4 * samples + 9 * self.clips.classes + 64) + 4096
 
     def name_of(self, row: int) -> str:
         """Returns a clip's id."""
@@ -140,15 +149,13 @@ class BatchReader:
         """
         rows = wanted.rows if isinstance(wanted, ViewedRows) else wanted
         views = self._draw_views(wanted)
-        # Written once, where they will be read: for each page that the kernel has to find, zero and map, a clip pays
-        # more than for a copy.
-        waveforms = (arena or Arena()).empty((len(rows), self.samples), np.float32)
+        sounds = _Sounds(len(rows), None if self.own_lengths else self._length(0), arena or Arena())
         failures: list[FailedClip] = []
         for index in np.lexsort((self.clips.offsets[rows], self.clips.shard_of_clip[rows])).tolist():
             row = int(rows[index])
             at(row)
             try:
-                waveforms[index] = self._viewed(self._waveform(row, read), views[index] if views else None)
+                sounds.put(index, self._viewed(self._waveform(row, read), views[index] if views else None))
             except DecodeError as error:
                 failures.append(FailedClip(row, error.reason, error.detail))
             except StorageUnavailableError as error:
@@ -156,11 +163,12 @@ class BatchReader:
             except PipelineError as error:
                 failures.append(FailedClip(row, "shard unreadable", str(error)))
         valid = ~np.isin(rows, [failure.row for failure in failures])
-        waveforms[~valid] = 0
+        waveforms, lengths = sounds.finish(valid)
         teacher_logits, has_teacher = self._teacher_logits(wanted)
         return ReadBatch(
             rows=rows,
             waveforms=waveforms,
+            lengths=lengths,
             labels=self.clips.label_matrix(rows),
             teacher_logits=teacher_logits,
             has_teacher=has_teacher,
@@ -177,9 +185,17 @@ class BatchReader:
         return [draw_view(config, self.clips.clip_id(row), number) for row, number in numbered]
 
     def _viewed(self, waveform: np.ndarray, view: View | None) -> np.ndarray:
+        samples = self._length(len(waveform), view)
         if view is None:
-            return waveform[: self.samples]
-        return apply_view(waveform, view, sample_rate_hz=self.sample_rate_hz, samples=self.samples)
+            return waveform[:samples]
+        return apply_view(waveform, view, sample_rate_hz=self.sample_rate_hz, samples=samples)
+
+    def _length(self, samples: int, view: View | None = None) -> int:
+        """Returns how long the waveform of a clip of so many samples is."""
+        if not self.own_lengths:
+            return round(self.seconds * self.sample_rate_hz)
+        shift_ms = 0 if view is None else view.shift_ms
+        return view_samples(samples, shift_ms, sample_rate_hz=self.sample_rate_hz, seconds=self.seconds)
 
     def _not_kept(self, rows: np.ndarray) -> np.ndarray:
         cache = self._cache
@@ -188,7 +204,11 @@ class BatchReader:
     def _waveform(self, row: int, read: Callable[[int], bytes]) -> np.ndarray:
         if self._cache is not None and (kept := self._cache.read(row)) is not None:
             return kept
-        waveform = load_waveform(read(row), sample_rate_hz=self.sample_rate_hz, seconds=self._kept_seconds)
+        encoded, rate, seconds = read(row), self.sample_rate_hz, self._kept_seconds
+        if self.own_lengths:
+            waveform = load_whole_waveforms(encoded, sample_rates_hz=(rate,), max_seconds=seconds)[rate]
+        else:
+            waveform = load_waveform(encoded, sample_rate_hz=rate, seconds=seconds)
         if self._cache is not None:
             self._cache.write(row, waveform)
         return waveform
@@ -201,6 +221,41 @@ class BatchReader:
         if views is None and self.views is not None:
             views = np.zeros(len(rows), np.int64)  # the clips as they are
         return self._logits.take(rows, views).astype(np.float32), self._logits.has_logits[rows]
+
+
+class _Sounds:
+    """The waveforms of a batch in the making: of one length, or each of its own.
+
+    Args:
+        clips: how many.
+        samples: the length; None where each has its own.
+        arena: takes the waveforms.
+    """
+
+    def __init__(self, clips: int, samples: int | None, arena: Arena) -> None:
+        self._arena = arena
+        self._own = [_SILENCE] * clips if samples is None else None
+        # Written once, where they will be read: for each page that the kernel has to find, zero and map, a clip pays
+        # more than for a copy.
+        self._equal = None if samples is None else arena.empty((clips, samples), np.float32)
+
+    def put(self, index: int, waveform: np.ndarray) -> None:
+        """Take a clip's waveform, (samples,)."""
+        if self._equal is not None:
+            self._equal[index] = waveform
+        elif self._own is not None and len(waveform):
+            self._own[index] = waveform
+
+    def finish(self, valid: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        """Returns waveforms and lengths as `ReadBatch` has them; clips that are not `valid`, (batch,), are silent."""
+        if self._equal is not None:
+            self._equal[~valid] = 0
+            return self._equal, None
+        assert self._own is not None
+        lengths = np.array([len(waveform) for waveform in self._own], np.int64)
+        waveforms = self._arena.empty((int(lengths.sum()),), np.float32)
+        np.concatenate([*self._own, waveforms[:0]], out=waveforms)
+        return waveforms, lengths
 
 
 def kept_seconds(seconds: float, views: ViewsStamp | None) -> float:

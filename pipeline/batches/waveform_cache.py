@@ -1,14 +1,16 @@
 """Decoded waveforms on the local disk, so that a small dataset is decoded once and not once an epoch.
 
-One sparse file holds a record for every clip of a manifest: a checksum, then the samples as float32, exactly as they
-were decoded, so that a run gives the same weights with and without the cache. Any number of processes may read and
-fill it at the same time; a record that was not written, or only in part, fails its checksum and is decoded again.
+One sparse file holds a record for every clip of a manifest: how many samples, a checksum, then the samples as float32,
+exactly as they were decoded, so that a run gives the same weights with and without the cache. Any number of processes
+may read and fill it at the same time; a record that was not written, or only in part, fails its checksum and is decoded
+again.
 """
 
 import hashlib
 import logging
 import os
 import shutil
+import struct
 import zlib
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,8 @@ from pipeline.storage.descriptors import open_descriptor, read_at, write_at
 if TYPE_CHECKING:
     from pipeline.dataset.manifest import Manifest
 
-_HEADER_BYTES = 8
+_HEADER = struct.Struct("<II")
+"""Samples, at least one, so that it never reads as a hole in the file does; CRC of their bytes."""
 _log = logging.getLogger(__name__)
 
 
@@ -33,17 +36,26 @@ class WaveformCache:
         manifest: the dataset; other bytes or other rows have another file.
         sample_rate_hz: of the waveforms.
         samples: a waveform's length.
+        own_lengths: clips are as long as they are, and those of more than `samples` are not kept.
 
     Raises:
         UsageError: the disk or the limit has no room for the whole dataset.
     """
 
-    def __init__(self, cache: CacheFolder, manifest: "Manifest", *, sample_rate_hz: int, samples: int) -> None:
+    def __init__(
+        self,
+        cache: CacheFolder,
+        manifest: "Manifest",
+        *,
+        sample_rate_hz: int,
+        samples: int,
+        own_lengths: bool = False,
+    ) -> None:
         self._samples = samples
-        self._record_bytes = _HEADER_BYTES + 4 * samples
+        self._record_bytes = _HEADER.size + 4 * samples
         self._descriptor: int | None = None
         key = [manifest.identity, *(manifest.shard_identity(shard) for shard in manifest.shards)]
-        key += [str(sample_rate_hz), str(samples)]
+        key += [str(sample_rate_hz), str(samples), *(["own lengths"] if own_lengths else [])]
         self.path = cache.folder / f"waveforms-{hashlib.sha256(' '.join(key).encode()).hexdigest()[:32]}.f32"
         self._check_room(len(manifest), cache)
         self._open()
@@ -69,20 +81,24 @@ class WaveformCache:
     def read(self, row: int) -> np.ndarray | None:
         """Returns the waveform, (samples,) float32, of the clip at `row`; None where it is not there yet."""
         record = read_at(self._open(), self._record_bytes, row * self._record_bytes)
-        if len(record) < self._record_bytes or record[:_HEADER_BYTES] != _checksum(record[_HEADER_BYTES:]):
+        samples = _HEADER.unpack_from(record)[0] if len(record) > _HEADER.size else 0
+        content = record[_HEADER.size : _HEADER.size + 4 * samples]
+        if not samples or record[: _HEADER.size] != _HEADER.pack(len(content) // 4, zlib.crc32(content)):
             return None
-        return np.frombuffer(record, dtype=np.float32, offset=_HEADER_BYTES)
+        return np.frombuffer(content, dtype=np.float32)
 
     def holds(self, row: int) -> bool:
         """Whether something was written for the clip at `row`; only `read` knows whether it is whole."""
-        start = read_at(self._open(), _HEADER_BYTES, row * self._record_bytes)
+        start = read_at(self._open(), _HEADER.size, row * self._record_bytes)
         return any(start)
 
     def write(self, row: int, waveform: np.ndarray) -> None:
-        """Keep the waveform of the clip at `row`; on a disk that filled up meanwhile it is not kept."""
+        """Keep the waveform of the clip at `row`; one that is too long, or finds the disk full, is not kept."""
+        if not 0 < len(waveform) <= self._samples:
+            return
         content = np.ascontiguousarray(waveform, dtype=np.float32).tobytes()
         try:
-            write_at(self._open(), _checksum(content) + content, row * self._record_bytes)
+            write_at(self._open(), _HEADER.pack(len(waveform), zlib.crc32(content)) + content, row * self._record_bytes)
         except OSError as error:
             _log.warning("%s: a decoded clip could not be kept (%s)", self.path, error)
 
@@ -97,8 +113,3 @@ class WaveformCache:
     def __del__(self) -> None:
         if getattr(self, "_descriptor", None) is not None:
             os.close(self._descriptor)  # pyright: ignore[reportArgumentType]
-
-
-def _checksum(content: bytes) -> bytes:
-    # Never all zeros, which is what a hole in the file reads as.
-    return b"CRC\0" + zlib.crc32(content).to_bytes(4, "little")

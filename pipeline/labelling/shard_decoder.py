@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pipeline.dataset.audio import load_whole_waveforms
+from pipeline.dataset.clip_lengths import divide_by_length, view_samples
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.shards import read_clip_bytes
 from pipeline.dataset.views import View, ViewsStamp, apply_view, draw_view, extra_seconds
@@ -26,9 +27,6 @@ from pipeline.storage import files as storage
 
 _BATCHES_AHEAD = 3
 """One being filled, one full, one in the making: enough for the model never to wait where the threads keep up."""
-
-ORDINARY_SECONDS = 11.0
-"""Where clips are longer than this, fewer make a batch, so that it takes no more memory than others do."""
 
 Waveforms = dict[int, np.ndarray]
 """Sample rate in Hz → one view of a clip, (samples,) float32."""
@@ -171,8 +169,8 @@ class ShardDecoder:
 
     def _view(self, waveform: np.ndarray, view: View, rate: int) -> np.ndarray:
         """Make a view that ends with its sound, or where no teacher hears it any more."""
-        samples = round(min(len(waveform) + view.shift_ms * rate / 1000, self._seconds * rate))
-        return apply_view(waveform, view, sample_rate_hz=rate, samples=max(samples, 1))
+        samples = view_samples(len(waveform), view.shift_ms, sample_rate_hz=rate, seconds=self._seconds)
+        return apply_view(waveform, view, sample_rate_hz=rate, samples=samples)
 
     def _assemble(self, clips: Sequence[tuple[int, Future[list[Waveforms] | ClipFailure]]]) -> list[ClipBatch]:
         decoded = [(row, future.result()) for row, future in clips]
@@ -183,16 +181,8 @@ class ShardDecoder:
 
     def _divide(self, clips: Sequence[Decoded]) -> list[list[Decoded]]:
         """Divide clips, in their order, so that none of the batches takes more memory than one of ordinary clips."""
-        batches: list[list[Decoded]] = []
-        longest = 0.0
-        for clip in clips:
-            seconds = max(len(samples) / rate for rate, samples in clip[1][0].items())
-            longest = max(longest, seconds)
-            if not batches or (len(batches[-1]) + 1) * longest > self._batch_size * ORDINARY_SECONDS:
-                batches.append([])
-                longest = seconds
-            batches[-1].append(clip)
-        return batches
+        seconds = [max(len(samples) / rate for rate, samples in views[0].items()) for _, views in clips]
+        return [list(clips[some]) for some in divide_by_length(seconds, self._batch_size)]
 
     def _batch(self, clips: Sequence[Decoded], failures: dict[int, ClipFailure]) -> ClipBatch:
         rows = [row for row, _ in clips]

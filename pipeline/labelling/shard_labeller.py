@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 import teacher
+from pipeline.dataset.clip_lengths import ORDINARY_SECONDS
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import CheckpointError, DecodeError, PipelineError
-from pipeline.labelling.shard_decoder import ORDINARY_SECONDS, ClipBatch, ShardDecoder, ViewedClips
+from pipeline.labelling.shard_decoder import ClipBatch, ShardDecoder, ViewedClips
 from pipeline.labelling.teacher_spec import TeacherSpec
 from pipeline.logits.forms import mean_of_members
 from pipeline.logits.stamp import StoreStamp

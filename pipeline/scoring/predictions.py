@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.models.device import Precision
+from pipeline.models.hearing import tag_waveforms
 
 
 class WaveformBatch(Protocol):
@@ -22,7 +23,12 @@ class WaveformBatch(Protocol):
 
     @property
     def waveforms(self) -> Tensor:
-        """(batch, samples), float32, -1 to 1."""
+        """(batch, samples), float32, -1 to 1; zeros behind clips that are shorter than the longest."""
+        ...
+
+    @property
+    def lengths(self) -> Tensor | None:
+        """(batch,), int64, on the CPU: the samples of each clip; None where all are equal."""
         ...
 
     @property
@@ -83,18 +89,9 @@ def iter_predictions(
             if not valid.any():
                 continue
             waveforms = batch.waveforms[valid].to(device, non_blocking=True)  # (batch, samples)
-            logits = _forward(models, waveforms, precision).cpu().numpy()
-            yield Predictions(rows=batch.rows[valid].numpy(), logits=logits)
-
-
-def _forward(models: Sequence[nn.Module], waveforms: Tensor, precision: Precision) -> Tensor:
-    """Returns (models, batch, classes) float32 logits."""
-    logits = []
-    for model in models:
-        features = model.get_submodule("front_end")(waveforms)
-        with torch.autocast(waveforms.device.type, getattr(torch, precision), enabled=precision != "float32"):
-            logits.append(model(features).float())  # (batch, classes)
-    return torch.stack(logits)
+            lengths = None if batch.lengths is None else batch.lengths[valid]
+            logits = torch.stack([tag_waveforms(model, waveforms, lengths, precision) for model in models])
+            yield Predictions(rows=batch.rows[valid].numpy(), logits=logits.cpu().numpy())
 
 
 @contextmanager

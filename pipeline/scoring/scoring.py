@@ -3,17 +3,19 @@
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from typing import cast
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.batches.join import JoinedDataset, TrainingBatch, batch_loader, check_reachable
+from pipeline.batches.join import JoinedDataset, PaddedClips, TrainingBatch, batch_loader, check_reachable
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ManifestError, TooManyFailuresError
 from pipeline.logits.store import LogitStore
 from pipeline.models.device import Precision
+from pipeline.models.hearing import AudioModel, model_input
 from pipeline.models.loading import LoadedModel
 from pipeline.models.weights import Task
 from pipeline.redaction import redact
@@ -64,10 +66,10 @@ def run_models(
         precision: of the networks.
     """
     systems: dict[int, System] = {}
-    inputs = [(model.sample_rate_hz, model.input_seconds) for model in models]
-    for rate, seconds in dict.fromkeys(inputs):
-        sharing = [place for place, wanted in enumerate(inputs) if wanted == (rate, seconds)]
-        dataset = JoinedDataset(manifest, sample_rate_hz=rate, seconds=seconds)
+    inputs = [model_input(cast("AudioModel", model.network)) for model in models]
+    for shared in dict.fromkeys(inputs):
+        sharing = [place for place, wanted in enumerate(inputs) if wanted == shared]
+        dataset = JoinedDataset(manifest, **asdict(shared))
         batches = np.split(np.arange(len(manifest)), np.arange(batch_size, len(manifest), batch_size))
         loader = batch_loader(dataset, batches, workers=workers, device=device)
         failures: dict[int, str] = {}
@@ -75,7 +77,8 @@ def run_models(
         logits = [scratch_array((len(manifest), len(manifest.vocabulary)), np.float32) for _ in sharing]
         broken: list[dict[int, str]] = [{} for _ in sharing]
         with progress_bar(f"scoring {', '.join(models[place].name for place in sharing)}", len(manifest)) as bar:
-            for found in iter_predictions(networks, _watch(loader, failures, bar), device=device, precision=precision):
+            watched = _watch(loader, failures, bar, shared.sample_rate_hz)
+            for found in iter_predictions(networks, watched, device=device, precision=precision):
                 for target, faults, predicted in zip(logits, broken, found.logits, strict=True):
                     target[found.rows] = predicted
                     bad = found.rows[~np.isfinite(predicted).all(axis=1)].tolist()
@@ -93,11 +96,13 @@ def run_models(
     return [systems[place] for place in range(len(models))]
 
 
-def _watch(batches: Iterable[TrainingBatch], failures: dict[int, str], bar: ProgressBar) -> Iterator[TrainingBatch]:
+def _watch(
+    batches: Iterable[TrainingBatch], failures: dict[int, str], bar: ProgressBar, sample_rate_hz: int
+) -> Iterator[PaddedClips]:
     for batch in batches:
         check_reachable(batch.failures)
         failures.update((failure.row, failure.reason) for failure in batch.failures)
-        yield batch
+        yield from batch.divided(sample_rate_hz)
         bar.advance(len(batch))
 
 

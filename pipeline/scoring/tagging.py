@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 import student
 import teacher
+from pipeline.models.hearing import tag_waveforms
 from pipeline.models.loading import LoadedModel
 
 
@@ -44,9 +45,7 @@ def tag_window(model: LoadedModel, window: np.ndarray) -> np.ndarray:
 
 def _logits(network: nn.Module, waveform: Tensor, model: LoadedModel) -> Tensor:
     if isinstance(network, teacher.AudioTransformer):
-        lengths = torch.tensor([waveform.shape[1]])
-        features = network.front_end(waveform, lengths=lengths)
-        return network(features, frames=network.front_end.frames(lengths))
+        return tag_waveforms(network, waveform, torch.tensor([waveform.shape[1]]))
     assert isinstance(network, student.Tagger), type(network)
     shortest = network.front_end.shortest_samples
     if not network.takes_any_length:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.batches.join import FailureTally, JoinedDataset, TrainingBatch, load_batches
+from pipeline.batches.join import FailureTally, JoinedDataset, PaddedClips, load_batches
 from pipeline.batches.reading import FailedClip
 from pipeline.decoding.pool import DecodingPool
 from pipeline.errors import LostProcessError, TooManyFailuresError
@@ -74,7 +74,7 @@ class Evaluation:
         label_mask = self.dataset.manifest.label_mask(rows[order])
         return {**self.score(logits[order], labels, label_mask), "clips": float(len(rows))}
 
-    def _batches(self, stop: StopRequest, pool: DecodingPool, failures: list[FailedClip]) -> Iterator[TrainingBatch]:
+    def _batches(self, stop: StopRequest, pool: DecodingPool, failures: list[FailedClip]) -> Iterator[PaddedClips]:
         """Load this rank's batches; ask all ranks before each whether to go on."""
         clips, ranks = len(self.dataset.manifest), self.ranks
         batches = np.array_split(np.arange(clips), math.ceil(clips / min(self.batch_size, _MAX_CLIPS)))
@@ -90,4 +90,4 @@ class Evaluation:
             ranks.go_on_together(problem)
             if batch is not None:
                 failures.extend(batch.failures)
-                yield batch
+                yield from batch.divided(self.dataset.reader.sample_rate_hz)

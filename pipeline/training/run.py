@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from pipeline.batches.reading import kept_seconds
 from pipeline.batches.sampling import EpochSampler, StreamSampler, build_sampler
 from pipeline.batches.streaming import load_steps
 from pipeline.batches.waveform_cache import WaveformCache
+from pipeline.dataset.clip_lengths import ORDINARY_SECONDS
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.views import ViewsStamp
 from pipeline.dataset.vocabulary import Vocabulary
@@ -32,6 +33,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.logits.alignment import AlignedLogits
+from pipeline.models.hearing import AudioModel, model_input
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.progress import MetricLog, ProgressBar, progress_bar
 from pipeline.runtime.stopping import StopRequest, StopRequestedError, stop_on_signals, stopping_signal
@@ -57,20 +59,6 @@ class RunResult:
     nothing was evaluated."""
 
 
-class AudioModel(Protocol):
-    """A model that says which waveforms it takes."""
-
-    @property
-    def sample_rate_hz(self) -> int:
-        """Sample rate of its waveforms."""
-        ...
-
-    @property
-    def input_seconds(self) -> float:
-        """Length of its waveforms."""
-        ...
-
-
 def open_clips(
     config: TrainingConfig,
     manifest: Manifest,
@@ -83,14 +71,20 @@ def open_clips(
     Raises:
         UsageError: decoded audio is to be kept, but the disk has no room for it.
     """
-    rate, seconds, cache = model.sample_rate_hz, model.input_seconds, None
-    folder = config.cache_folder()
+    wanted, cache, folder = model_input(model), None, config.cache_folder()
+    rate, own_lengths = wanted.sample_rate_hz, wanted.own_lengths
     if config.cache_audio:
-        samples = round(rate * kept_seconds(seconds, views))
-        cache = WaveformCache(folder, manifest, sample_rate_hz=rate, samples=samples)
-    mirror = ShardMirror(folder, manifest.location)
+        samples = round(rate * kept_seconds(min(wanted.seconds, ORDINARY_SECONDS), views))
+        cache = WaveformCache(folder, manifest, sample_rate_hz=rate, samples=samples, own_lengths=own_lengths)
     return JoinedDataset(
-        manifest, sample_rate_hz=rate, seconds=seconds, logits=logits, cache=cache, mirror=mirror, views=views
+        manifest,
+        sample_rate_hz=rate,
+        seconds=wanted.seconds,
+        own_lengths=own_lengths,
+        logits=logits,
+        cache=cache,
+        mirror=ShardMirror(folder, manifest.location),
+        views=views,
     )
 
 

@@ -1,5 +1,6 @@
 """A transformer in training on labels: its loss, its metrics, and its layers' learning rates."""
 
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -61,22 +62,32 @@ class TeacherLearner(Learner):
         """Mix the clips, tag them, and compare with the equally mixed labels: a scalar, in nats."""
         randomness = student.Randomness(generator, batch.positions, batch.global_batch_size)
         with torch.no_grad():
-            waveforms = student.augment_waveforms(batch.waveforms, self._augment, randomness)  # (batch, samples)
-            mix = student.draw_mix(randomness, self._mixup)
-            if self._mixup.of == "waveform":
-                waveforms = mix.of_waveforms(waveforms)
-            features = self.mask(self.model.front_end(waveforms, generator), randomness)
-            if self._mixup.of == "spectrogram":
-                features = mix.of(features)
+            features, frames, mix = self.hear(batch, generator, randomness)
             positives, label_mask = map(mix.of, student.known_labels(batch.labels, batch.label_mask))
-        logits = network(features, generator)  # (batch, classes)
+        logits = network(features, generator, frames)  # (batch, classes)
         return student.masked_bce(logits, positives, label_mask).mean()
 
-    def mask(self, features: Tensor, randomness: student.Randomness) -> Tensor:
+    def hear(
+        self, batch: TrainingBatch, generator: torch.Generator, randomness: student.Randomness
+    ) -> tuple[Tensor, Tensor | None, student.Mix]:
+        """Returns the mixed clips' features, how many frames of each are its own, and how the clips were mixed."""
+        lengths, front_end = batch.lengths, self.model.front_end
+        waveforms = student.augment_waveforms(batch.padded(), self._augment, randomness, lengths)  # (batch, samples)
+        mix = student.draw_mix(randomness, self._mixup)
+        if self._mixup.of == "waveform":
+            waveforms = mix.of_waveforms(waveforms, lengths)
+            lengths = None if lengths is None else mix.of_lengths(lengths)
+        frames = None if lengths is None else front_end.frames(lengths)  # (batch,)
+        features = self.mask(front_end(waveforms, generator, lengths=lengths), randomness, frames)
+        if self._mixup.of == "spectrogram":
+            features, frames = mix.of(features), None if frames is None else mix.of_lengths(frames)
+        return features, frames, mix
+
+    def mask(self, features: Tensor, randomness: student.Randomness, frames: Tensor | None = None) -> Tensor:
         """Hide bands and frames of (batch, mels, frames), or of AST's (batch, frames, mels)."""
         time_first = self.model.front_end.time_first
         images = (features.mT if time_first else features)[:, None]  # (batch, 1, mels, frames)
-        masked = student.augment_features(images, self._augment, randomness)[:, 0]  # (batch, mels, frames)
+        masked = student.augment_features(images, self._augment, randomness, frames)[:, 0]  # (batch, mels, frames)
         return masked.mT if time_first else masked
 
     def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
@@ -104,6 +115,6 @@ def check_patchout(model: teacher.AudioTransformer) -> None:
     silence = torch.zeros(1, round(model.sample_rate_hz * model.input_seconds))  # (batch, samples)
     try:
         with torch.no_grad():
-            model.train()(model.front_end(silence))
+            deepcopy(model).train()(model.front_end(silence))  # a copy: silence is nothing to take statistics of
     except ValueError as error:
         raise UsageError(f"--patchout: too much for {model.model_name}: {error}") from error

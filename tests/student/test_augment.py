@@ -78,3 +78,19 @@ def test_a_mask_hides_one_run_along_its_axis(seed, most, dim) -> None:
 def test_negative_strengths_are_refused() -> None:
     with pytest.raises(ValueError, match="augment"):
         AugmentConfig(gain_db=-1)
+
+
+def test_short_clips_are_rolled_and_masked_within_their_own_lengths() -> None:
+    lengths = torch.tensor([40, 1000])
+    waveforms = torch.randn(2, 1000).masked_fill(torch.arange(1000) >= lengths[:, None], 0.0)
+    rolled = roll(waveforms, 30, randomness(2, 1), lengths)
+    assert not torch.equal(rolled[0], waveforms[0])
+    assert torch.equal(rolled[0, :40].sort().values, waveforms[0, :40].sort().values)
+    assert not rolled[0, 40:].any()
+    frames, features = torch.tensor([5, 400]), torch.randn(2, 1, 16, 400)
+    config = AugmentConfig(mask_frames=300)
+    for seed in range(20):
+        masked = augment_features(features, config, randomness(2, seed), frames)
+        assert torch.equal(masked[0, :, :, 5:], features[0, :, :, 5:])
+        longer = augment_features(torch.nn.functional.pad(features, (0, 50)), config, randomness(2, seed), frames)
+        assert torch.equal(longer[..., :400], masked)  # whatever room there is behind the clips

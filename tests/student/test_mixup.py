@@ -97,3 +97,13 @@ def test_clips_that_are_mixed_twice_meet_two_others() -> None:
     assert (near, far) == ([1, 0, 3, 2, 5, 4, 7, 6], [2, 3, 0, 1, 6, 7, 4, 5])
     odd = draw_mix(randomness(7), MixupConfig(), distance=2)  # 5 would meet 7
     assert (odd.partner[5], odd.lam[5]) == (5, 1.0)
+
+
+def test_sounds_of_unlike_lengths_are_mixed_within_their_own() -> None:
+    lengths = torch.tensor([3, 5, 2])
+    waveforms = torch.tensor([[1.0, 2, 3, 0, 0], [4, 4, 4, 4, 9], [7, 8, 0, 0, 0]])
+    mix = Mix(torch.tensor([1, 0, 2]), torch.tensor([0.75, 0.75, 1.0]))
+    first, second = torch.tensor([-1.0, 0, 1, 0, 0]), torch.tensor([-1.0, -1, -1, -1, 4])  # without their means
+    expected = torch.stack([0.75 * first + 0.25 * second, 0.75 * second + 0.25 * first, waveforms[2]])
+    torch.testing.assert_close(mix.of_waveforms(waveforms, lengths), expected)
+    assert mix.of_lengths(lengths).tolist() == [5, 5, 2]

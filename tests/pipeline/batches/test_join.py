@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -119,3 +120,31 @@ def test_clips_of_a_batch_are_read_in_the_order_in_which_they_lie(dataset: Joine
 
     dataset.reader.join(np.array([20, 3, 11, 0]), read)
     assert asked == [0, 3, 11, 20]
+
+
+def test_clips_of_own_lengths_stand_one_behind_the_other_and_are_padded_as_rows(manifest: Manifest) -> None:
+    dataset = JoinedDataset(manifest, sample_rate_hz=8000, seconds=float("inf"), own_lengths=True)
+    fixed = JoinedDataset(manifest, sample_rate_hz=8000, seconds=0.5)
+    rows = np.array([4, 5, 6])  # 5 can't be decoded
+    batch, padded = dataset[rows], fixed[rows].waveforms
+    assert batch.lengths is not None
+    assert batch.lengths.tolist() == [4000, 1, 4000]
+    assert batch.waveforms.shape == (8001,)
+    assert torch.equal(batch.padded(), padded)
+    for some in (batch.only_valid(), batch.only(slice(0, 3, 2)), batch.only(torch.tensor([True, False, True]))):
+        assert torch.equal(some.padded(), padded[::2])
+        assert some.lengths is not None
+        assert some.lengths.tolist() == [4000, 4000]
+
+
+def test_a_long_clip_makes_no_tensor_of_a_whole_batch_of_its_length(manifest: Manifest) -> None:
+    batch = JoinedDataset(manifest, sample_rate_hz=8000, seconds=1.0)[np.arange(6)]
+    lengths = torch.tensor([10, 10, 3600, 10, 10, 10]) * 8
+    batch = replace(batch, waveforms=torch.arange(float(lengths.sum())), lengths=lengths)
+    parts = list(batch.divided(8))
+    assert [part.rows.tolist() for part in parts] == [[0, 1], [2], [3, 4, 5]]
+    assert max(part.waveforms.numel() for part in parts) == 3600 * 8
+    ends = {
+        row: part.waveforms[place, lengths[row] - 1] for part in parts for place, row in enumerate(part.rows.tolist())
+    }
+    assert [ends[row] for row in range(6)] == (lengths.cumsum(0) - 1).tolist()

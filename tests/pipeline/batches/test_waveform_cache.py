@@ -68,3 +68,14 @@ def test_a_disk_without_room_is_refused_before_the_run(
     with pytest.raises(UsageError, match=r"4 decoded clips take .* GB, but only"):
         open_cache(tmp_path, manifest)
     open_cache(tmp_path, manifest, samples=99)
+
+
+def test_clips_of_own_lengths_come_back_as_long_as_they_were_and_longer_ones_are_decoded_again(
+    tmp_path: Path, manifest: Manifest
+) -> None:
+    cache = WaveformCache(CacheFolder(tmp_path, 1e9), manifest, sample_rate_hz=8000, samples=100, own_lengths=True)
+    for row, samples in enumerate((1, 40, 101, 100)):
+        cache.write(row, np.arange(1, samples + 1, dtype=np.float32))
+    lengths = [None if (kept := cache.read(row)) is None else len(kept) for row in range(4)]
+    assert lengths == [1, 40, None, 100]
+    assert open_cache(tmp_path, manifest).read(1) is None  # whoever pads has another file

@@ -13,6 +13,7 @@ class Batch:
     rows: Tensor
     waveforms: Tensor
     valid: Tensor
+    lengths: Tensor | None = None
 
 
 class Loudness(nn.Module):
