@@ -8,7 +8,7 @@ OUT ?= runs/demo
 RECIPE ?= manifests/recipes/sample_mn04.toml
 TEACHERS := --teacher passt_tiny=manifests/sample/passt_tiny.safetensors ast_tiny=manifests/sample/ast_tiny.safetensors
 
-.PHONY: demo study test check lock clean
+.PHONY: demo study test check ffmpeg lock clean
 
 demo: .venv/ready
 	rm -rf $(OUT)
@@ -26,8 +26,14 @@ study: .venv/ready
 	$(BIN)/python -m benchmarks.study --data $(DATA) --out $(OUT) --recipe manifests/recipes/study_mn02.toml $(TEACHERS)
 
 # Two processes with a thread each: on two cores half the time, and no more memory than a laptop has.
-test: .venv/ready
+test: .venv/ready ffmpeg
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# FFmpeg's command line is the independent decoder of the tests; those that need it skip where it can't be had.
+ffmpeg:
+	@command -v ffmpeg > /dev/null \
+		|| { export DEBIAN_FRONTEND=noninteractive; timeout 300 sh -c 'apt-get update && apt-get install --yes --no-install-recommends ffmpeg' > /dev/null 2>&1; } \
+		|| echo 'make: no ffmpeg, and apt-get could not install it: tests that compare with it skip'
 
 check: .venv/ready
 	$(BIN)/ruff check .

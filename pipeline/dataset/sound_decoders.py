@@ -82,6 +82,11 @@ class RawPcm:
     end: int
     """Where the samples lie in the file."""
 
+    def is_read_by(self, file: soundfile.SoundFile) -> bool:
+        """Returns whether libsndfile takes the samples for the same; it takes floats in some Wave64 for integers."""
+        found = file.subtype, file.samplerate, file.channels
+        return found == (self.subtype, self.sample_rate_hz, self.channels)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SndfileStream(EncodedStream):
@@ -92,11 +97,11 @@ class SndfileStream(EncodedStream):
     """Of a channel, that are there; None where libsndfile itself goes to the end to see."""
     claimed: int | None = None
     raw: RawPcm | None = None
-    """How to read it where libsndfile goes by a header that is wrong about the length."""
+    """How to read it where libsndfile goes by a header that is wrong about the length, or reads the header wrongly."""
 
     @contextmanager
     def open(self, max_seconds: float | None) -> Iterator[Decoding]:
-        """Begin to decode; without its header, if that keeps libsndfile from reading all that is there."""
+        """Begin to decode; without its header, if libsndfile would read anything but what is there."""
         file = self._open_file()
         with file:
             blocks = self._blocks(file, _block_samples(file.samplerate, file.channels, max_seconds))
@@ -110,7 +115,7 @@ class SndfileStream(EncodedStream):
             if self.raw is None:
                 raise DecodeError("unreadable header", _message(error)) from error
         else:
-            if self.raw is None or file.frames == self.samples:
+            if self.raw is None or (file.frames == self.samples and self.raw.is_read_by(file)):
                 return file
             file.close()
         return _open_raw(self.data, self.raw)

@@ -68,6 +68,14 @@ def test_every_coding_is_heard_to_its_end_whatever_its_header_says(format: str, 
     np.testing.assert_array_equal(decode(with_size(data, field, size)).samples, wanted)
 
 
+@pytest.mark.parametrize("container", ["wav", "w64", "aiff", "caf", "au"])
+@pytest.mark.parametrize("bits", [32, 64])
+def test_floats_that_ffmpeg_wrote_are_heard_as_floats(container: str, bits: int) -> None:
+    samples = noise(SAMPLES, 2)
+    codec = f"pcm_f{bits}{'le' if container in ('wav', 'w64') else 'be'}"
+    np.testing.assert_array_equal(decode(by_ffmpeg(samples, RATE, container, codec)).samples, samples.mean(axis=1))
+
+
 @pytest.mark.parametrize("format", SIZE_FIELDS)
 def test_a_header_that_is_wrong_about_the_length_is_noted(format: str) -> None:
     data = sound(format)
