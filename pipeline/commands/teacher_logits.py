@@ -23,6 +23,7 @@ from pipeline.models.device import Precision, PrecisionChoice, choose_device, fa
 from pipeline.runtime.progress import progress_bar
 from pipeline.runtime.ray_address import check_address
 from pipeline.runtime.stopping import stop_on_signals
+from pipeline.runtime.watching import PATIENCE_SECONDS
 from pipeline.storage import files as storage
 from pipeline.storage.one_writer import one_writer
 
@@ -61,8 +62,11 @@ class TeacherLogitsConfig:
     the GPU, or without one the CPU, of the machine that starts the run has instructions for it, float16 on older GPUs,
     and float32 on other CPUs. |Difference| to float32 in the logits, median and 99.9th percentile, of trained teachers
     on real clips: bfloat16 0.002 and 0.012, float16 0.0001 and 0.001."""
-    decode_threads: int = 0
-    """Threads an actor decodes with, ahead of the teachers; 0 is one for each of its cores."""
+    decode_workers: int = 0
+    """Processes an actor decodes with, ahead of the teachers; 0 is one for each of its cores."""
+    patience: float = PATIENCE_SECONDS
+    """Seconds that an actor, or a process that decodes for it, may be waited for without a sign of life. Then the shard
+    is begun again, up to three times; the others are done all the same."""
     address: Annotated[str | None, Parameter(env_var="RAY_ADDRESS")] = None
     """Of the Ray cluster that this machine belongs to: HOST:PORT, or auto to find it. Without it Ray runs on this
     machine for this run. A submitted job finds its own cluster."""
@@ -98,10 +102,12 @@ class TeacherLogitsConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; choose 1 or more")
-        for name in ("decode_threads", "gpus_per_actor"):
+        for name in ("decode_workers", "gpus_per_actor"):
             value = getattr(self, name)
             if value is not None and value < 0:
                 raise UsageError(f"{name} is {value}; choose 0 or more")
+        if not self.patience > 0:
+            raise UsageError(f"patience is {self.patience}; choose a number of seconds above 0")
         if not 0 <= self.max_failed <= 1:
             raise UsageError(f"max_failed is {self.max_failed}; choose a share from 0 to 1")
 
@@ -139,7 +145,8 @@ def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
             teachers=specs,
             stamp=stamp,
             batch_size=config.batch_size,
-            decode_threads=config.decode_threads,
+            decode_workers=config.decode_workers,
+            patience=config.patience,
         )
         try:
             errors = _label(config, labeller, manifest, shards) if shards else {}
@@ -207,6 +214,8 @@ def _label(
         for outcome in outcomes:
             if stop.requested:
                 raise KeyboardInterrupt  # the one that the signal raised got lost in Ray
+            if outcome.warning:
+                _log.warning("%s", outcome.warning)
             if outcome.ends_run:
                 raise PipelineError(outcome.error)
             done.append(outcome)

@@ -74,7 +74,7 @@ class DecodingPool:
         self._patience_flag = "" if patience is None else ", or allow more by --patience"
         self._interrupted, self._remedy = interrupted, remedy
         self._tickets = itertools.count()
-        self._orders: dict[int, _Order] = {}
+        self._orders: dict[int, Order] = {}
         self._ended: list[_Worker] = []
         self._news: SimpleQueue[None] = SimpleQueue()
         self._known: dict[int, tuple[Reader, SharedFile]] = {}
@@ -120,16 +120,44 @@ class DecodingPool:
             LostProcessError: a process died or does not answer.
             StopRequestedError: `interrupted` said so while a result was waited for.
         """
+        asked = iter(requests)
         if not self._workers:
-            for request in requests:
+            for request in asked:
                 result = reader.load(request, Arena(), lambda row: None)
                 yield result if receive is None else receive(result)
             return
-        load = _Load(self, reader, requests, self._workers[:processes], receive)
-        try:
-            yield from load.results()
-        finally:
-            load.close()
+        for first in asked:
+            ahead = _AHEAD * len(self._workers[:processes])
+            queue = self.open_queue(
+                reader, ahead, reader.result_bytes(first), held=_HELD, processes=processes, receive=receive
+            )
+            try:
+                yield from queue.results(itertools.chain([first], asked), ahead)
+            finally:
+                queue.close()
+
+    def open_queue(
+        self,
+        reader: Reader,
+        ahead: int,
+        result_bytes: int,
+        *,
+        held: int,
+        processes: int | None = None,
+        receive: Callable[[Any], Any] | None = None,
+    ) -> "RequestQueue":
+        """Returns a queue for requests to a reader, for whoever wants to choose when to make them.
+
+        Args:
+            reader: does the work.
+            ahead: how many requests may be on their way.
+            result_bytes: memory for the arrays of a result; those of a larger one come through a pipe, which is slower.
+            held: results that whoever asks may hold without a copy being made.
+            processes: as for `load`.
+            receive: as for `load`.
+        """
+        workers = self._workers[:processes]
+        return RequestQueue(self, reader, workers, Blocks(ahead + held, result_bytes), held=held, receive=receive)
 
     def learn(self, reader: Reader) -> int:
         """Tell all processes a reader, once; give its number."""
@@ -141,36 +169,35 @@ class DecodingPool:
                 worker.send(Learn(number, packed, file.path))
         return number
 
-    def order(self, load: "_Load", worker: "_Worker", request: Any, offset: int) -> "_Order":
+    def order(self, queue: "RequestQueue", worker: "_Worker", request: Any, offset: int) -> "Order":
         """Send a request to a process."""
-        blocks = load.blocks
-        order = _Order(next(self._tickets), load, worker, offset)
+        blocks = queue.blocks
+        order = Order(next(self._tickets), queue, worker, offset)
+        number = self.learn(queue.reader)
         self._orders[order.ticket] = order
-        number = self.learn(load.reader)
         worker.send(Do(order.ticket, number, request, blocks.file.path, offset, blocks.size))
         return order
 
-    def forget(self, load: "_Load", orders: Iterable["_Order"]) -> None:
-        """Drop an iteration's requests and its memory, whatever still comes."""
-        for order in orders:
+    def forget(self, queue: "RequestQueue") -> None:
+        """Drop a queue's requests and its memory, whatever still comes."""
+        for order in [order for order in list(self._orders.values()) if order.queue is queue]:
             self._orders.pop(order.ticket, None)
         for worker in self._workers:
-            worker.send(Forget(load.blocks.file.path))
+            worker.send(Forget(queue.blocks.file.path))
 
-    def wait_for(self, order: "_Order") -> None:
+    def wait_for(self, order: "Order") -> None:
         """Wait for the answer to a request, within the limits."""
         watch = Watch(self._patience)
-        while not self._ended:
-            if order.is_answered:
-                return
-            if self._interrupted():
+        while not order.is_answered:
+            if self._ended:
+                raise self._died(self._ended[0], order.queue.reader)
+            if self._interrupted() or order.queue.is_closed:
                 raise StopRequestedError
             watch.see(self._signs[order.worker.number].tolist())
             if watch.expired:
                 raise self._stuck(order)
             with suppress(Empty):
                 self._news.get(timeout=min(LOOK_SECONDS, self._patience))
-        raise self._died(self._ended[0], order.load.reader)
 
     def _receive(self, worker: "_Worker", answer: Done | Failed | None) -> None:
         """Take what comes from a process; called by its thread. None is its end."""
@@ -180,19 +207,19 @@ class DecodingPool:
             order.take(answer)
         self._news.put(None)
 
-    def _stuck(self, order: "_Order") -> LostProcessError:
+    def _stuck(self, order: "Order") -> LostProcessError:
         worker = order.worker
         where, dump = where_it_stands(worker.process.pid, self._read_dumps())
         if dump:
             _log.warning("decoding process %d of %d stands at\n%s", worker.number + 1, self.size, dump)
         what = f"has given no sign of life for {self._patience:g} s"
-        return self._lost(worker, what, where, order.load.reader, f"Mend what it waits for{self._patience_flag}")
+        return self._lost(worker, what, where, order.queue.reader, f"Mend what it waits for{self._patience_flag}")
 
     def _died(self, worker: "_Worker", reader: Reader) -> LostProcessError:
         worker.wait(_END_SECONDS)
         code = worker.process.returncode
         where = innermost_call(self._dumps.read_from(0).decode(errors="replace"))
-        remedy = "Take that clip out of the dataset" if where else self._remedy
+        remedy = "Leave that clip out" if where else self._remedy
         return self._lost(worker, how_it_ended(code), where, reader, remedy)
 
     def _lost(self, worker: "_Worker", what: str, where: str, reader: Reader, remedy: str) -> LostProcessError:
@@ -294,66 +321,65 @@ def _signals_blocked() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-class _Load:
-    """One iteration over requests."""
+class RequestQueue:
+    """Requests to some processes in turn, for one reader; from `DecodingPool.open_queue`."""
 
     def __init__(
         self,
         pool: DecodingPool,
         reader: Reader,
-        requests: Iterable[Any],
         workers: list[_Worker],
+        blocks: Blocks,
+        *,
+        held: int,
         receive: Callable[[Any], Any] | None,
     ) -> None:
-        self.reader, self.receive = reader, receive
-        self._pool, self._requests = pool, iter(requests)
+        self.reader, self.blocks, self.held, self.receive = reader, blocks, held, receive
+        self.is_closed = False
+        self._pool = pool
         self._turn = itertools.cycle(workers)
-        self._most = _AHEAD * len(workers)
-        self._orders: deque[_Order] = deque()
-        self._blocks: Blocks | None = None
 
-    @property
-    def blocks(self) -> Blocks:
-        assert self._blocks is not None
-        return self._blocks
+    def put(self, request: Any) -> "Order | None":
+        """Send a request; None where there is no room for its result, until results are taken and let go of."""
+        offset = self.blocks.take()
+        return None if offset is None else self._pool.order(self, next(self._turn), request, offset)
 
-    def results(self) -> Iterator[Any]:
-        self._fill()
-        while self._orders:
-            order = self._orders.popleft()
+    def wait_for(self, order: "Order") -> None:
+        """Wait for the answer to a request; see `Order.result`."""
+        self._pool.wait_for(order)
+
+    def results(self, requests: Iterator[Any], ahead: int) -> Iterator[Any]:
+        """Yields the result of each request, `ahead` of which are on their way, as far as there is room."""
+        orders: deque[Order] = deque()
+
+        def fill() -> None:
+            while len(orders) < ahead and self.blocks.has_free:
+                try:
+                    request = next(requests)
+                except StopIteration:
+                    return
+                orders.append(cast("Order", self.put(request)))
+
+        fill()
+        while orders:
+            order = orders.popleft()
             self._pool.wait_for(order)
-            self._fill()
+            fill()
             yield order.result()
-            self._fill()
-
-    def _fill(self) -> None:
-        """Send requests as long as there is room for their results."""
-        while len(self._orders) < self._most:
-            offset = None if self._blocks is None else self._blocks.take()
-            if self._blocks is not None and offset is None:
-                return
-            try:
-                request = next(self._requests)
-            except StopIteration:
-                if offset is not None:
-                    self.blocks.give_back(offset)
-                return
-            if offset is None:
-                self._blocks = Blocks(self._most + _HELD, self.reader.result_bytes(request))
-                offset = cast("int", self._blocks.take())
-            self._orders.append(self._pool.order(self, next(self._turn), request, offset))
+            fill()
 
     def close(self) -> None:
-        if self._blocks is not None:
-            self._pool.forget(self, self._orders)
+        """Forget what is on its way: whoever waits for it gets a `StopRequestedError`."""
+        self.is_closed = True
+        self._pool.forget(self)
 
 
 @dataclass(slots=True, eq=False)
-class _Order:
-    """A request on its way."""
+class Order:
+    """A request on its way; from `RequestQueue.put`."""
 
     ticket: int
-    load: _Load
+    queue: RequestQueue
     worker: _Worker
     offset: int
     """Of the block for its result."""
@@ -363,23 +389,29 @@ class _Order:
 
     def take(self, answer: Done | Failed) -> None:
         """Note the answer; called by the process's thread."""
-        blocks, receive = self.load.blocks, self.load.receive
+        blocks, receive = self.queue.blocks, self.queue.receive
         if isinstance(answer, Done) and receive is not None:
             self._received = receive(answer.result.unpack(blocks.view(self.offset)))
             blocks.give_back(self.offset)
         self._answer, self.is_answered = answer, True
 
     def result(self) -> Any:
-        """Returns what came of it, or raise it."""
-        blocks, answer = self.load.blocks, self._answer
+        """Wait for what comes of it, and return that, or raise it.
+
+        Raises:
+            LostProcessError: a process died or does not answer.
+            StopRequestedError: nobody wants it any more.
+        """
+        self.queue.wait_for(self)
+        blocks, answer = self.queue.blocks, self._answer
         if isinstance(answer, Failed):
             blocks.give_back(self.offset)
             answer.error.add_note(answer.trace)
             raise answer.error
         assert answer is not None
-        if self.load.receive is not None:
+        if self.queue.receive is not None:
             return self._received
-        if blocks.lent < _HELD:
+        if blocks.lent < self.queue.held:
             return answer.result.unpack(blocks.lend(self.offset))
         copied = bytearray(blocks.view(self.offset))
         blocks.give_back(self.offset)

@@ -194,6 +194,11 @@ class Blocks:
         """How many blocks somebody still looks at."""
         return len(self._lent)
 
+    @property
+    def has_free(self) -> bool:
+        """Whether there is a block that nobody needs."""
+        return bool(self._free)
+
     def take(self) -> int | None:
         """Take a block that nobody needs; give its offset in the file, or None where there is no such block."""
         return self._free.popleft() * self.size if self._free else None

@@ -4,10 +4,8 @@ The room's only module that imports Ray, so a machine without it can still label
 """
 
 import logging
-import threading
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, cast
 
@@ -21,15 +19,18 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from pipeline import redaction
-from pipeline.errors import PipelineError, StorageFullError
-from pipeline.labelling.shard_labeller import LabellerConfig, ShardLabeller
+from pipeline.errors import LostProcessError, PipelineError, StorageFullError
+from pipeline.labelling.shard_labeller import LabellerConfig, ShardLabeller, ShardReport
 from pipeline.runtime.memory import keep_freed_memory
+from pipeline.runtime.ray_pulse import PulseBoard, PulseWatch, beating
 
 _TRIES = 3
-"""How often a shard is begun whose actor gets killed, by the kernel for its memory or with its machine."""
+"""How often a shard is begun whose actor or decoding process is lost: killed by the kernel for its memory, or with its
+machine, or stopped."""
 _MAX_BATCHES = 100
 """A task's first batch has nobody to decode it ahead: among this many it no longer matters."""
-_POLL_SECONDS = 0.5
+_ANSWER_SECONDS = 10.0
+"""How long the number of clips that are done may take to come, which nobody needs."""
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +45,8 @@ class ShardOutcome:
     seconds: float = 0.0
     waiting_seconds: float = 0.0
     error: str = ""
+    warning: str = ""
+    """What else there is to say of it, though it may have been done in the end."""
     ends_run: bool = False
     """No shard will do better: the teachers could not be loaded, or the store is full."""
 
@@ -68,6 +71,7 @@ def label_shards(
         on_clips: told from time to time, from another thread, how many more clips are done.
 
     Raises:
+        LostProcessError: nobody has given a sign of life for `config.patience`.
         PipelineError: Ray itself fails, such as when the cluster goes away.
     """
     _keep_ray_data_quiet()
@@ -85,10 +89,14 @@ def label_shards(
         num_cpus=layout.cpus_per_actor,
         num_gpus=layout.gpus_per_actor,
     )
+    watch = PulseWatch(board, config.patience, on_look=_Counting(board, on_clips).look, interrupts=True)
     try:
-        with _polling(board, on_clips):
+        with watch:
             for row in outcomes.iter_rows():
                 yield ShardOutcome(**row)
+    except KeyboardInterrupt:
+        watch.check()
+        raise
     except RayError as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise PipelineError(f"Ray gave up: {reason}. The same command goes on with what is missing.") from error
@@ -135,48 +143,61 @@ class _LabelActor:
         shards = self._tasks[int(batch["task"].item())]
         rows: list[dict[str, Any]] = []
         for shard, following in zip(shards, [*shards[1:], None], strict=True):
-            outcome = self._label(shard, following)
+            with beating(self._board, shard):
+                outcome = self._label(shard, following)
             rows.append(asdict(outcome))
             if outcome.ends_run:
                 break
         return {name: [row[name] for row in rows] for name in rows[0]}
 
     def _label(self, shard: str, following: str | None) -> ShardOutcome:
-        # Ray begins a task again, without end, when its actor is killed.
-        times, ended = cast("tuple[int, ShardOutcome | None]", ray.get(self._board.begin.remote(shard)))
-        if ended is not None:
-            return ended
-        if times > _TRIES:
-            return ShardOutcome(shard=shard, error=f"killed its worker {_TRIES} times; is there too little memory?")
-        try:
-            if self._labeller is None:
-                torch.set_num_threads(self._cpus)
-                if self._config.device == "cpu":
-                    keep_freed_memory()  # 12 % less CPU time a clip, measured with the tiny teachers
-                self._labeller = ShardLabeller(self._config)
-            # What killed the actor may have been the decoding of the following shard: a second try does without it.
-            report = self._labeller.label_shard(
-                shard,
-                lambda clips: self._board.set_done.remote(shard, clips),
-                following=following if times == 1 else None,
-            )
-        except Exception as error:
-            # Ray would end the whole run. Whatever went wrong with this shard, the others can still be done.
-            _log.exception("shard %s", shard)
-            message = str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
-            return ShardOutcome(
-                shard=shard, error=message, ends_run=self._labeller is None or isinstance(error, StorageFullError)
-            )
-        outcome = ShardOutcome(**asdict(report))
-        self._board.end.remote(outcome)
-        return outcome
+        """Label a shard; again where a process that decodes it is lost."""
+        lost: list[str] = []
+        while True:
+            # Ray begins a task again, without end, when its actor is killed.
+            asked = self._board.begin.remote(shard)
+            times, ended = cast("tuple[int, ShardOutcome | None]", ray.get(asked, timeout=self._config.patience))
+            if ended is not None:
+                return ended
+            if times > _TRIES:
+                words = lost[-1] if lost else f"killed its worker {_TRIES} times; is there too little memory?"
+                return ShardOutcome(shard=shard, error=words)
+            try:
+                # What was lost may have been lost over the following shard: a second try does without it.
+                report = self._try_to_label(shard, following if times == 1 else None)
+            except LostProcessError as error:
+                lost.append(str(error))
+                if self._labeller is None:
+                    return ShardOutcome(shard=shard, error=lost[-1], ends_run=True)
+                continue
+            except Exception as error:
+                # Ray would end the whole run. Whatever went wrong with this shard, the others can still be done.
+                _log.exception("shard %s", shard)
+                message = str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
+                return ShardOutcome(
+                    shard=shard, error=message, ends_run=self._labeller is None or isinstance(error, StorageFullError)
+                )
+            outcome = ShardOutcome(**asdict(report), warning=f"{shard} was begun again: {lost[-1]}" if lost else "")
+            self._board.end.remote(outcome)
+            return outcome
+
+    def _try_to_label(self, shard: str, following: str | None) -> ShardReport:
+        if self._labeller is None:
+            torch.set_num_threads(self._cpus)
+            if self._config.device == "cpu":
+                keep_freed_memory()  # 12 % less CPU time a clip, measured with the tiny teachers
+            self._labeller = ShardLabeller(self._config)
+        return self._labeller.label_shard(
+            shard, lambda clips: self._board.set_done.remote(shard, clips), following=following
+        )
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)
-class _ProgressBoard:
+class _ProgressBoard(PulseBoard):
     """Where actors say what they begin and how far they are; it outlives them."""
 
     def __init__(self) -> None:
+        super().__init__()
         self._begun: Counter[str] = Counter()
         self._done: dict[str, int] = {}
         self._ended: dict[str, ShardOutcome] = {}
@@ -204,31 +225,20 @@ class _ProgressBoard:
         return sum(self._done.values())
 
 
-@contextmanager
-def _polling(board: Any, on_clips: Callable[[int], None]) -> Iterator[None]:
-    """Read the board from a thread; a last time when the block ends."""
-    ended = threading.Event()
+class _Counting:
+    """Tells how many more clips are done; from one thread."""
 
-    def poll() -> None:
-        done = 0
-        while True:
-            last_time = ended.wait(_POLL_SECONDS)
-            try:
-                total = cast("int", ray.get(board.total.remote(), timeout=10))
-            except RayError:  # progress is no reason to fail
-                total = done
-            on_clips(total - done)
-            done = total
-            if last_time:
-                return
+    def __init__(self, board: Any, on_clips: Callable[[int], None]) -> None:
+        self._board, self._on_clips = board, on_clips
+        self._done = 0
 
-    thread = threading.Thread(target=poll, name="progress", daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        thread.join(timeout=15)
+    def look(self) -> None:
+        try:
+            total = cast("int", ray.get(self._board.total.remote(), timeout=_ANSWER_SECONDS))
+        except RayError:  # progress is no reason to fail
+            return
+        self._on_clips(total - self._done)
+        self._done = total
 
 
 @dataclass(frozen=True, slots=True)

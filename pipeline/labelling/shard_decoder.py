@@ -2,36 +2,33 @@
 
 Clips come as long as they are: what becomes of other lengths than a teacher's is the affair of its front end.
 
-Threads read and decode each clip once for all sample rates and views. While a shard's last batches are used up, the
-first ones of the shard that follows are made, so that nobody waits between two shards. Batches are fixed by the shard's
-rows alone, and none holds clips of two shards.
+Processes read and decode each clip once for all sample rates and views, so that the thread that launches a model's
+kernels shares Python's lock with nothing but the putting together of batches. While a shard's last batches are used up,
+the first ones of the shard that follows are made, so that nobody waits between two shards. Batches are fixed by the
+shard's rows alone, and none holds clips of two shards.
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.dataset.audio import load_whole_waveforms
-from pipeline.dataset.clip_lengths import divide_by_length, view_samples
+from pipeline.dataset.clip_lengths import divide_by_length
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.shards import read_clip_bytes
-from pipeline.dataset.views import View, ViewsStamp, apply_view, draw_view, extra_seconds
-from pipeline.errors import DecodeError, PipelineError, ShardError
+from pipeline.dataset.views import ViewsStamp, draw_view
+from pipeline.decoding.pool import DecodingPool, Order, RequestQueue
+from pipeline.errors import LostProcessError, PipelineError
+from pipeline.labelling.shard_reading import DecodedClip, ShardReader, Waveforms
 from pipeline.logits.store import ClipFailure
+from pipeline.runtime.threads import Job, Threads
+from pipeline.runtime.watching import PATIENCE_SECONDS
 from pipeline.storage import files as storage
 
 _BATCHES_AHEAD = 3
-"""One being filled, one full, one in the making: enough for the model never to wait where the threads keep up."""
-
-Waveforms = dict[int, np.ndarray]
-"""Sample rate in Hz → one view of a clip, (samples,) float32."""
-Decoded = tuple[int, list[Waveforms]]
-"""A clip's row and views."""
+"""One being filled, one full, one in the making: enough for the model never to wait where the processes keep up."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,8 +69,12 @@ class ShardDecoder:
         seconds: how much of a clip at most; infinite for all of it.
         views: which views of a clip are made; None is the clip as it is.
         batch_size: clips a batch; the last one of a shard may have fewer, and so have those of long clips.
-        threads: how many decode.
+        processes: how many decode.
+        patience: how long one of them may be waited for without a sign of life, in seconds; each clip is one.
         pin_memory: put the batches where a GPU can fetch them by itself.
+
+    Raises:
+        LostProcessError: a process can't be started.
     """
 
     def __init__(
@@ -84,20 +85,26 @@ class ShardDecoder:
         seconds: float,
         views: ViewsStamp | None = None,
         batch_size: int,
-        threads: int,
+        processes: int,
+        patience: float = PATIENCE_SECONDS,
         pin_memory: bool = False,
     ) -> None:
-        self._manifest, self._views = manifest, views
-        self._rates_hz, self._seconds = tuple(sample_rates_hz), seconds
+        self._manifest, self._views, self._rates_hz = manifest, views, tuple(sample_rates_hz)
         self._batch_size, self._pin_memory = batch_size, pin_memory
-        self._decoders = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._assembler = ThreadPoolExecutor(1, thread_name_prefix="assemble")
+        self._processes, self._patience = processes, patience
+        self._reader = ShardReader(manifest.clips, sample_rates_hz=sample_rates_hz, seconds=seconds, views=views)
+        self._share = -(-batch_size // processes)
+        """Clips of a batch that one process decodes."""
+        self._pool: DecodingPool | None = self._start()
+        self._queue: RequestQueue | None = None
+        self._assembler = Threads(1, "assemble", patience=patience)
+        self._current: _OpenShard | None = None
         self._ahead: _OpenShard | None = None
 
     def close(self) -> None:
-        """Stop the threads."""
-        self._decoders.shutdown(cancel_futures=True)
-        self._assembler.shutdown(cancel_futures=True)
+        """End the processes and the thread."""
+        self._let_go()
+        self._assembler.close()
 
     def rows_of(self, shard: str) -> np.ndarray:
         """Returns a shard's rows, (clips,) int64, in the order of its bytes, which is that of its batches."""
@@ -112,29 +119,44 @@ class ShardDecoder:
             following: the shard that will be asked for next, if that is known; its first batches are made meanwhile.
 
         Raises:
+            LostProcessError: a process died, or does not answer; the next shard is decoded by others.
             PipelineError: the shard can't be read. A clip that can't be used raises nothing: it is in its batch's
                 `failures`. What is wrong with the following shard is told when it is asked for.
         """
-        current = self._ahead if self._ahead is not None and self._ahead.shard == shard else self._open(shard)
-        self._ahead = None
-        while True:
-            # One more than are ahead: the oldest goes to the caller at once.
-            while len(current.prepared) + (len(self._ahead.prepared) if self._ahead else 0) <= _BATCHES_AHEAD:
-                if self._prepare(current):
-                    continue
-                if following is not None and self._ahead is None:
-                    self._ahead, following = self._try_to_open(following), None
-                if self._ahead is None or not self._prepare(self._ahead):
+        current = self._begin(shard)
+        try:
+            while True:
+                # One more than are ahead: the oldest goes to the caller at once.
+                while len(current.prepared) + (len(self._ahead.prepared) if self._ahead else 0) <= _BATCHES_AHEAD:
+                    if self._prepare(current):
+                        continue
+                    if following is not None and self._ahead is None:
+                        self._ahead, following = self._try_to_open(following), None
+                    if self._ahead is None or not self._prepare(self._ahead):
+                        break
+                if not current.prepared:
                     break
-            if not current.prepared:
-                break
-            yield from current.prepared.popleft().result()
-        current.reader.close()
+                yield from current.prepared.popleft().result()
+        except LostProcessError:
+            self._let_go()
+            raise
+        except PipelineError:
+            self._forget()
+            raise
+
+    def _begin(self, shard: str) -> "_OpenShard":
+        ahead, self._ahead = self._ahead, None
+        if (self._current is not None and self._current.prepared) or (ahead is not None and ahead.shard != shard):
+            self._forget()  # what nobody asks for any more would keep its room
+            ahead = None
+        self._current = ahead or self._open(shard)
+        return self._current
 
     def _open(self, shard: str) -> "_OpenShard":
         reader = storage.RangeReader(self._manifest.location)
-        reader.read(shard, 0, 1)  # says now if the tar is missing, and opens it before threads share the reader
-        return _OpenShard(shard=shard, reader=reader, rows=deque(self.rows_of(shard).tolist()), prepared=deque())
+        reader.read(shard, 0, 1)  # says now if the tar is missing
+        reader.close()
+        return _OpenShard(shard=shard, rows=deque(self.rows_of(shard).tolist()), prepared=deque())
 
     def _try_to_open(self, shard: str) -> "_OpenShard | None":
         try:
@@ -143,57 +165,68 @@ class ShardDecoder:
             return None
 
     def _prepare(self, shard: "_OpenShard") -> bool:
-        """Submit one more batch to the threads; False where the shard has no more clips."""
+        """Have one more batch made; False where the shard has no more clips."""
         rows = [shard.rows.popleft() for _ in range(min(self._batch_size, len(shard.rows)))]
-        clips = [(row, self._decoders.submit(self._decode, shard.reader, row)) for row in rows]
-        if clips:
-            shard.prepared.append(self._assembler.submit(self._assemble, clips))
-        return bool(clips)
+        if rows:
+            queue = self._open_queue()
+            shares = [rows[start : start + self._share] for start in range(0, len(rows), self._share)]
+            orders = [order for order in map(queue.put, shares) if order is not None]
+            assert len(orders) == len(shares), "there is room for as many batches as are ever under way"
+            shard.prepared.append(self._assembler.submit(f"decoding {shard.shard}", lambda: self._assemble(orders)))
+        return bool(rows)
 
-    def _decode(self, reader: storage.RangeReader, row: int) -> list[Waveforms] | ClipFailure:
-        """Decode a clip once, bring it to every rate that is wanted, and make its views."""
-        extra = 0.0 if self._views is None else extra_seconds(self._views.config)
-        try:
-            encoded = read_clip_bytes(reader, self._manifest, row)
-            waveforms = load_whole_waveforms(encoded, sample_rates_hz=self._rates_hz, max_seconds=self._seconds + extra)
-        except DecodeError as error:
-            return ClipFailure(clip_id=self._clip_id(row), reason=error.reason, detail=error.detail)
-        except ShardError as error:
-            if error.__cause__ is not None:  # the storage failed, not the clip: another try may succeed
-                raise
-            return ClipFailure(clip_id=self._clip_id(row), reason="shard unreadable", detail=str(error))
-        if self._views is None:
-            return [waveforms]
-        drawn = [draw_view(self._views.config, self._clip_id(row), number) for number in range(self._views.count)]
-        return [{rate: self._view(waveforms[rate], view, rate) for rate in self._rates_hz} for view in drawn]
+    def _start(self) -> DecodingPool:
+        remedy = "Give the machine more memory, or take fewer --decode-workers or a lower --batch-size"
+        return DecodingPool(self._processes, patience=self._patience, remedy=remedy)
 
-    def _view(self, waveform: np.ndarray, view: View, rate: int) -> np.ndarray:
-        """Make a view that ends with its sound, or where no teacher hears it any more."""
-        samples = view_samples(len(waveform), view.shift_ms, sample_rate_hz=rate, seconds=self._seconds)
-        return apply_view(waveform, view, sample_rate_hz=rate, samples=samples)
+    def _open_queue(self) -> RequestQueue:
+        if self._queue is None:
+            self._pool = self._pool or self._start()
+            shares = -(-self._batch_size // self._share)
+            self._queue = self._pool.open_queue(
+                self._reader,
+                (_BATCHES_AHEAD + 1) * shares,
+                self._reader.result_bytes(range(self._share)),
+                held=shares,
+            )
+        return self._queue
 
-    def _assemble(self, clips: Sequence[tuple[int, Future[list[Waveforms] | ClipFailure]]]) -> list[ClipBatch]:
-        decoded = [(row, future.result()) for row, future in clips]
-        failures = {row: found for row, found in decoded if isinstance(found, ClipFailure)}
-        good = [(row, found) for row, found in decoded if not isinstance(found, ClipFailure)]
-        first, *others = self._divide(good) or [[]]
+    def _forget(self) -> None:
+        """Drop all that is under way."""
+        if self._queue is not None:
+            self._queue.close()
+        self._queue = self._current = self._ahead = None
+
+    def _let_go(self) -> None:
+        """End the processes, too; others are started when they are needed."""
+        self._forget()
+        if self._pool is not None:
+            self._pool.close()
+        self._pool = None
+
+    def _assemble(self, orders: Sequence[Order]) -> list[ClipBatch]:
+        """Put a batch together out of what the processes decoded."""
+        clips = [clip for order in orders for clip in order.result()]
+        failures = {clip.row: self._failure(clip.row, *clip.failure) for clip in clips if clip.failure is not None}
+        first, *others = self._divide([clip for clip in clips if clip.failure is None]) or [[]]
         return [self._batch(first, failures), *(self._batch(some, {}) for some in others)]
 
-    def _divide(self, clips: Sequence[Decoded]) -> list[list[Decoded]]:
+    def _failure(self, row: int, reason: str, detail: str) -> ClipFailure:
+        return ClipFailure(clip_id=self._clip_id(row), reason=reason, detail=detail)
+
+    def _divide(self, clips: Sequence[DecodedClip]) -> list[list[DecodedClip]]:
         """Divide clips, in their order, so that none of the batches takes more memory than one of ordinary clips."""
-        seconds = [max(len(samples) / rate for rate, samples in views[0].items()) for _, views in clips]
+        seconds = [max(len(samples) / rate for rate, samples in clip.views[0].items()) for clip in clips]
         return [list(clips[some]) for some in divide_by_length(seconds, self._batch_size)]
 
-    def _batch(self, clips: Sequence[Decoded], failures: dict[int, ClipFailure]) -> ClipBatch:
-        rows = [row for row, _ in clips]
+    def _batch(self, clips: Sequence[DecodedClip], failures: dict[int, ClipFailure]) -> ClipBatch:
+        rows = [clip.row for clip in clips]
         count = 0 if not rows else 1 if self._views is None else self._views.count
-        views = tuple(self._stack(rows, [views[number] for _, views in clips], number) for number in range(count))
+        views = tuple(self._stack(rows, [clip.views[number] for clip in clips], number) for number in range(count))
         return ClipBatch(views=views, rows=rows, failures=failures)
 
     def _stack(self, rows: Sequence[int], clips: Sequence[Waveforms], number: int) -> ViewedClips:
-        waveforms = {rate: _padded([one[rate] for one in clips]) for rate in self._rates_hz}  # (batch, samples) each
-        if self._pin_memory:
-            waveforms = {rate: tensor.pin_memory() for rate, tensor in waveforms.items()}
+        waveforms = {rate: self._padded([one[rate] for one in clips]) for rate in self._rates_hz}
         lengths = {rate: torch.tensor([len(one[rate]) for one in clips]) for rate in self._rates_hz}
         if self._views is None or number == 0:  # edges that stay where they are need no banks of their own
             return ViewedClips(waveforms=waveforms, lengths=lengths, edge_shifts_hz=None)
@@ -201,16 +234,16 @@ class ShardDecoder:
         shifts = torch.tensor([(view.low_rise_hz, view.high_rise_hz) for view in drawn]).reshape(-1, 2)
         return ViewedClips(waveforms=waveforms, lengths=lengths, edge_shifts_hz=shifts)
 
+    def _padded(self, clips: Sequence[np.ndarray]) -> Tensor:
+        """(samples,) each → (batch, samples), zeros behind the shorter ones."""
+        samples = torch.empty((len(clips), max(map(len, clips))), pin_memory=self._pin_memory)
+        for row, clip in zip(samples.numpy(), clips, strict=True):
+            row[: len(clip)] = clip
+            row[len(clip) :] = 0
+        return samples
+
     def _clip_id(self, row: int) -> str:
         return self._manifest.clip_ids[row].as_py()
-
-
-def _padded(clips: Sequence[np.ndarray]) -> Tensor:
-    """(samples,) each → (batch, samples), zeros behind the shorter ones."""
-    samples = np.zeros((len(clips), max(map(len, clips))), dtype=np.float32)
-    for row, clip in zip(samples, clips, strict=True):
-        row[: len(clip)] = clip
-    return torch.from_numpy(samples)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -218,8 +251,7 @@ class _OpenShard:
     """A shard whose clips are being decoded."""
 
     shard: str
-    reader: storage.RangeReader
     rows: deque[int]
-    """Of the clips that no thread was given yet."""
-    prepared: deque[Future[list[ClipBatch]]]
+    """Of the clips that no process was given yet."""
+    prepared: deque[Job[list[ClipBatch]]]
     """Batches made or in the making, in order; of long clips several in one."""

@@ -19,6 +19,7 @@ from pipeline.logits.forms import mean_of_members
 from pipeline.logits.stamp import StoreStamp
 from pipeline.logits.store import ClipFailure, part_stem, publish_part
 from pipeline.runtime.memory import keep_freed_memory
+from pipeline.runtime.watching import PATIENCE_SECONDS
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,8 +35,10 @@ class LabellerConfig:
     """What the parts will say made them."""
     batch_size: int
     """Clips a forward pass, which shows one view of them."""
-    decode_threads: int = 0
-    """0 is one for each core that torch uses."""
+    decode_workers: int = 0
+    """Processes that decode; 0 is one for each core that torch uses."""
+    patience: float = PATIENCE_SECONDS
+    """How long a process may be waited for without a sign of life, in seconds."""
     device: str = "cpu"
     """Where the teachers run: cpu, cuda …"""
 
@@ -82,7 +85,8 @@ class ShardLabeller:
             seconds=self._ensemble.clip_seconds,
             views=config.stamp.views,
             batch_size=config.batch_size,
-            threads=config.decode_threads or torch.get_num_threads(),
+            processes=config.decode_workers or torch.get_num_threads(),
+            patience=config.patience,
             pin_memory=self._on_gpu,
         )
         self._copies = torch.cuda.Stream() if self._on_gpu else None
@@ -100,7 +104,7 @@ class ShardLabeller:
             yield loaded.network
 
     def close(self) -> None:
-        """Stop the threads."""
+        """End the processes that decode."""
         self._decoder.close()
 
     def label_shard(
@@ -114,6 +118,7 @@ class ShardLabeller:
             following: the shard that will be asked for next, if that is known; its decoding begins meanwhile.
 
         Raises:
+            LostProcessError: a process that decodes died or does not answer; the next shard gets others.
             PipelineError: the shard is not there, or the store can't be written. A bad clip raises nothing: it is
                 listed in the part.
         """

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 RENAMED = {
+    "decode_threads": "decode_workers",
     "optimizer.most_gradient_norm": "optimizer.max_gradient_norm",
     "view.most_gain_db": "view.max_gain_db",
     "view.most_shift_ms": "view.max_shift_ms",

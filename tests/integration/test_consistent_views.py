@@ -62,7 +62,7 @@ def test_student_sees_what_the_teacher_saw_sample_for_sample(
     manifest: Manifest, store: LogitStore, views: ViewsStamp, tmp_path: Path
 ) -> None:
     decoder = ShardDecoder(
-        manifest, sample_rates_hz=(16_000, RATE_HZ), seconds=SECONDS, views=views, batch_size=3, threads=2
+        manifest, sample_rates_hz=(16_000, RATE_HZ), seconds=SECONDS, views=views, batch_size=3, processes=2
     )
     dataset = joined(manifest, store, tmp_path)
     seen = 0

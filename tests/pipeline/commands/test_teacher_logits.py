@@ -449,7 +449,7 @@ def test_address_where_nobody_answers_is_refused_at_once() -> None:
         ({"actors": 0}, "actors is 0"),
         ({"address": "ray://head:10001"}, "ray job submit"),
         ({"gpus_per_actor": -1.0}, "gpus_per_actor is -1"),
-        ({"decode_threads": -1}, "decode_threads is -1"),
+        ({"decode_workers": -1}, "decode_workers is -1"),
         ({"max_failed": 1.5}, "max_failed is 1.5; choose a share from 0 to 1"),
     ],
 )

@@ -1,20 +1,27 @@
+import re
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
+from toy_reader import TellingReader
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.views import ViewConfig, ViewsStamp, draw_view
-from pipeline.errors import PipelineError
+from pipeline.decoding.pool import DecodingPool
+from pipeline.errors import LostProcessError, PipelineError
 from pipeline.labelling.shard_decoder import ClipBatch, ShardDecoder
+from pipeline.labelling.shard_reading import ShardReader
 
 FIRST, SECOND = "tiny-000000.tar", "tiny-000001.tar"
 
 
 def decoder_of(manifest: Manifest, **settings: object) -> ShardDecoder:
-    given = {"sample_rates_hz": (16_000, 32_000), "seconds": 0.1, "batch_size": 2, "threads": 2, **settings}
+    given = {"sample_rates_hz": (16_000, 32_000), "seconds": 0.1, "batch_size": 2, "processes": 1, **settings}
     return ShardDecoder(manifest, **given)  # pyright: ignore[reportArgumentType]
 
 
@@ -36,7 +43,7 @@ def equal(ours: list[ClipBatch], theirs: list[ClipBatch]) -> bool:
 
 
 def test_batches_are_a_shards_own_in_its_order(manifest: Manifest) -> None:
-    decoder = decoder_of(manifest)
+    decoder = decoder_of(manifest, processes=2)
     batches = list(decoder.batches(FIRST, following=SECOND))
     assert [batch.rows for batch in batches] == [[0, 1], [2], [4]]
     assert [list(batch.failures) for batch in batches] == [[], [3], []]
@@ -45,16 +52,23 @@ def test_batches_are_a_shards_own_in_its_order(manifest: Manifest) -> None:
     decoder.close()
 
 
+def has_open(process: psutil.Process, name: str) -> bool:
+    return any(file.path.endswith(name) for file in process.open_files())
+
+
 def test_following_shard_is_decoded_while_the_first_is_used_up(manifest: Manifest) -> None:
-    ahead, alone = decoder_of(manifest), decoder_of(manifest)
+    alone = decoder_of(manifest)
     expected = list(alone.batches(SECOND))
+    alone.close()
+    ahead = decoder_of(manifest)
     list(ahead.batches(FIRST, following=SECOND))
+    while not all(has_open(child, SECOND) for child in psutil.Process().children()):
+        time.sleep(0.01)
     (Path(manifest.location) / SECOND).unlink()  # it is open already, and needs nobody to open it any more
     assert equal(list(ahead.batches(SECOND)), expected)
     with pytest.raises(PipelineError, match="no such file"):
-        list(alone.batches(SECOND))
+        list(ahead.batches(SECOND))
     ahead.close()
-    alone.close()
 
 
 def test_missing_shard_is_told_when_its_turn_comes(manifest: Manifest) -> None:
@@ -138,3 +152,59 @@ def test_long_clips_come_in_smaller_batches(build_dataset: Callable, make_noises
     ordinary = decoder_of(manifest, seconds=10.0, batch_size=5)
     assert [batch.rows for batch in ordinary.batches(FIRST)] == [[0, 1, 2, 4]]
     ordinary.close()
+
+
+def lost(decoder: ShardDecoder, end: signal.Signals) -> str:
+    """Send a signal to the process that decodes, and give what whoever waits for it is told."""
+    batches = decoder.batches(FIRST, following=SECOND)
+    next(batches)
+    [child] = psutil.Process().children()
+    assert decoder._pool is not None
+    decoder._pool._patience = 0.5  # from now on: starting a process may take long on a busy machine
+    child.send_signal(end)
+    with pytest.raises(LostProcessError) as raised:
+        list(batches)
+    assert not child.is_running()
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (signal.SIGKILL, r"was killed \(SIGKILL\).* its clip is \S+ of tiny-00000\d.tar. Give the machine more memory"),
+        (signal.SIGSTOP, r"no sign of life for 0.5 s: it is stopped, by SIGSTOP.* its clip is \S+ of tiny-00000\d.tar"),
+    ],
+)
+def test_lost_process_is_named_with_clip_and_shard_and_the_next_shard_gets_another(
+    build_dataset: Callable, make_noises: Callable, end: signal.Signals, words: str
+) -> None:
+    manifest = build_dataset("data", make_noises(40, 5), clips_per_shard=20)
+    decoder = decoder_of(manifest, batch_size=1)
+    told = lost(decoder, end)
+    assert re.search(words, told), told
+    assert [batch.rows for batch in decoder.batches(SECOND)] == [[row] for row in range(20, 40)]
+    decoder.close()
+
+
+def test_what_nobody_asks_for_any_more_takes_no_room(build_dataset: Callable, make_noises: Callable) -> None:
+    decoder = decoder_of(build_dataset("data", make_noises(40, 5), clips_per_shard=20))
+    for _ in range(4):
+        next(decoder.batches(FIRST, following=SECOND))
+    assert [batch.rows for batch in decoder.batches(SECOND)] == [[row, row + 1] for row in range(20, 40, 2)]
+    decoder.close()
+    assert not psutil.Process().children()
+
+
+def test_a_process_that_decodes_needs_neither_torch_nor_arrow(manifest: Manifest) -> None:
+    reader = ShardReader(manifest.clips, sample_rates_hz=(16_000,), seconds=1.0, views=None)
+    with DecodingPool(1) as pool:
+        [modules] = pool.load(TellingReader(reader), [[0, 1]])
+    assert not modules & {"torch", "pyarrow", "ray"}
+
+
+def test_a_clip_longer_than_its_room_comes_all_the_same(build_dataset: Callable, make_noises: Callable) -> None:
+    manifest = build_dataset("data", make_noises(1, 5, seconds=70.0))
+    decoder = decoder_of(manifest, sample_rates_hz=(8_000,), seconds=float("inf"))
+    [batch] = decoder.batches(FIRST)
+    assert batch.views[0].waveforms[8_000].shape == (1, 560_000)
+    decoder.close()

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,9 +45,8 @@ def configure(tmp_path: Path) -> Callable[..., LabellerConfig]:
 
 
 def label(config: LabellerConfig, shard: str = SHARD) -> tuple[ShardReport, LogitStore, LogitPart]:
-    labeller = ShardLabeller(config)
-    report = labeller.label_shard(shard)
-    labeller.close()
+    with closing(ShardLabeller(config)) as labeller:
+        report = labeller.label_shard(shard)
     store = open_store(config.store)
     [part] = [part for part in store.parts if f"{part.stem}.tar" == shard]
     return report, store, part
@@ -76,15 +76,15 @@ def test_part_holds_the_weighted_mean_of_the_teachers_logits(
     assert 0 < report.waiting_seconds < report.seconds
 
 
-@pytest.mark.parametrize(("batch_size", "threads"), [(1, 1), (5, 3), (64, 2)])
-def test_batches_and_threads_change_no_logit(
-    build_dataset: Callable, clips: list, make_teacher: Callable, configure: Callable, batch_size: int, threads: int
+@pytest.mark.parametrize(("batch_size", "workers"), [(1, 1), (5, 3), (64, 2)])
+def test_batches_and_workers_change_no_logit(
+    build_dataset: Callable, clips: list, make_teacher: Callable, configure: Callable, batch_size: int, workers: int
 ) -> None:
     manifest = build_dataset("data", clips)
     spec = make_teacher("passt_tiny")
     _, store, part = label(configure(manifest, spec))
     before = store.part_logits(part)
-    _, store, part = label(configure(manifest, spec, batch_size=batch_size, decode_threads=threads))
+    _, store, part = label(configure(manifest, spec, batch_size=batch_size, decode_workers=workers))
     np.testing.assert_allclose(store.part_logits(part), before, atol=4e-3)
 
 
