@@ -48,18 +48,11 @@ def below(process: subprocess.Popen[bytes], mark: str) -> list[psutil.Process]:
 
 
 @pytest.mark.ray
-def test_lost_decoders_and_actors_are_told_and_nothing_is_lost(
+def test_decoders_that_are_stopped_are_told_and_nothing_is_lost(
     command: subprocess.Popen[bytes], manifest: Manifest, tmp_path: Path
 ) -> None:
     decoders = below(command, "decoding.worker")
     assert decoders
-    [actor] = below(command, "MapWorker")
-    actor.kill()
-    assert not psutil.wait_procs(decoders, timeout=10)[1], "decoders end with their actor"
-
-    while not (decoders := below(command, "decoding.worker")):
-        assert command.poll() is None, command.communicate()[1].decode()
-        time.sleep(0.01)
     for decoder in decoders:
         decoder.suspend()
     told = command.communicate(timeout=120)[1].decode()
@@ -71,11 +64,15 @@ def test_lost_decoders_and_actors_are_told_and_nothing_is_lost(
 
 
 @pytest.mark.ray
-def test_an_actor_that_is_stopped_ends_the_run_in_one_line(command: subprocess.Popen[bytes]) -> None:
+def test_an_actor_that_is_stopped_ends_the_run_in_one_line_and_its_decoders_with_it(
+    command: subprocess.Popen[bytes],
+) -> None:
     [actor] = below(command, "MapWorker")
+    decoders = below(command, "decoding.worker")
     actor.send_signal(signal.SIGSTOP)
     told = command.communicate(timeout=120)[1].decode()
     assert command.returncode == 1, told
     assert "error: there has been no sign of life of the work on Ray for 6 s; under way: tiny-0000" in told
     assert "Traceback" not in told
-    assert not psutil.wait_procs([actor], timeout=20)[1]
+    assert decoders
+    assert not psutil.wait_procs([actor, *decoders], timeout=20)[1], "the actor was killed, and they end with it"
