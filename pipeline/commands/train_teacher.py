@@ -1,4 +1,4 @@
-"""`pipeline train-teacher`: fine-tunes a transformer on a dataset's own classes."""
+"""`pipeline train-teacher`: fine-tunes a transformer on a dataset's own classes, and on other teachers' logits."""
 
 from dataclasses import dataclass, field
 from functools import partial
@@ -9,10 +9,11 @@ from cyclopts import Parameter
 
 import student
 import teacher
-from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.manifest import Manifest
 from pipeline.models.loading import build_for_training
-from pipeline.training.loop import AverageConfig, TrainingConfig, set_prior_bias
-from pipeline.training.run import RunResult, open_clips, run_training
+from pipeline.training.distillation import DistillationConfig, distil
+from pipeline.training.loop import AverageConfig
+from pipeline.training.run import RunResult
 from pipeline.training.teacher_learner import TeacherLearner, TeacherOptimizerConfig, check_patchout
 
 
@@ -51,7 +52,7 @@ class TeacherScheduleConfig(student.ScheduleConfig):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class TrainTeacherConfig(TrainingConfig):
+class TrainTeacherConfig(DistillationConfig):
     """How a transformer is trained; the defaults are the recipe of PaSST (arXiv:2110.05069)."""
 
     model: str = "passt_s"
@@ -68,10 +69,6 @@ class TrainTeacherConfig(TrainingConfig):
     """Weight averaging."""
     patchout: PatchoutConfig = field(default_factory=PatchoutConfig)
     """Patches left out in training."""
-    mixup: student.MixupConfig = field(default_factory=student.MixupConfig)
-    """Mixing of pairs of clips."""
-    augment: student.AugmentConfig = field(default_factory=student.AugmentConfig)
-    """What else is done to the sounds."""
     schedule: TeacherScheduleConfig = field(default_factory=TeacherScheduleConfig)
     """Learning rate over the epochs."""
     export_dtype: Literal["float32", "float16"] = "float32"
@@ -80,6 +77,9 @@ class TrainTeacherConfig(TrainingConfig):
 
 def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult:
     """Fine-tune a transformer on a dataset's own classes, with patchout and mixup as PaSST does.
+
+    With --store it learns from other teachers' logits too, by the same loss as a student: so teachers are chained, and
+    a small transformer is a student itself.
 
     Start from a released checkpoint with --checkpoint: its last layer starts afresh where the classes are others. The
     run's folder receives the same as a student's; best.safetensors or last.safetensors can then teach:
@@ -92,8 +92,10 @@ def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult
         from pipeline.training.ray_ranks import train_on_ray
 
         return train_on_ray(run, config)
-    manifest = read_manifest(config.data)
-    eval_manifest = None if config.eval_data is None else read_manifest(config.eval_data)
+    return distil(config, partial(_start, config), export_dtype=getattr(torch, config.export_dtype))
+
+
+def _start(config: TrainTeacherConfig, manifest: Manifest) -> TeacherLearner:
     model = build_for_training(
         teacher,
         config.model,
@@ -105,13 +107,4 @@ def run(config: Annotated[TrainTeacherConfig, Parameter(name="*")]) -> RunResult
         u_patchout=config.patchout.single,
     )
     check_patchout(model)
-    if config.prior_bias:
-        set_prior_bias(model, manifest)
-    return run_training(
-        config,
-        TeacherLearner(model, config.mixup, config.augment),
-        dataset=open_clips(config, manifest, model),
-        eval_dataset=None if eval_manifest is None else open_clips(config, eval_manifest, model),
-        schedule=partial(student.learning_rate_multiplier, config=config.schedule),
-        export_dtype=getattr(torch, config.export_dtype),
-    )
+    return TeacherLearner(model, config.mixup, config.augment, config.distill)

@@ -12,7 +12,12 @@ RENAMED = {
 }
 """Old name → present name; both in the same table."""
 
-ADDED = {"distill.without_logits": "full"}
+ADDED = {
+    "consistent_views": True,
+    "distill.teacher_weight": 0.9,
+    "distill.temperature": 1.0,
+    "distill.without_logits": "full",
+}
 """Settings that earlier versions did not have → what they did, so that a run of theirs goes on."""
 
 _log = logging.getLogger(__name__)

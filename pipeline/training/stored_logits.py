@@ -35,7 +35,7 @@ def open_logits(
     while not cache.hold(logits.path):  # another run made room just now
         logits = store.align(manifest, cache.folder, all_views=all_views)
     if views is not None:
-        _log.info("%s: the student is shown one of %d views of a clip at a time", location, views.count)
+        _log.info("%s: one of %d views of a clip is shown at a time", location, views.count)
     missing = int(np.count_nonzero(~logits.has_logits))
     if missing:
         _log.warning(

@@ -1,20 +1,18 @@
-"""A transformer in training on labels: its loss, its metrics, and its layers' learning rates."""
+"""A transformer in training: its layers' learning rates, its patchout, its files of weights."""
 
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 import student
 import teacher
-from pipeline.batches.join import TrainingBatch
 from pipeline.errors import UsageError
-from pipeline.scoring.tagging_metrics import tagging_metrics
-from pipeline.training.loop import Learner, OptimizerConfig
+from pipeline.training.distillation import DistillationLearner, MixedFeatures
+from pipeline.training.loop import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,48 +38,26 @@ class TeacherOptimizerConfig(OptimizerConfig):
             raise UsageError(f"optimizer.layer_decay is {self.layer_decay}; choose a value above 0, up to 1")
 
 
-class TeacherLearner(Learner):
-    """A transformer, and how it learns from labels.
+class TeacherLearner(DistillationLearner):
+    """A transformer, trained on its clips' labels and on the logits of other teachers.
 
     Args:
         model: the transformer, built with its patchout.
         mixup: how clips are mixed.
         augment: what else is done to their sounds.
+        distill: how labels and teachers share the loss.
     """
 
     model: teacher.AudioTransformer
 
     def __init__(
-        self, model: teacher.AudioTransformer, mixup: student.MixupConfig, augment: student.AugmentConfig
+        self,
+        model: teacher.AudioTransformer,
+        mixup: student.MixupConfig,
+        augment: student.AugmentConfig,
+        distill: student.DistillConfig | None = None,
     ) -> None:
-        super().__init__(model)
-        self._mixup = mixup
-        self._augment = augment
-
-    def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
-        """Mix the clips, tag them, and compare with the equally mixed labels: a scalar, in nats."""
-        randomness = student.Randomness(generator, batch.positions, batch.global_batch_size)
-        with torch.no_grad():
-            features, frames, mix = self.hear(batch, generator, randomness)
-            positives, label_mask = map(mix.of, student.known_labels(batch.labels, batch.label_mask))
-        logits = network(features, generator, frames)  # (batch, classes)
-        return student.masked_bce(logits, positives, label_mask).mean()
-
-    def hear(
-        self, batch: TrainingBatch, generator: torch.Generator, randomness: student.Randomness
-    ) -> tuple[Tensor, Tensor | None, student.Mix]:
-        """Returns the mixed clips' features, how many frames of each are its own, and how the clips were mixed."""
-        lengths, front_end = batch.lengths, self.model.front_end
-        waveforms = student.augment_waveforms(batch.padded(), self._augment, randomness, lengths)  # (batch, samples)
-        mix = student.draw_mix(randomness, self._mixup)
-        if self._mixup.of == "waveform":
-            waveforms = mix.of_waveforms(waveforms, lengths)
-            lengths = None if lengths is None else mix.of_lengths(lengths)
-        frames = None if lengths is None else front_end.frames(lengths)  # (batch,)
-        features = self.mask(front_end(waveforms, generator, lengths=lengths), randomness, frames)
-        if self._mixup.of == "spectrogram":
-            features, frames = mix.of(features), None if frames is None else mix.of_lengths(frames)
-        return features, frames, mix
+        super().__init__(model, distill or student.DistillConfig(), mixup, augment)
 
     def mask(self, features: Tensor, randomness: student.Randomness, frames: Tensor | None = None) -> Tensor:
         """Hide bands and frames of (batch, mels, frames), or of AST's (batch, frames, mels)."""
@@ -90,9 +66,9 @@ class TeacherLearner(Learner):
         masked = student.augment_features(images, self._augment, randomness, frames)[:, 0]  # (batch, mels, frames)
         return masked.mT if time_first else masked
 
-    def score(self, logits: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None = None) -> dict[str, float]:
-        """Returns mAP, mean ROC AUC and d′."""
-        return tagging_metrics(logits, labels, label_mask)
+    def tag(self, network: nn.Module, shown: MixedFeatures, generator: torch.Generator) -> Tensor:
+        """Returns the logits, (batch, classes)."""
+        return network(shown.features, generator, shown.frames)
 
     def model_metadata(self) -> dict[str, Any]:
         """Returns how to build the teacher. Patchout is no part of what was learned, so the files don't hand it on."""

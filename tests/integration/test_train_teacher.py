@@ -3,8 +3,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from made_stores import fill_store, stamp_for
 from safetensors.torch import load_file
 
 import student
@@ -15,9 +17,14 @@ from pipeline.commands.train_teacher import (
     TrainTeacherConfig,
     run,
 )
+from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.views import ViewConfig, ViewsStamp
 from pipeline.errors import UsageError
+from pipeline.logits.store import publish_part, write_stamp
 from pipeline.runtime.progress import read_metrics
 from pipeline.training.checkpoints import list_checkpoints
+from pipeline.training.run import open_clips
+from pipeline.training.stored_logits import open_logits
 from pipeline.training.teacher_learner import TeacherLearner, TeacherOptimizerConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -127,3 +134,55 @@ def test_augmentation_reaches_the_loss(config: TrainTeacherConfig, tmp_path: Pat
         run(replace(config, run=str(folder), epochs=1, augment=student.AugmentConfig(gain_db=gain_db)))
         losses.append(read_metrics(folder)[-1]["epoch/loss"])
     assert losses[0] != losses[1]
+
+
+@pytest.fixture
+def store(config: TrainTeacherConfig, tmp_path: Path) -> str:
+    """Logits of other teachers for all clips but the last two."""
+    manifest = read_manifest(config.data)
+    logits = np.random.default_rng(0).normal(0, 3, (8, 4)).astype(np.float16)
+    fill_store(tmp_path / "store", manifest, logits, absent=["clip6", "clip7"])
+    return str(tmp_path / "store")
+
+
+def test_a_transformer_learns_from_a_store_by_a_student_s_loss(
+    config: TrainTeacherConfig, store: str, tmp_path: Path
+) -> None:
+    distill = student.DistillConfig(teacher_weight=0.7, temperature=2.0)
+    mixed = student.MixupConfig(alpha=0)
+    plain = replace(config, store=store, distill=distill, mixup=mixed, patchout=PatchoutConfig(time=0, frequency=0))
+    run(replace(plain, model="ast_tiny", epochs=1, batch_size=8, log_every=1))
+    torch.manual_seed(0)
+    model = teacher.create_model("ast_tiny", num_classes=4)
+    manifest = read_manifest(config.data)
+    logits, _ = open_logits(store, manifest, config.cache_folder(), consistent_views=True)
+    batch = open_clips(plain, manifest, model, logits)[np.arange(8)]
+    with torch.no_grad():
+        found = model(model.front_end(batch.padded(), lengths=batch.lengths))  # (clips, classes)
+    soft = (batch.teacher_logits / 2).sigmoid()
+    targets = torch.where(batch.has_teacher[:, None], 0.3 * batch.labels + 0.7 * soft, batch.labels)
+    by_hand = torch.nn.functional.binary_cross_entropy_with_logits(found, targets)
+    assert batch.has_teacher.tolist() == [True] * 6 + [False] * 2
+    assert read_metrics(tmp_path / "run")[0]["train/loss"] == pytest.approx(float(by_hand), rel=1e-5)
+
+
+@pytest.mark.parametrize("model", ["passt_tiny", "ced_tiny"])
+def test_a_transformer_taught_by_views_resumes_to_the_same_bits(
+    config: TrainTeacherConfig, tmp_path: Path, model: str
+) -> None:
+    manifest, views = read_manifest(config.data), ViewsStamp(count=3, config=ViewConfig())
+    stamp, folder = replace(stamp_for(manifest), views=views), str(tmp_path / "views")
+    logits = np.random.default_rng(1).normal(0, 3, (24, 4)).astype(np.float16)
+    write_stamp(folder, stamp)
+    publish_part(folder, "train-000000", manifest.clip_ids.to_pylist(), logits, stamp, "")
+    config = replace(config, store=folder, model=model, patchout=PatchoutConfig(time=1, frequency=0))
+    weights = tmp_path / "run" / "last.safetensors"
+    assert run(config).finished
+    straight = load_file(weights)
+    for path in list_checkpoints(tmp_path / "run")[2:]:
+        path.unlink()
+    assert run(replace(config, resume=True)).steps == 4
+    assert all(torch.equal(tensor, straight[key]) for key, tensor in load_file(weights).items())
+    run(replace(config, consistent_views=False, run=str(tmp_path / "other")))
+    other = load_file(tmp_path / "other" / "last.safetensors")
+    assert not all(torch.equal(tensor, other[key]) for key, tensor in straight.items())

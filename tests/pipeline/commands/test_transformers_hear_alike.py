@@ -108,11 +108,10 @@ class Witness(TeacherLearner):
 
     def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
         if not self.learned:
-            randomness = student.Randomness(generator, batch.positions, batch.global_batch_size)
             network.eval()
             with torch.inference_mode():
-                features, frames, _ = self.hear(batch, generator, randomness)
-                self.learned.update(zip(batch.rows.tolist(), network(features, None, frames).numpy(), strict=True))
+                shown = self.show(batch, torch.Generator())
+                self.learned.update(zip(batch.rows.tolist(), self.tag(network, shown, generator).numpy(), strict=True))
             network.train()
         return super().loss(network, batch, generator)
 
