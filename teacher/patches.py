@@ -40,18 +40,18 @@ def drop_patches(
 
     Koutini et al. 2022, arXiv:2110.05069, Section 2.2.
     """
-    grid = _drop(grid, 3, time, generator)
-    grid = _drop(grid, 2, frequency, generator)
+    grid = _drop(grid, 3, "time", time, generator)
+    grid = _drop(grid, 2, "frequency", frequency, generator)
     sequence = grid.flatten(2).transpose(1, 2)  # (batch, patches, embed_dim)
-    return _drop(sequence, 1, unstructured, generator)
+    return _drop(sequence, 1, "single", unstructured, generator)
 
 
-def _drop(values: Tensor, axis: int, count: int, generator: Generator | None) -> Tensor:
+def _drop(values: Tensor, axis: int, name: str, count: int, generator: Generator | None) -> Tensor:
     if count == 0:
         return values
     size = values.shape[axis]
     if not 0 < count < size:
-        raise ValueError(f"patchout of {count} out of {size} along axis {axis}; choose from 0 to {size - 1}")
+        raise ValueError(f"patchout.{name} is {count}, and there are {size}; choose from 0 to {size - 1}")
     device = generator.device if generator is not None else None
     kept = torch.randperm(size, generator=generator, device=device)[count:].sort().values
     return values.index_select(axis, kept.to(values.device))

@@ -44,7 +44,7 @@ def test_the_generator_alone_decides_what_stays() -> None:
 
 @pytest.mark.parametrize("name", ["time", "frequency", "unstructured"])
 def test_patchout_of_everything_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="patchout of 35 out of"):
+    with pytest.raises(ValueError, match="patchout.time is 35, and there are"):
         drop_patches(GRID, **{**NONE, name: 35})
 
 
