@@ -42,9 +42,9 @@ def test_the_generator_alone_decides_what_stays() -> None:
     assert torch.equal(torch.rand(1), torch.rand(1, generator=seeded(0)))  # torch's global generator is as it was
 
 
-@pytest.mark.parametrize("name", ["time", "frequency", "unstructured"])
-def test_patchout_of_everything_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="patchout.time is 35, and there are"):
+@pytest.mark.parametrize(("name", "flag"), [("time", "time"), ("frequency", "frequency"), ("unstructured", "single")])
+def test_patchout_of_everything_is_refused(name: str, flag: str) -> None:
+    with pytest.raises(ValueError, match=rf"patchout\.{flag} is 35, and there are"):
         drop_patches(GRID, **{**NONE, name: 35})
 
 
