@@ -201,6 +201,11 @@ class JoinedDataset(Dataset[TrainingBatch]):
         )
         """Does the work, here or in decoding processes."""
 
+    @property
+    def has_logits(self) -> np.ndarray | None:
+        """(clips,) bool; None where there is no store."""
+        return self.reader.has_logits
+
     def requests(self, batches: Iterable[np.ndarray], *, seed: int, first_step: int) -> Iterator[Wanted]:
         """Yield the request for the rows, (batch,) int64, of each step from `first_step` on; see `request`."""
         for step, rows in enumerate(batches, start=first_step):

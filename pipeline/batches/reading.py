@@ -114,6 +114,11 @@ class BatchReader:
         self._kept_seconds = kept_seconds(seconds, views)
         self._files = RangeReader(clips.location, mirror)
 
+    @property
+    def has_logits(self) -> np.ndarray | None:
+        """(clips,) bool; None where nobody needs logits."""
+        return None if self._logits is None else self._logits.has_logits
+
     def load(self, request: Wanted, arena: Arena, at: Callable[[int], None]) -> ReadBatch:
         """Read the clips at some rows, each as it is or in the view that is asked for."""
         if is_remote(self.clips.location):

@@ -31,7 +31,8 @@ class StreamConfig:
     """How `--sampling stream` goes through the shards."""
 
     weights: Literal["balanced", "uniform"] = "balanced"
-    """balanced: clips of rare classes are kept more often, clips without labels never. uniform: all alike."""
+    """balanced: clips of rare classes are kept more often, those on which nothing is to be heard never. uniform: all
+    alike."""
     read_share: float = 1.0
     """Share of the dataset that one epoch goes through, above 0 to 1. At 1 an epoch keeps the very clips that
     --sampling balanced draws, and throws away all others that it read; at 0.25 it reads a quarter as much, the next
@@ -54,14 +55,18 @@ def sampling_weights(manifest: Manifest) -> np.ndarray:
     """Returns each clip's weight: the sum over its classes of 1000 / (100 + count of the class), so rare ones gain.
 
     Returns:
-        (clips,), float64. A clip without labels weighs nothing and is never drawn.
+        (clips,), float64. A clip on which nothing is to be heard weighs nothing and is never drawn. One whose labels
+        are unknown weighs as much as the others do on average.
 
     The weights of PaSST's and EfficientAT's balanced sampler (Koutini et al. 2022, arXiv:2110.05069, section 4).
     """
     class_weights = 1000.0 / (100.0 + manifest.label_counts())  # (classes,)
     indptr, classes = manifest.labels_csr
     row_of_label = np.repeat(np.arange(len(manifest)), np.diff(indptr))  # (labels of all clips,)
-    return np.bincount(row_of_label, weights=class_weights[classes], minlength=len(manifest))
+    weights = np.bincount(row_of_label, weights=class_weights[classes], minlength=len(manifest))
+    labelled = weights[weights > 0]
+    weights[manifest.unlabelled] = labelled.mean() if len(labelled) else 1.0
+    return weights
 
 
 def seed_for(*path: int) -> int:
@@ -147,7 +152,7 @@ class EpochSampler:
             raise UsageError(
                 f"batch_size is {self.batch_size}, but an epoch draws only {self._drawn} clips; "
                 "choose a smaller --batch-size (or check that the clips have labels: balanced sampling passes over "
-                "those without; --sampling uniform takes all)"
+                "those without, which --sampling uniform takes; those whose labels are unknown need logits, --store)"
             )
         if self.read_window and self.numbers is None:
             raise ValueError("a read window needs the clips' reading order")
@@ -293,6 +298,7 @@ class StreamSampler(EpochSampler):
 def build_sampler(
     manifest: Manifest,
     *,
+    has_logits: np.ndarray | None = None,
     sampling: Sampling,
     batch_size: int,
     clips_per_epoch: int | None = None,
@@ -305,6 +311,8 @@ def build_sampler(
 
     Args:
         manifest: the dataset.
+        has_logits: (clips,) bool; None where there is no store. A clip with neither a known label nor logits is never
+            drawn, for nothing can be learned from it.
         sampling: the kind of sampler and of weights.
         batch_size: clips a step, over all ranks.
         clips_per_epoch: see `EpochSampler`.
@@ -319,6 +327,7 @@ def build_sampler(
     stream = stream or StreamConfig()
     balanced = (stream.weights if sampling == "stream" else sampling) == "balanced"
     weights = sampling_weights(manifest) if balanced else np.ones(len(manifest))
+    weights[manifest.unlabelled if has_logits is None else manifest.unlabelled & ~has_logits] = 0
     if sampling == "stream":
         return StreamSampler(
             weights=weights,

@@ -29,7 +29,8 @@ class IndexConfig:
     checksums: bool = True
     """Read the audio to note its checksum, so that later readers notice changed bytes."""
     keep_unlabelled: bool = False
-    """Take clips without labels, too: their json is missing or holds none. Teachers can label them."""
+    """Take clips whose labels nobody knows, too: their json is missing or has no field of labels. Teachers can label
+    them, and a model learns them from the logits alone."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

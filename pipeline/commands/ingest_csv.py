@@ -22,8 +22,11 @@ class IngestCsvConfig(IngestConfig):
     path_column: str = "path"
     """The column of paths; their extension may be missing."""
     label_column: str = "label"
-    """The column of labels: class ids or names. An empty field is a clip without labels. Several rows with one path are
-    one clip with all their labels."""
+    """The column of labels: class ids or names. An empty field is a clip on which none of the classes is to be heard.
+    Several rows with one path are one clip with all their labels."""
+    unlabelled: bool = False
+    """An empty field is a clip whose labels are unknown, and so is every row of tables without that column: teachers
+    can label them, and a model learns them from the logits alone."""
     label_separator: str | None = None
     """What separates several labels in one field, such as a comma or a semicolon; a field is one label unless given."""
     id_column: str | None = None
@@ -68,6 +71,7 @@ def run(config: Annotated[IngestCsvConfig, Parameter(name="*")]) -> IngestResult
     columns = TableColumns(
         path=config.path_column,
         label=config.label_column,
+        empty_is_unknown=config.unlabelled,
         id=config.id_column,
         label_separator=config.label_separator,
         only=tuple((name, value) for name, _, value in (text.partition("=") for text in config.only)),

@@ -19,6 +19,9 @@ class IngestFolderConfig(IngestConfig):
     whole_names: bool = False
     """Take a sound's path without its extension as its id, even where its name looks like YouTube's id behind a Y or
     with times after it."""
+    unlabelled: bool = False
+    """Take all sounds, in any folder or none, as clips whose labels are unknown: teachers can label them, and a model
+    learns them from the logits alone. Needs --classes, or a dataset to --add them to."""
 
 
 def run(config: Annotated[IngestFolderConfig, Parameter(name="*")]) -> IngestResult:
@@ -33,4 +36,5 @@ def run(config: Annotated[IngestFolderConfig, Parameter(name="*")]) -> IngestRes
         UsageError: the folder is not there, the dataset is, or its folder holds tars of somebody else.
     """
     folder = local_folder(config.audio, "--audio")
-    return ingest(config, ClassFoldersSource(folder, config.whole_names, config.classes is not None))
+    numbered = config.classes is not None
+    return ingest(config, ClassFoldersSource(folder, config.whole_names, numbered, config.unlabelled))

@@ -19,7 +19,8 @@ class IngestWebdatasetConfig(IngestConfig):
     """AudioSet's segment lists, for tars of nothing but sounds called by their ids: the lists give the labels, and only
     the clips that they name are taken."""
     keep_unlabelled: bool = False
-    """Take clips without labels, too: their json is missing or holds none. Teachers can label them."""
+    """Take clips whose labels nobody knows, too: their json is missing or has no field of labels. Teachers can label
+    them, and a model learns them from the logits alone."""
 
 
 def run(config: Annotated[IngestWebdatasetConfig, Parameter(name="*")]) -> IngestResult:

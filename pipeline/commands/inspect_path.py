@@ -75,6 +75,7 @@ def _show_dataset(manifest: Manifest, summary: DatasetSummary) -> None:
         "length": _length(summary),
         "classes": f"{present} of {len(counts)} present, {counts.sum() / max(summary.clips, 1):.2f} labels a clip",
         "without labels": f"{summary.clips_without_labels:,} clips" if summary.clips_without_labels else "",
+        "labels unknown": f"{summary.clips_of_unknown_labels:,} clips" if summary.clips_of_unknown_labels else "",
         "most frequent": _classes(manifest.vocabulary, counts, rarest=False),
         "least frequent": _classes(manifest.vocabulary, counts, rarest=True),
         "vocabulary sha256": summary.vocabulary_sha256,

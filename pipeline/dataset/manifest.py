@@ -6,7 +6,7 @@ Two million rows are a few dozen megabytes of Arrow columns; nothing here makes 
 import logging
 from collections.abc import Sequence
 from functools import cached_property
-from hashlib import sha256
+from hashlib import blake2b, sha256
 from pathlib import Path
 from typing import BinaryIO, cast
 
@@ -147,6 +147,33 @@ class Manifest:
         """Returns the id of the clip at `row`."""
         return self.clip_ids[row].as_py()
 
+    @cached_property
+    def unlabelled(self) -> np.ndarray:
+        """(clips,) bool: clips of which no label is known, not even that a class is absent."""
+        known, masked = self._known_classes, self.clips.are_masked
+        if known is None or masked is None:
+            return np.zeros(len(self), bool)
+        return masked & (np.diff(known.starts) == 0)
+
+    def with_label_share(self, share: float) -> "Manifest":
+        """Returns the same clips with the labels of some of them alone; those of the others count as unknown.
+
+        Args:
+            share: of the clips that keep their labels, 0 to 1. A hash of its id decides for each clip, so that a
+                smaller share is a part of a larger one, in any dataset: BLAKE2b of 8 bytes with the person
+                `label share`, big-endian, below share * 2^64.
+        """
+        if share >= 1:
+            return self
+        numbers = (_label_number(clip_id) for clip_id in self.clip_ids.to_pylist())
+        keep = pa.array(np.fromiter((number < share * 2.0**64 for number in numbers), bool, len(self)))
+        table = self.table
+        for name in ("labels", "label_mask"):
+            column = self._column(name)
+            known = pc.call_function("if_else", [keep, column, pa.array([[]] * len(self), column.type)])
+            table = table.set_column(table.column_names.index(name), name, known)
+        return Manifest(self.location, table, self.vocabulary)
+
     def label_matrix(self, rows: np.ndarray, dtype: type = np.float32) -> np.ndarray:
         """Returns the labels of `rows` as a multi-hot matrix (rows, classes)."""
         return self.clips.label_matrix(rows, dtype)
@@ -251,6 +278,10 @@ class Manifest:
     def _rows_beyond_classes(self, classes: RaggedColumn) -> np.ndarray:
         bad = np.flatnonzero((classes.values < 0) | (classes.values >= len(self.vocabulary)))
         return np.unique(np.searchsorted(classes.starts, bad, side="right") - 1)
+
+
+def _label_number(clip_id: str) -> int:
+    return int.from_bytes(blake2b(clip_id.encode(), digest_size=8, person=b"label share").digest())
 
 
 def join_manifests(folder: str, parts: Sequence[str]) -> Manifest:

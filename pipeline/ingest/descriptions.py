@@ -96,13 +96,17 @@ def look_at_labels(description: Description, fields: Mapping[str, LabelField]) -
         fields[name].look_at(description[name])
 
 
-def labels_of(description: Description, fields: Mapping[str, LabelField], *, may_lack: bool = False) -> tuple[int, ...]:
+def has_labels(description: Description) -> bool:
+    """Whether a clip's json has a field of labels, be it empty."""
+    return any(value is not None and value == value for value in map(description.get, LABEL_FIELDS))
+
+
+def labels_of(description: Description, fields: Mapping[str, LabelField]) -> tuple[int, ...]:
     """Returns a clip's class indices, ascending.
 
     Args:
         description: the clip's json.
         fields: how its fields of labels are read.
-        may_lack: whether a json without any field of labels means a clip without labels.
 
     Raises:
         UnusableClipError: the json has no labels, unknown ones, or two fields of labels that contradict each other.
@@ -121,8 +125,6 @@ def labels_of(description: Description, fields: Mapping[str, LabelField], *, may
     if faults and not any(found.values()):  # an empty field beside one of unknown labels names nothing
         raise faults[0]
     if not found:
-        if may_lack:
-            return ()
         raise UnusableClipError("no labels", f"none of {', '.join(LABEL_FIELDS)}")
     return next(iter(found.values()))
 

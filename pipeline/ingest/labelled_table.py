@@ -13,7 +13,7 @@ from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest.audio_files import file_version, open_file_reader
 from pipeline.ingest.labels import LabelField
-from pipeline.ingest.own_classes import vocabulary_of
+from pipeline.ingest.own_classes import NEEDS_CLASSES, vocabulary_of
 from pipeline.ingest.rejections import Rejection, UnusableClipError
 from pipeline.ingest.sources import ClipReader, PlannedClip, Source
 from pipeline.storage import files as storage
@@ -26,6 +26,8 @@ class TableColumns:
     path: str
     """The column of paths, relative to the folder of sounds; their extension may be missing."""
     label: str
+    empty_is_unknown: bool = False
+    """Whether nobody knows the labels of a row with nothing in the column of labels, or of a table without it."""
     id: str | None = None
     """The column of clip ids; without, the paths give them."""
     label_separator: str | None = None
@@ -38,7 +40,8 @@ class TableColumns:
     @property
     def needed(self) -> tuple[str, ...]:
         """Returns the columns that have to be there."""
-        return (self.path, self.label, *([self.id] if self.id else []), *(name for name, _ in self.only))
+        label = [] if self.empty_is_unknown else [self.label]
+        return (self.path, *label, *([self.id] if self.id else []), *(name for name, _ in self.only))
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,8 @@ class LabelledTableSource(Source):
                 f"{tables}: the column {self.columns.label} holds vectors of zeros and ones, which name no classes. "
                 "Say by --classes which class has which place"
             )
+        if self.columns.empty_is_unknown and not labels:
+            raise UsageError(NEEDS_CLASSES)
         return vocabulary_of(labels, tables)
 
     def scan(self, vocabulary: Vocabulary, notes: Counter[str]) -> Iterator[PlannedClip | Rejection]:
@@ -107,7 +112,8 @@ class LabelledTableSource(Source):
             return Rejection(clip_id, path or named, clip.fault.reason, clip.fault.detail)
         if path is None:
             return Rejection(clip_id, named, "file missing", clip.suspicion)
-        return PlannedClip(clip_id, path, file_version(self.audio / path), clip.labels)
+        mask = () if self.columns.empty_is_unknown and not clip.labels else None
+        return PlannedClip(clip_id, path, file_version(self.audio / path), clip.labels, label_mask=mask)
 
     def _find(self, named: str) -> str | None:
         """Returns the path of the file, relative to the folder where it is in it; it may lack its extension."""
@@ -154,7 +160,8 @@ def _rows(table: str, columns: TableColumns) -> Iterator[_Row | Rejection]:
         try:
             _, head = next(rows, (1, []))
             header = [name.strip() for name in head]
-            place = {name: _place(header, name, table) for name in columns.needed}
+            wanted = [*columns.needed, *([columns.label] if columns.label in header else [])]
+            place = {name: _place(header, name, table) for name in wanted}
             for line, row in rows:
                 where = f"{table}:{line}"
                 while len(row) > len(header) and not row[-1]:
@@ -173,7 +180,7 @@ def _rows(table: str, columns: TableColumns) -> Iterator[_Row | Rejection]:
 
 
 def _row(cells: Mapping[str, str], columns: TableColumns, where: str) -> _Row | Rejection:
-    path, label, clip_id = cells[columns.path], cells[columns.label], cells[columns.id] if columns.id else ""
+    path, label, clip_id = (cells.get(name or "", "") for name in (columns.path, columns.label, columns.id))
     fault = ""
     if not is_text(cells.values()):
         fault = f"is not in UTF-8: {ascii(path)[:100]}"

@@ -6,6 +6,11 @@ from collections.abc import Iterable
 
 from pipeline.dataset.vocabulary import Vocabulary, parse_vocabulary
 
+NEEDS_CLASSES = (
+    "--unlabelled needs the class list that teachers are to label by: give --classes CSV, such as "
+    "manifests/audioset_classes.csv for AudioSet's, or --add to a dataset that has one"
+)
+
 
 def vocabulary_of(labels: Iterable[str], where: str) -> Vocabulary:
     """Make a class list of the labels that occur: in the order of their characters' codes, numbers by their value.

@@ -21,6 +21,7 @@ from pipeline.ingest.descriptions import (
     Description,
     clip_id_of,
     facts_of,
+    has_labels,
     is_certain,
     label_fields,
     label_mask_of,
@@ -52,7 +53,7 @@ class TarRules:
     checksums: bool = True
     """Read the audio to note its CRC-32; without, only headers and jsons are read."""
     keep_unlabelled: bool = False
-    """Take clips whose json is missing or names no labels, without labels."""
+    """Take clips whose json is missing or has no labels, as clips whose labels are unknown."""
     labels_known: bool = False
     """Take clips whose labels can't be read, too, without labels: who indexes knows them from elsewhere."""
     numbered: bool = True
@@ -225,9 +226,10 @@ def _clip(sample: Sample, mark: str, fields: Mapping[str, LabelField], rules: Ta
     if sample.description is None and not rules.keep_unlabelled:
         raise UnusableClipError("audio without json")
     description, labels = sample.description or {}, ()
+    nobody_knows = rules.keep_unlabelled and not has_labels(description)
     clip_id = clip_id_of(description, sample.key)
     try:
-        labels = labels_of(description, fields, may_lack=rules.keep_unlabelled)
+        labels = () if nobody_knows else labels_of(description, fields)
     except UnusableClipError:
         if not rules.labels_known:
             raise
@@ -237,7 +239,7 @@ def _clip(sample: Sample, mark: str, fields: Mapping[str, LabelField], rules: Ta
         clip_id=clip_id,
         unique_id=None if is_certain(clip_id, description) else marked(mark, clip_id, sample.part),
         labels=labels,
-        label_mask=label_mask_of(description, rules.vocabulary),
+        label_mask=() if nobody_knows and not rules.labels_known else label_mask_of(description, rules.vocabulary),
         facts=facts_of(description),
     )
 

@@ -17,6 +17,7 @@ ADDED = {
     "distill.teacher_weight": 0.9,
     "distill.temperature": 1.0,
     "distill.without_logits": "full",
+    "label_share": 1.0,
 }
 """Settings that earlier versions did not have → what they did, so that a run of theirs goes on."""
 

@@ -15,6 +15,7 @@ import student
 import teacher
 from pipeline.batches.join import TrainingBatch
 from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.errors import UsageError
 from pipeline.scoring.tagging_metrics import tagging_metrics
 from pipeline.training.loop import Learner, TrainingConfig, set_prior_bias
 from pipeline.training.run import RunResult, open_clips, run_training
@@ -32,6 +33,9 @@ class DistillationConfig(TrainingConfig):
     consistent_views: bool = True
     """Where the store has several views of a clip, show the model one of them at a time, with the teachers'
     logits of that one; off: the clip as it is, with the jitter of the recipe."""
+    label_share: float = 1.0
+    """Share of the clips, 0 to 1, that keep their labels; those of the others count as unknown, and they learn from the
+    logits alone. A hash of its id decides for each clip, so that a smaller share is a part of a larger one."""
     distill: student.DistillConfig = field(default_factory=student.DistillConfig)
     """How labels and teacher share the loss."""
     mixup: student.MixupConfig = field(default_factory=student.MixupConfig)
@@ -40,6 +44,11 @@ class DistillationConfig(TrainingConfig):
     """What else is done to the sounds; the recipe does nothing."""
     schedule: student.ScheduleConfig = field(default_factory=student.ScheduleConfig)
     """Learning rate over the epochs."""
+
+    def __post_init__(self) -> None:
+        TrainingConfig.__post_init__(self)
+        if not 0 <= self.label_share <= 1:
+            raise UsageError(f"label_share is {self.label_share}; choose a share from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +148,7 @@ def distil(
     Raises:
         PipelineError: the settings, the dataset, the store or the checkpoint don't fit, or the run can't go on.
     """
-    manifest = read_manifest(config.data)
+    manifest = read_manifest(config.data).with_label_share(config.label_share)
     eval_manifest = None if config.eval_data is None else read_manifest(config.eval_data)
     learner = start(manifest)
     model: Any = learner.model

@@ -104,8 +104,9 @@ class TrainingConfig:
     clips_per_epoch: int = 100_000
     """Clips drawn for an epoch, without replacement, in whole batches; a smaller dataset gives all it has."""
     sampling: Sampling = "balanced"
-    """balanced: clips of rare classes are drawn more often, clips without labels never. uniform: all alike. stream:
-    whole shards are read from start to end, and clips kept by their weight; for stores where every seek is dear."""
+    """balanced: clips of rare classes are drawn more often, those on which nothing is to be heard never, those whose
+    labels are unknown as often as others on average. uniform: all alike. stream: whole shards are read from start to
+    end, and clips kept by their weight; for stores where every seek is dear."""
     read_window: int = 0
     """Clips of an epoch that are read in the order in which they lie, window after window: fewer and shorter seeks, but
     neighbours in a shard meet in one batch. 0 reads in the order of the draws. Which clips are drawn stays the same."""

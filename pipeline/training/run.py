@@ -133,6 +133,7 @@ def run_training(
     with process_group(config.patience) as ranks, ExitStack() as stack:
         sampler = build_sampler(
             manifest,
+            has_logits=dataset.has_logits,
             sampling=config.sampling,
             batch_size=config.batch_size,
             clips_per_epoch=config.clips_per_epoch,
@@ -154,7 +155,7 @@ def run_training(
         if device.type == "cpu":
             keep_freed_memory()
         trainer = Trainer(learner, config, sampler, schedule, device, ranks)
-        _log_sampler(config, sampler, device, ranks)
+        _log_sampler(config, sampler, manifest, device, ranks)
         run = TrainingRun(
             config,
             folder,
@@ -189,13 +190,20 @@ def _vocabulary_metadata(vocabulary: Vocabulary) -> dict[str, Any]:
     }
 
 
-def _log_sampler(config: TrainingConfig, sampler: EpochSampler, device: torch.device, ranks: Ranks) -> None:
+def _log_sampler(
+    config: TrainingConfig, sampler: EpochSampler, manifest: Manifest, device: torch.device, ranks: Ranks
+) -> None:
     where = f"{ranks.world_size} ranks, this one on {device}" if ranks.world_size > 1 else str(device)
     _log.info(
         "%d epochs of %d steps of %d clips on %s", config.epochs, sampler.steps_per_epoch, config.batch_size, where
     )
-    if never := np.count_nonzero(sampler.weights == 0):
-        _log.warning("%d of %d clips have no labels: balanced sampling never draws them", never, len(sampler.weights))
+    clips, never, unknown = len(manifest), sampler.weights == 0, manifest.unlabelled
+    if empty := np.count_nonzero(never & ~unknown):
+        _log.warning("%d of %d clips have no labels: balanced sampling never draws them", empty, clips)
+    if useless := np.count_nonzero(never & unknown):
+        _log.warning("%d of %d clips have neither known labels nor logits: they are never drawn", useless, clips)
+    if taught := np.count_nonzero(unknown & ~never):
+        _log.info("%d of %d clips have no known labels: they learn from the logits alone", taught, clips)
     if isinstance(sampler, StreamSampler):
         _log.info(
             "an epoch streams 1/%d of the shards; %.1f %% of what it reads is thrown away",

@@ -36,8 +36,7 @@ def open_logits(
         logits = store.align(manifest, cache.folder, all_views=all_views)
     if views is not None:
         _log.info("%s: one of %d views of a clip is shown at a time", location, views.count)
-    missing = int(np.count_nonzero(~logits.has_logits))
-    if missing:
+    if missing := int(np.count_nonzero(~logits.has_logits & ~manifest.unlabelled)):
         _log.warning(
             "%d of %d clips have no logits in %s: they learn from labels alone", missing, len(manifest), location
         )

@@ -48,6 +48,8 @@ class DatasetSummary:
     label_counts: np.ndarray
     """(classes,), int64: clips that carry each class."""
     clips_without_labels: int
+    """Those on which none of the classes is to be heard."""
+    clips_of_unknown_labels: int
     vocabulary_sha256: str
     rejected: dict[str, int]
     """Reason → files that didn't become clips, the most frequent first."""
@@ -87,7 +89,8 @@ def summarise_dataset(manifest: Manifest) -> DatasetSummary:
         formats=_counts(manifest.formats),
         sample_rates_hz=_counts(manifest.table["sample_rate"]),
         label_counts=manifest.label_counts(),
-        clips_without_labels=int((np.diff(indptr) == 0).sum()),
+        clips_without_labels=int(((np.diff(indptr) == 0) & ~manifest.unlabelled).sum()),
+        clips_of_unknown_labels=int(manifest.unlabelled.sum()),
         vocabulary_sha256=manifest.vocabulary.sha256,
         rejected=_rejected(manifest.location),
     )

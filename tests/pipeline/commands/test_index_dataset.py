@@ -256,6 +256,19 @@ def test_unlabelled_clips_are_kept_when_asked(tmp_path: Path) -> None:
         run(IndexConfig(str(tmp_path), classes=AUDIOSET))
     assert run(IndexConfig(str(tmp_path), keep_unlabelled=True)).clips == 2
     assert labels(tmp_path) == {"a": [], "b": []}
+    assert read_manifest(tmp_path).unlabelled.all()
+
+
+def test_a_json_that_says_that_there_are_no_labels_is_believed(tmp_path: Path) -> None:
+    write_tar(
+        tmp_path / "a.tar", {"a.flac": b"a", "a.json": {"labels": []}, "b.flac": b"b", "b.json": {"labels": None}}
+    )
+    run(IndexConfig(str(tmp_path), keep_unlabelled=True, classes=AUDIOSET))
+    manifest = read_manifest(tmp_path)
+    assert dict(zip(manifest.clip_ids.to_pylist(), manifest.unlabelled.tolist(), strict=True)) == {
+        "a": False,
+        "b": True,
+    }
 
 
 def test_own_classes_are_given_once_and_kept(tmp_path: Path) -> None:

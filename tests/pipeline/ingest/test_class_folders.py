@@ -4,9 +4,11 @@ from pathlib import Path, PureWindowsPath
 import pytest
 from published_copies import RealClip
 
+from pipeline.commands.index_dataset import IndexConfig
+from pipeline.commands.index_dataset import run as index
 from pipeline.commands.ingest_folder import IngestFolderConfig, run
 from pipeline.dataset.manifest import read_manifest
-from pipeline.errors import ManifestError
+from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest import audio_files
 
 
@@ -127,3 +129,17 @@ def test_folders_called_by_numbers_are_of_the_list_that_is_named(folder: Path, c
     assert {clip_id[0]: labels for clip_id, (labels, _) in contents(folder.parent / "train").items()}["0"] == [0]
     ingest(folder, overwrite=True)
     assert read_manifest(folder.parent / "train").vocabulary.names == ("0", "1", "2")
+
+
+def test_sounds_of_unknown_labels_are_taken_from_any_folder_where_a_class_list_is_named(folder: Path) -> None:
+    (folder / "loose.mp3").write_bytes((folder / "dog/1.mp3").read_bytes())
+    with pytest.raises(UsageError, match="--unlabelled needs the class list"):
+        ingest(folder, unlabelled=True)
+    own = folder.parent / "own.csv"
+    own.write_text("index,mid,display_name\n0,/m/cow,cow\n")
+    assert ingest(folder, unlabelled=True, classes=str(own)).clips == 5
+    manifest = read_manifest(folder.parent / "train")
+    assert manifest.unlabelled.all()
+    assert not manifest.label_counts().any()
+    index(IndexConfig(str(folder.parent / "train")))  # the json beside each sound says so, too
+    assert read_manifest(folder.parent / "train").unlabelled.all()

@@ -219,3 +219,17 @@ def test_every_row_that_is_written_comes_back_as_a_clip_with_its_labels(
     assert {label.mid for label in vocabulary.classes} == {label for _, label in rows}
     found = [(item.path, item.reason) for item in source.scan(vocabulary, Counter()) if isinstance(item, Rejection)]
     assert found == [(path, "file missing") for path in dict.fromkeys(path for path, _ in rows)]
+
+
+def test_an_empty_field_is_an_unknown_label_where_that_is_said(audio: Path, tmp_path: Path) -> None:
+    text = "path,label\nsub/0.mp3,b\nsub/1.mp3,\nsub/2.mp3,a\n"
+    ingest(audio, text, unlabelled=True)
+    assert labels(tmp_path / "train") == {"sub/0": ["b"], "sub/1": [], "sub/2": ["a"]}
+    assert read_manifest(tmp_path / "train").unlabelled.tolist() == [False, True, False]
+    ingest(audio, text, overwrite=True)
+    assert not read_manifest(tmp_path / "train").unlabelled.any()
+    with pytest.raises(UsageError, match="--unlabelled needs the class list"):
+        ingest(audio, "path\nsub/0.mp3\n", unlabelled=True, overwrite=True)
+    (tmp_path / "own.csv").write_text("index,mid,display_name\n0,/m/cow,cow\n")
+    ingest(audio, "path\nsub/0.mp3\n", unlabelled=True, overwrite=True, classes=str(tmp_path / "own.csv"))
+    assert read_manifest(tmp_path / "train").unlabelled.tolist() == [True]
