@@ -6,8 +6,11 @@ Import this module before Ray: it sets what Ray reads while it is imported.
 import logging
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +25,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
 
-from pipeline.errors import PipelineError, UsageError
+from pipeline.errors import LostProcessError, PipelineError, UsageError
 
 try:
     import ray
@@ -44,6 +47,10 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 _ANSWER_SECONDS = 10
 _START_SECONDS = 90
 """A busy machine takes longer than Ray's half a minute to start its first process."""
+_HEAD_SECONDS = 40.0
+"""How long a cluster's head may be gone: less than the minute after which Ray ends this process without a word."""
+_LOOK_SECONDS = 2.0
+_AGAIN_SECONDS = 5.0
 _LONGEST_SOCKET_NAME = len("ray-4294967295/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 _log = logging.getLogger(__name__)
@@ -56,6 +63,7 @@ def running_ray(address: str | None) -> Iterator[None]:
     Raises:
         UsageError: there is no cluster at the address.
         PipelineError: Ray can't be started on this machine.
+        LostProcessError: the cluster's head went away meanwhile.
     """
     cluster = cluster_address(address)
     if cluster is not None:
@@ -63,14 +71,53 @@ def running_ray(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    if cluster is None:
-        _start()
-    else:
+    if cluster is not None:
         _join(cluster)
+        with _head_watched(ray.get_runtime_context().gcs_address):
+            yield
+        return
+    _start()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _head_watched(address: str) -> Iterator[None]:
+    """Interrupt what the main thread does in the block where a cluster's head is gone, and say so.
+
+    Raises:
+        LostProcessError: it is.
+    """
+    gone, ended = threading.Event(), threading.Event()
+
+    def watch() -> None:
+        heard = time.monotonic()
+        while not ended.wait(_LOOK_SECONDS):
+            with suppress(OSError):
+                _knock(address, _LOOK_SECONDS)
+                heard = time.monotonic()
+            if time.monotonic() - heard > _HEAD_SECONDS:
+                gone.set()
+                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                ended.wait(_AGAIN_SECONDS)  # the first one may be taken for a wish to stop: ranks save, and that is all
+
+    threading.Thread(target=watch, name="head of the cluster", daemon=True).start()
+    try:
+        yield
+    except BaseException as error:
+        ended.set()
+        if not gone.is_set():
+            raise
+        raise LostProcessError(
+            f"the head of the Ray cluster at {address} is gone. Start the cluster again; the same command goes on, for "
+            "training with --resume"
+        ) from error
+    finally:
+        ended.set()
+        if not gone.is_set():  # else Ray would wait for it
+            ray.shutdown()
 
 
 def _join(address: str) -> None:
@@ -163,11 +210,10 @@ def _end_what_was_started(error: Exception) -> None:
 
 def _check_reachable(address: str) -> None:
     """Check first whether the head of a cluster is there that lets us in: Ray itself would try for many minutes."""
-    host, _, port = address.rpartition(":")
-    if not host:  # `auto`
+    if ":" not in address:  # `auto`
         return
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+        _knock(address, _ANSWER_SECONDS)
     except OSError as error:
         raise UsageError(
             f"{address_source(address)}: no Ray cluster answers there ({error.strerror or error})"
@@ -184,6 +230,12 @@ def _check_reachable(address: str) -> None:
             f"{address_source(address)}: what answers there is no head of a Ray cluster ({_reason(error)}). Its port "
             "is 6379 as a rule; the dashboard (8265) and Ray's client (10001) have others"
         ) from error
+
+
+def _knock(address: str, seconds: float) -> None:
+    """Connect to HOST:PORT, or raise OSError."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=seconds).close()
 
 
 @contextmanager

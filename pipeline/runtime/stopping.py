@@ -30,6 +30,11 @@ def stopping_signal(default: signal.Signals) -> signal.Signals:
     return _SIGNALS[-1] if _SIGNALS else default
 
 
+def asked_to_stop() -> bool:
+    """Whether a signal or an event of `stop_on_event` asked this process to end."""
+    return bool(_SIGNALS) or any(event.is_set() for event in _EVENTS)
+
+
 class StopRequest:
     """Whether somebody asked the process to end."""
 

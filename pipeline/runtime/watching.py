@@ -5,7 +5,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -53,7 +52,11 @@ class Watch:
     @property
     def expired(self) -> bool:
         """Whether it has been too long."""
-        return self._silent > self._limit
+        return self.longer_than(self._limit)
+
+    def longer_than(self, seconds: float) -> bool:
+        """Whether it has been longer than some time."""
+        return self._silent > seconds
 
 
 def tell_where_on_request(file: BinaryIO) -> None:
@@ -107,17 +110,6 @@ def state_of(process: int) -> str:
 def has_ended(process: int) -> bool:
     """Whether another process of this machine has ended; False where the kernel can't be asked."""
     return state_of(process) in ("", "Z", "X") and state_of(os.getpid()) != ""
-
-
-def cpu_clock() -> Callable[[], float]:
-    """Returns a function that gives how long the thread that calls this has computed, in seconds, to any thread.
-
-    A thread that works moves on by it, one that waits does not. Where there is no such clock it stands still.
-    """
-    if not hasattr(time, "pthread_getcpuclockid"):
-        return lambda: 0.0
-    clock = time.pthread_getcpuclockid(threading.get_ident())
-    return lambda: time.clock_gettime(clock)
 
 
 def call_of_thread(thread: int) -> str:

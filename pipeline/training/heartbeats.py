@@ -11,7 +11,8 @@ import os
 import platform
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cache
@@ -23,11 +24,12 @@ from torch import Tensor
 from pipeline.decoding.shared_memory import SharedFile, append_to_shared
 from pipeline.errors import LostProcessError
 from pipeline.runtime.last_resort import explain
+from pipeline.runtime.stopping import asked_to_stop
+from pipeline.runtime.threads import sign_of_life
 from pipeline.runtime.watching import (
     LOOK_SECONDS,
     Watch,
     call_of_thread,
-    cpu_clock,
     has_ended,
     tell_where_on_request,
     where_it_stands,
@@ -37,6 +39,8 @@ _STORE_SECONDS = 2.0
 """How long an answer of the store may take; it is asked again and again."""
 _NEWS_SECONDS = 2.0
 """How long to look for the rank that made a collective fail."""
+_STOP_SECONDS = 10.0
+"""How long a rank may be without a sign of life once this process was asked to end: a scheduler soon kills it."""
 _END_SECONDS = 5.0
 """How long a process may take to end that left a collective in the middle, whose threads still wait."""
 _FOR_EVER = timedelta(days=1000)
@@ -52,8 +56,8 @@ class Beat:
     """How many it has given."""
     collectives: int
     """How many it has begun."""
-    cpu_seconds: float
-    """Time that its training thread has computed."""
+    life: object
+    """Changes whenever its training thread has done anything."""
     where: str
     """Where that thread stands, in words."""
     ended: str
@@ -73,16 +77,17 @@ class Heartbeats:
         rank: this one's number.
         world_size: how many there are.
         patience: how long one of them may be waited for without a sign of life, in seconds.
+        on_gpus: whether a step's collectives are NCCL's. They have to be aborted where a rank is lost: a thread looks.
     """
 
-    def __init__(self, rank: int, world_size: int, patience: float) -> None:
+    def __init__(self, rank: int, world_size: int, patience: float, *, on_gpus: bool = False) -> None:
         self.rank, self.world_size, self.patience = rank, world_size, patience
         self.others = [other for other in range(world_size) if other != rank]
         self.look_seconds = min(LOOK_SECONDS, patience / 4)
         self.beats: dict[int, Beat] = {}
         """What each of the other ranks last said of itself, as far as that was heard."""
         self._world, self._meetings = dist.group.WORLD, 0
-        self._thread, self._cpu_seconds = threading.get_ident(), cpu_clock()
+        self._thread = threading.current_thread()
         self._dumps = SharedFile(0)
         self._stack_file = append_to_shared(self._dumps.path)
         tell_where_on_request(self._stack_file)
@@ -96,6 +101,10 @@ class Heartbeats:
         self._closing = threading.Event()
         self._exchanging = threading.Thread(target=self._exchange, name="heartbeats", daemon=True)
         self._exchanging.start()
+        self._step: _Vigil | None = None
+        self._lost: LostProcessError | None = None
+        if on_gpus:
+            threading.Thread(target=self._guard, name="guard of steps", daemon=True).start()
 
     def _exchange(self) -> None:
         with suppress(dist.DistNetworkError):  # the store is gone; that no news comes is for whoever waits to notice
@@ -112,8 +121,8 @@ class Heartbeats:
         beat = Beat(
             number=self._number,
             collectives=self.collectives,
-            cpu_seconds=self._cpu_seconds(),
-            where=call_of_thread(self._thread),
+            life=sign_of_life(self._thread),
+            where=call_of_thread(self._thread.ident or 0),
             ended=self._ended,
             process=os.getpid(),
             machine=_this_machine(),
@@ -149,8 +158,38 @@ class Heartbeats:
                 vigil.look()
         work.wait()
 
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Look after the others while a step's collectives are under way."""
+        self._step = _Vigil(self)
+        try:
+            yield
+        finally:
+            self._step = None
+
+    def check(self) -> None:
+        """Raise what there is to say of a rank that was lost in a step, whose collectives gave nothing that is true."""
+        if self._lost is not None:
+            raise self._lost
+
+    def _guard(self) -> None:
+        while not self._closing.wait(self.look_seconds):
+            if (step := self._step) is None:
+                continue
+            try:
+                step.look()
+            except LostProcessError as lost:
+                self._lost = lost
+                self._abort()
+                return
+
+    def _abort(self) -> None:
+        self._world._get_backend(torch.device("cuda")).abort()  # pyright: ignore
+
     def blame(self, error: RuntimeError) -> LostProcessError:
         """Returns what made a collective fail: which rank is gone, or does not answer, and where it stands."""
+        if self._lost is not None:
+            return self._lost
         before, end = self.beats, time.monotonic() + _NEWS_SECONDS
         while (lost := self.left()) is None and time.monotonic() < end:
             time.sleep(0.1)
@@ -176,6 +215,11 @@ class Heartbeats:
             "more memory, or take a smaller --batch-size"
         )
 
+    @property
+    def limit(self) -> float:
+        """How long a rank may be without a sign of life by now, in seconds."""
+        return min(self.patience, _STOP_SECONDS) if asked_to_stop() else self.patience
+
     def silent(self, rank: int) -> LostProcessError:
         """Returns what there is to say of a rank without a sign of life."""
         beat, where, dump = self.beats.get(rank), "", ""
@@ -187,7 +231,7 @@ class Heartbeats:
         if dump:
             _log.warning("rank %d of %d stands at\n%s", rank, self.world_size, dump)
         return LostProcessError(
-            f"{self.name(rank)} has given no sign of life for {self.patience:g} s{f': {where}' if where else ''}. Mend "
+            f"{self.name(rank)} has given no sign of life for {self.limit:g} s{f': {where}' if where else ''}. Mend "
             "what it waits for, or allow more by --patience"
         )
 
@@ -232,11 +276,11 @@ class _Vigil:
         for rank in self._heard:
             beat = self._ours.beats.get(rank)
             self._heard[rank].see(None if beat is None else beat.number)
-            self._moving[rank].see(None if beat is None else (beat.collectives, beat.cpu_seconds))
+            self._moving[rank].see(None if beat is None else (beat.collectives, beat.life))
             if beat is None or beat.collectives < self._ours.collectives:
                 behind.append(rank)
         for rank in behind:
-            if self._heard[rank].expired or self._moving[rank].expired:
+            if any(watch[rank].longer_than(self._ours.limit) for watch in (self._heard, self._moving)):
                 raise self._ours.silent(rank)
         self._tell(behind)
 

@@ -350,7 +350,7 @@ class Trainer:
         self._begin_epoch(epoch)
         learning_rate = self._peak * self._schedule(epoch)
         (clips,) = self._ranks.all_reduce([int(batch.valid.sum())])
-        with self._ranks.collectives(), self._statistics_kept():
+        with self._ranks.step(), self._statistics_kept():
             loss, norm = self._optimizer_step(batch, clips, learning_rate) if clips else (0.0, 0.0)
         skipped = not math.isfinite(norm)
         self.skipped_steps += skipped
@@ -388,6 +388,7 @@ class Trainer:
         self._scaler.unscale_(self._optimizer)
         norm = get_total_norm(weight.grad for weight in self._model.parameters() if weight.grad is not None)
         loss_value, norm_value = torch.stack([loss, norm.float()]).tolist()
+        self._ranks.check()
         # Never a step with what is not finite: from then on every weight would be lost, and so would the checkpoints.
         # The one exception is a gradient that overflows only because float16 had it scaled up: a smaller scale helps.
         overflowed = self._scaler.is_enabled() and self._scaler.get_scale() >= 1

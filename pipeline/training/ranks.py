@@ -75,6 +75,28 @@ class Ranks:
         return device
 
     @contextmanager
+    def step(self) -> Iterator[None]:
+        """Let a step's collectives fail with a word about who is to blame, and end them where they would not.
+
+        Raises:
+            LostProcessError: another rank is gone or does not answer.
+        """
+        if self.heartbeats is None:
+            yield
+            return
+        with self.collectives(), self.heartbeats.step():
+            yield
+
+    def check(self) -> None:
+        """Check that what a step's collectives gave is true, before a weight is changed by it.
+
+        Raises:
+            LostProcessError: another rank was lost meanwhile.
+        """
+        if self.heartbeats is not None:
+            self.heartbeats.check()
+
+    @contextmanager
     def collectives(self) -> Iterator[None]:
         """Let torch's collectives in the block fail with a word about who is to blame.
 
@@ -185,8 +207,12 @@ def process_group(patience: float = PATIENCE_SECONDS) -> Iterator[Ranks]:
         _join(patience)
     world = dist.group.WORLD
     assert world is not None
-    world.set_timeout(timedelta(seconds=patience))  # of a step's collectives, between which ranks only compute
-    heartbeats, error = Heartbeats(dist.get_rank(), dist.get_world_size(), patience), None
+    # A step's collectives have a limit, for between them ranks only compute. NCCL would end the process at once when it
+    # is passed, so there it comes last: heartbeats abort them before.
+    on_gpus = "nccl" in dist.get_backend_config()
+    world.set_timeout(timedelta(seconds=2 * start_seconds(patience) if on_gpus else patience))
+    heartbeats = Heartbeats(dist.get_rank(), dist.get_world_size(), patience, on_gpus=on_gpus)
+    error: BaseException | None = None
     try:
         yield Ranks(heartbeats.rank, heartbeats.world_size, int(os.environ.get("LOCAL_RANK", "0")), heartbeats)
     except BaseException as raised:

@@ -7,6 +7,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,18 +21,21 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.exceptions import RayError
-from ray.train import RunConfig, ScalingConfig, TrainingFailedError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.stopping import stop_on_event, stop_on_signals
 from pipeline.training.loop import TrainingConfig
-from pipeline.training.ranks import backend
+from pipeline.training.ranks import backend, start_seconds
 from pipeline.training.run import RunResult
 
 Config = TypeVar("Config", bound=TrainingConfig)
 _POLL_SECONDS = 0.5
+_ANSWER_SECONDS = 60.0
+"""How long the board may take to answer; it only notes what it is told."""
 
 
 def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunResult:
@@ -45,13 +49,17 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
         UsageError: the cluster has too few GPUs or cores.
         PipelineError: what `command` raises, or Ray itself fails.
     """
+    patience = start_seconds(config.patience)
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(patience)
     with running_ray(config.address), tempfile.TemporaryDirectory() as scratch:
         resources = ray.cluster_resources()
         gpus = int(resources.get("GPU", 0)) if config.device != "cpu" else 0
         kind, there = ("GPU", gpus) if gpus else ("CPU", int(resources.get("CPU", 0)))
         if config.ranks > there:
             raise UsageError(f"--ranks {config.ranks}: the cluster has {there} {kind}s; a rank needs one of its own")
-        board = _Board.remote()  # pyright: ignore[reportAttributeAccessIssue]
+        # Beside this process, so that no other machine's end is its end.
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board = _Board.options(scheduling_strategy=here).remote()  # pyright: ignore[reportAttributeAccessIssue]
         trainer = TorchTrainer(
             _train_one_rank,
             train_loop_config={
@@ -61,19 +69,45 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
                 "folder": str(Path.cwd()),
             },
             scaling_config=ScalingConfig(num_workers=config.ranks, use_gpu=gpus > 0),
-            torch_config=TorchConfig(backend=backend() if gpus else "gloo"),
-            # Checkpoints are the run's own; Ray Train needs a folder for its notes all the same.
-            run_config=RunConfig(storage_path=scratch, name="ranks"),
+            torch_config=TorchConfig(backend=backend() if gpus else "gloo", timeout_s=int(patience)),
+            # Checkpoints are the run's own; Ray Train needs a folder for its notes all the same. It would try again for
+            # ever where the ranks can't start, or a machine is taken away.
+            run_config=RunConfig(
+                storage_path=scratch,
+                name="ranks",
+                failure_config=FailureConfig(controller_failure_limit=0, max_preemption_failures=0),
+            ),
         )
         try:
-            with _passing_on_signals(board):
-                trainer.fit()
+            _fit(trainer, board)
         except (TrainingFailedError, RayError, RuntimeError, ValueError) as error:
             _raise_if_told(board)
             reason = str(error).strip().splitlines()[-1]
             raise PipelineError(f"Ray Train gave up: {reason}. The same command with --resume goes on") from error
         _raise_if_told(board)
-        return cast("RunResult", ray.get(board.result.remote()))
+        return cast("RunResult", ray.get(board.result.remote(), timeout=_ANSWER_SECONDS))
+
+
+def _fit(trainer: TorchTrainer, board: Any) -> None:
+    """Train in a thread, and pass on to the ranks that this process is asked to end.
+
+    In the main thread Ray Train would take Ctrl-C for itself, and save nothing.
+    """
+    done: Future[None] = Future()
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+            done.set_result(None)
+        except BaseException as error:
+            done.set_exception(error)
+
+    threading.Thread(target=fit, name="Ray Train", daemon=True).start()
+    with stop_on_signals() as stop:
+        while not wait([done], timeout=_POLL_SECONDS).done:
+            if stop.requested:
+                board.stop.remote()
+    done.result()
 
 
 def _train_one_rank(settings: dict[str, Any]) -> None:
@@ -90,10 +124,11 @@ def _train_one_rank(settings: dict[str, Any]) -> None:
         try:
             result = settings["command"](config)
         except PipelineError as error:
-            ray.get(board.fail.remote(error))
+            with suppress(RayError):
+                ray.get(board.fail.remote(error), timeout=_ANSWER_SECONDS)
             raise
     if ray.train.get_context().get_world_rank() == 0:
-        ray.get(board.finish.remote(result))
+        ray.get(board.finish.remote(result), timeout=_ANSWER_SECONDS)
 
 
 @ray.remote(num_cpus=0)
@@ -125,16 +160,9 @@ class _Board:
 
 
 def _raise_if_told(board: Any) -> None:
-    error = cast("PipelineError | None", ray.get(board.error.remote()))
+    error = cast("PipelineError | None", ray.get(board.error.remote(), timeout=_ANSWER_SECONDS))
     if error is not None:
         raise error
-
-
-@contextmanager
-def _passing_on_signals(board: Any) -> Iterator[None]:
-    """Tell the ranks when this process is asked to end."""
-    with stop_on_signals() as stop, _repeating(lambda: stop.requested and ray.get(board.stop.remote())):
-        yield
 
 
 @contextmanager
@@ -142,27 +170,17 @@ def _stopped_by(board: Any) -> Iterator[None]:
     """Let the board stop what runs in the block: Ray runs it outside the main thread, where no signal arrives."""
     event = threading.Event()
 
-    def look() -> None:
-        if ray.get(board.stopping.remote()):
-            event.set()
-
-    with stop_on_event(event), _repeating(look):
-        yield
-
-
-@contextmanager
-def _repeating(action: Callable[[], object]) -> Iterator[None]:
     ended = threading.Event()
 
-    def repeat() -> None:
+    def look() -> None:
         while not ended.wait(_POLL_SECONDS):
             with suppress(RayError):
-                action()
+                if ray.get(board.stopping.remote(), timeout=_ANSWER_SECONDS):
+                    event.set()
 
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
+    threading.Thread(target=look, daemon=True).start()
     try:
-        yield
+        with stop_on_event(event):
+            yield
     finally:
         ended.set()
-        thread.join(timeout=10)

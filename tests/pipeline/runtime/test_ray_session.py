@@ -46,6 +46,20 @@ services.GCS_SERVER_EXECUTABLE = os.path.abspath("slow")
 """
 
 
+LOST_HEAD = """
+import socket, time
+from pipeline.runtime import ray_session
+from pipeline.runtime.stopping import stop_on_signals
+ray_session._HEAD_SECONDS, ray_session._LOOK_SECONDS = 1.0, 0.5
+head = socket.create_server(("127.0.0.1", 0))
+with ray_session._head_watched(f"127.0.0.1:{head.getsockname()[1]}"), stop_on_signals() as stop:
+    time.sleep(2)
+    assert not stop.requested
+    head.close()
+    time.sleep(1000)  # as whoever waits for the cluster to stop
+"""
+
+
 def run(script: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", script],
@@ -89,6 +103,13 @@ def test_ray_that_never_comes_up_is_one_error_that_names_its_logs(tmp_path: Path
     assert last.startswith("pipeline.errors.PipelineError: Ray can't be started on this machine: ")
     assert "session_latest/logs" in last
     assert "trying once more" in done.stderr
+
+
+def test_a_head_that_goes_away_ends_whatever_waits_for_the_cluster_with_a_word(tmp_path: Path) -> None:
+    done = run(LOST_HEAD, tmp_path)
+    assert done.returncode == 1
+    assert "LostProcessError: the head of the Ray cluster at 127.0.0.1:" in done.stderr.splitlines()[-1]
+    assert "is gone. Start the cluster again" in done.stderr.splitlines()[-1]
 
 
 @pytest.fixture

@@ -10,7 +10,6 @@ from pipeline.runtime import watching
 from pipeline.runtime.watching import (
     Watch,
     call_of_thread,
-    cpu_clock,
     has_ended,
     how_it_ended,
     innermost_call,
@@ -79,24 +78,17 @@ def test_a_process_that_ended_is_known_to_have_ended_whether_or_not_somebody_ask
     assert has_ended(process.pid)
 
 
-def test_a_thread_that_waits_and_one_that_computes_can_be_told_apart_and_found() -> None:
-    waiting, ended, clocks, threads = threading.Event(), threading.Event(), [], []
+def test_the_call_that_another_thread_is_in_is_named() -> None:
+    begun, ended = threading.Event(), threading.Event()
 
     def stand_still() -> None:
-        clocks.append(cpu_clock())
-        threads.append(threading.get_ident())
-        waiting.set()
+        begun.set()
         ended.wait()
 
     thread = threading.Thread(target=stand_still)
     thread.start()
-    waiting.wait()
+    begun.wait()
     time.sleep(0.1)
-    ours = cpu_clock()
-    before = ours(), clocks[0]()
-    assert sum(range(3_000_000))
-    assert ours() > before[0]
-    assert clocks[0]() == before[1]
-    assert call_of_thread(threads[0]).startswith("it is at wait (")
+    assert call_of_thread(thread.ident or 0).startswith("it is at wait (")
     ended.set()
     thread.join()

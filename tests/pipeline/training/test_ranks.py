@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,6 +24,7 @@ from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import LostProcessError, PipelineError, TooManyFailuresError, TrainingDivergedError, UsageError
 from pipeline.runtime.progress import read_metrics
 from pipeline.training.checkpoints import list_checkpoints
+from pipeline.training.heartbeats import Heartbeats
 from pipeline.training.loop import AverageConfig, Learner, OptimizerConfig, TrainingConfig
 from pipeline.training.ranks import Ranks, process_group
 from pipeline.training.run import RunResult, open_clips, run_training
@@ -290,6 +292,36 @@ def test_a_first_rank_that_is_gone_is_named_too(data: Path, tmp_path: Path) -> N
     assert died == -signal.SIGKILL
     assert str(survivor).startswith("rank 0 of 2 (process ")
     assert str(survivor).endswith("what the first rank saved is kept, and --resume goes on from there")
+
+
+def test_a_rank_that_is_lost_ends_a_step_that_only_an_abort_can_end() -> None:
+    [(aborted, complaint), _] = run_ranks(2, _wait_in_a_step, last=0)
+    assert aborted
+    assert complaint.startswith("rank 1 of 2 (process ")
+    assert "no sign of life for 1 s: it is stopped" in complaint
+
+
+def _wait_in_a_step() -> tuple[bool, str]:
+    """Stands for a kernel of NCCL's, which waits on the GPU for the other ranks until it is aborted."""
+    aborted = threading.Event()
+    torch.distributed.init_process_group("gloo")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Heartbeats, "_abort", lambda self: aborted.set())
+        rank = torch.distributed.get_rank()
+        ranks = Ranks(rank, 2, rank, Heartbeats(rank, 2, 1, on_gpus=True))
+        ranks.all_gather("both are there")
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        with pytest.raises(LostProcessError) as raised:
+            _step(ranks, aborted)
+    return aborted.is_set(), str(raised.value)
+
+
+def _step(ranks: Ranks, aborted: threading.Event) -> None:
+    with ranks.step():
+        torch.distributed.all_reduce(torch.zeros(1), async_op=True)
+        aborted.wait(20)
+        ranks.check()
 
 
 def test_ranks_that_do_not_all_start_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
