@@ -250,9 +250,13 @@ class Heartbeats:
             self._ended = " ".join(said.split())
         self._closing.set()
         self._exchanging.join(2 * _STORE_SECONDS)
-        if isinstance(error, LostProcessError):
-            # A thread of torch's may still wait in a collective, and Python's end for that thread.
-            faulthandler.dump_traceback_later(_END_SECONDS, exit=True, file=self._stack_file)
+
+    def end_soon(self) -> None:
+        """End this process with exit code 1 where it has not ended by itself in a moment.
+
+        A thread of torch's may still wait in a collective, and Python's end would wait for that thread.
+        """
+        faulthandler.dump_traceback_later(_END_SECONDS, exit=True, file=self._stack_file)
 
 
 class _Vigil:

@@ -221,6 +221,8 @@ def process_group(patience: float = PATIENCE_SECONDS) -> Iterator[Ranks]:
     finally:
         heartbeats.close(error)
         if ours:
+            if isinstance(error, LostProcessError):
+                heartbeats.end_soon()
             # Whoever drops a group's last reference waits for its threads. DistributedDataParallel's C++ part would do
             # that while it holds Python's lock, which those threads may need: the process would never end.
             _ENDED_GROUPS.extend((world, heartbeats))

@@ -3,6 +3,7 @@
 Imported only when somebody asks for `--ranks`, so that training needs no Ray.
 """
 
+import logging
 import os
 import tempfile
 import threading
@@ -32,6 +33,7 @@ from pipeline.training.loop import TrainingConfig
 from pipeline.training.ranks import backend, start_seconds
 from pipeline.training.run import RunResult
 
+_log = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=TrainingConfig)
 _POLL_SECONDS = 0.5
 _ANSWER_SECONDS = 60.0
@@ -85,7 +87,10 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
             reason = str(error).strip().splitlines()[-1]
             raise PipelineError(f"Ray Train gave up: {reason}. The same command with --resume goes on") from error
         _raise_if_told(board)
-        return cast("RunResult", ray.get(board.result.remote(), timeout=_ANSWER_SECONDS))
+        result = cast("RunResult", ray.get(board.result.remote(), timeout=_ANSWER_SECONDS))
+        if not result.finished:  # what the ranks log stays with Ray
+            _log.warning("stopped after step %d; all is saved, and --resume goes on", result.steps)
+        return result
 
 
 def _fit(trainer: TorchTrainer, board: Any) -> None:
@@ -120,14 +125,15 @@ def _train_one_rank(settings: dict[str, Any]) -> None:
     torch.set_num_threads(
         min(torch.get_num_threads(), max(1, usable_cores() // ray.train.get_context().get_local_world_size()))
     )
+    is_first = ray.train.get_context().get_world_rank() == 0
     with _stopped_by(board):
         try:
             result = settings["command"](config)
         except PipelineError as error:
             with suppress(RayError):
-                ray.get(board.fail.remote(error), timeout=_ANSWER_SECONDS)
+                ray.get(board.fail.remote(error, is_first), timeout=_ANSWER_SECONDS)
             raise
-    if ray.train.get_context().get_world_rank() == 0:
+    if is_first:
         ray.get(board.finish.remote(result), timeout=_ANSWER_SECONDS)
 
 
@@ -152,8 +158,9 @@ class _Board:
     def result(self) -> RunResult | None:
         return self._result
 
-    def fail(self, error: PipelineError) -> None:
-        self._error = self._error or error
+    def fail(self, error: PipelineError, of_the_first_rank: bool) -> None:
+        if of_the_first_rank or self._error is None:
+            self._error = error  # the first rank also says what is saved
 
     def error(self) -> PipelineError | None:
         return self._error

@@ -23,6 +23,7 @@ from pipeline.batches.join import TrainingBatch
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import LostProcessError, PipelineError, TooManyFailuresError, TrainingDivergedError, UsageError
 from pipeline.runtime.progress import read_metrics
+from pipeline.training import heartbeats
 from pipeline.training.checkpoints import list_checkpoints
 from pipeline.training.heartbeats import Heartbeats
 from pipeline.training.loop import AverageConfig, Learner, OptimizerConfig, TrainingConfig
@@ -104,6 +105,16 @@ class SlowStart(TinyLearner):
         end = time.monotonic() + seconds
         while time.monotonic() < end:
             pass
+
+
+class StoppedMeanwhile(SlowStart):
+    """The first rank is asked to end while the second one sleeps."""
+
+    def begin_epoch(self, network: nn.Module, epoch: int) -> None:
+        if (epoch, os.environ["RANK"]) == (1, "0"):
+            heartbeats._STOP_SECONDS = 1.0
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        super().begin_epoch(network, epoch)
 
 
 class NanOnOneRank(TinyLearner):
@@ -271,6 +282,13 @@ def test_a_rank_that_does_not_come_to_the_next_step_is_named(data: Path, tmp_pat
     config = replace(settings(data, tmp_path / "run"), checkpoint_minutes=60, patience=1)
     survivor = run_ranks(2, train, config, partial(SlowStart, 1000, at_work=False), last=0)[0]
     assert isinstance(survivor, LostProcessError)
+    assert "no sign of life for 1 s: it is at lie_down" in str(survivor)
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000003.pt"]
+
+
+def test_whoever_is_asked_to_end_does_not_wait_long_for_a_rank_that_sleeps(data: Path, tmp_path: Path) -> None:
+    config = replace(settings(data, tmp_path / "run"), checkpoint_minutes=60)
+    survivor = run_ranks(2, train, config, partial(StoppedMeanwhile, 1000, at_work=False), last=0)[0]
     assert "no sign of life for 1 s: it is at lie_down" in str(survivor)
     assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["step-00000003.pt"]
 
