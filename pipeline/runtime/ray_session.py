@@ -34,6 +34,7 @@ except ModuleNotFoundError as error:
         "Ray, which labels and packs in many processes, is not installed here; there is none for Intel Macs. The rest "
         "works without it: make the logits on another machine, and leave out --address and --ranks"
     ) from error
+from ray._private import worker as ray_worker
 from ray._private.node import Node
 from ray._raylet import InnerGcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import AuthenticationError, RayError
@@ -54,6 +55,15 @@ _AGAIN_SECONDS = 5.0
 _LONGEST_SOCKET_NAME = len("ray-4294967295/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 _log = logging.getLogger(__name__)
+
+
+def _keep_for_the_log(data: dict[str, Any], ignore_prefix: bool = False) -> None:
+    for line in data.get("lines", ()):
+        _log.debug("Ray says: %s", line)
+
+
+# Whatever ends a worker, Ray prints paragraphs about it between a command's lines; `log_to_driver` does not cover that.
+ray_worker.print_to_stdstream = _keep_for_the_log
 
 
 @contextmanager
