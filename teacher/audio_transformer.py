@@ -1,4 +1,7 @@
-"""What PaSST, AST and CED share: patches of a spectrogram go through a ViT, are pooled and classified."""
+"""What all families share: patches of a spectrogram go through a ViT, are pooled and classified.
+
+A family says in the methods named `build_…`, `transform` and `pool` where it departs from that.
+"""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -83,7 +86,7 @@ class TransformerConfig:
 
 
 class AudioTransformer(nn.Module, ABC):
-    """Base of the three families; each adds its position encodings, its extra tokens and its pooling.
+    """Base of all families; each adds its position encodings, its extra tokens and its pooling.
 
     Attributes:
         front_end: (batch, samples) float32 waveforms at `sample_rate_hz` → the features that `forward` takes.
@@ -104,18 +107,28 @@ class AudioTransformer(nn.Module, ABC):
         self.config = config
         self.num_classes = num_classes
         self.num_features = self.embed_dim = config.embed_dim
-        self.patch_embed = PatchEmbed(config.patch_shape, config.stride, config.embed_dim)
-        norm_layer = partial(nn.LayerNorm, eps=config.norm_eps)
-        self.blocks = nn.Sequential(
-            *(
-                Block(config.embed_dim, config.num_heads, qkv_bias=True, norm_layer=norm_layer)  # pyright: ignore[reportArgumentType]
-                for _ in range(config.depth)
-            )
-        )
-        self.norm = norm_layer(config.embed_dim)
-        self.head = nn.Sequential(
-            nn.LayerNorm(config.embed_dim, eps=config.head_norm_eps), nn.Linear(config.embed_dim, num_classes)
-        )
+        self.patch_embed = self.build_patch_embed()
+        self.blocks = nn.Sequential(*(self.build_block() for _ in range(config.depth)))
+        self.norm = self.build_norm()
+        self.head = nn.Sequential(self.build_head_norm(), nn.Linear(config.embed_dim, num_classes))
+
+    def build_patch_embed(self) -> PatchEmbed:
+        """Returns what turns (batch, mels, frames) into (batch, embed_dim, frequency patches, time patches)."""
+        return PatchEmbed(self.config.patch_shape, self.config.stride, self.config.embed_dim)
+
+    def build_block(self) -> nn.Module:
+        """Returns one block."""
+        config = self.config
+        norm_layer: Any = partial(nn.LayerNorm, eps=config.norm_eps)
+        return Block(config.embed_dim, config.num_heads, qkv_bias=True, norm_layer=norm_layer)
+
+    def build_norm(self) -> nn.Module:
+        """Returns what normalises the sequence behind the last block."""
+        return nn.LayerNorm(self.config.embed_dim, eps=self.config.norm_eps)
+
+    def build_head_norm(self) -> nn.Module:
+        """Returns what normalises the pooled vector before it is classified."""
+        return nn.LayerNorm(self.config.embed_dim, eps=self.config.head_norm_eps)
 
     @property
     def sample_rate_hz(self) -> int:
@@ -181,10 +194,14 @@ class AudioTransformer(nn.Module, ABC):
         if tokens is not None:
             sequence = torch.cat([tokens.expand(len(sequence), -1, -1), sequence], dim=1)
         if torch.is_grad_enabled() or sequence.device.type != "cpu":
-            return self.norm(self.blocks(sequence))
+            return self.transform(sequence)
         # A processor is busy with a few clips, and what lies between the layers takes the memory of these alone.
         clips = max(1, _TOKENS_AT_ONCE // sequence.shape[1])
-        return torch.cat([self.norm(self.blocks(piece)) for piece in sequence.split(clips)])
+        return torch.cat([self.transform(piece) for piece in sequence.split(clips)])
+
+    def transform(self, sequence: Tensor) -> Tensor:
+        """Run the blocks over (batch, tokens, embed_dim), and normalise what comes out."""
+        return self.norm(self.blocks(sequence))
 
     def patchout(self, time_patches: int) -> tuple[int, int]:
         """Returns how many columns, and then how many single patches, a training step leaves out of a grid."""
@@ -212,7 +229,7 @@ class AudioTransformer(nn.Module, ABC):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Returns each parameter's depth, in timm's words, for layer-wise learning rates; `coarse` is unused."""
         return {
-            "stem": r"^(?:cls_token|dist_token|\w*pos_embed|patch_embed|init_bn)",
+            "stem": r"^(?:cls_token|dist_token|\w*pos_embed|patch_embed|init_bn|input_norm)",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 

@@ -23,9 +23,9 @@ logger = logging.getLogger(__name__)
 class Ensemble(nn.Module):
     """Runs several teachers on the same clips, and computes once what they have in common.
 
-    Members whose front ends have equal configurations share one spectrogram. A batch that is too large for a GPU's
-    memory is halved from then on. A clip's logits do not depend on its neighbours, so neither the batch size nor such
-    a split changes more than rounding errors.
+    Members whose front ends differ in what `finish` does alone share one spectrogram. A batch that is too large for a
+    GPU's memory is halved from then on. A clip's logits do not depend on its neighbours, so neither the batch size nor
+    such a split changes more than rounding errors.
 
     Args:
         members: each takes what its `.front_end` makes of (batch, samples) float32 waveforms at its `.sample_rate_hz`,
@@ -144,7 +144,7 @@ class Ensemble(nn.Module):
     def _network(self, member: nn.Module, group: FeatureGroup) -> Tensor:
         if isinstance(member, AudioTransformer):
             own = {} if group.frames is None else {"frames": group.frames}
-            return member(group.features, **own).float()
+            return member(member.front_end.finish(cast("Tensor", group.features)), **own).float()
         lower = self.precision != torch.float32
         with torch.autocast(group.device.type, self.precision if lower else None, enabled=lower):
             return member(group.features).float()
@@ -155,10 +155,10 @@ def _rate(member: nn.Module) -> int:
 
 
 def _features_key(member: nn.Module) -> Hashable:
-    """Two members with equal keys take the same features."""
+    """Two members with equal keys share a spectrogram."""
     front_end = member.get_submodule("front_end")
     # Only of our own is it known that the configuration says everything.
-    made_by = front_end.config if isinstance(front_end, FrontEnd) else id(front_end)
+    made_by = front_end.spectrogram_config if isinstance(front_end, FrontEnd) else id(front_end)
     return made_by, _rate(member), input_seconds(member)
 
 

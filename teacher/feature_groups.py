@@ -35,7 +35,7 @@ class FeatureGroup:
 def extract_features(
     member: nn.Module, waveforms: Tensor, edge_shifts_hz: Tensor | None, lengths: Tensor | None
 ) -> list[FeatureGroup]:
-    """Returns a member's features of a batch; `Ensemble.forward` describes the arguments.
+    """Returns a member's features of a batch, not yet finished; `Ensemble.forward` describes the arguments.
 
     Our own families take clips of any lengths together. Others get clips of one length at a time; where what comes out
     has one size all the same, as with extractors that pad, it goes through the network together.
@@ -45,9 +45,9 @@ def extract_features(
     samples = input_seconds(member) * cast("float", member.sample_rate_hz)
     if isinstance(front_end, FrontEnd):
         if lengths is None:
-            features = front_end(waveforms[:, : round(samples)], edge_shifts_hz=edge_shifts_hz)
+            features = front_end(waveforms[:, : round(samples)], edge_shifts_hz=edge_shifts_hz, finished=False)
             return [FeatureGroup(clips=everything, features=features)]
-        features = front_end(waveforms, edge_shifts_hz=edge_shifts_hz, lengths=lengths)
+        features = front_end(waveforms, edge_shifts_hz=edge_shifts_hz, lengths=lengths, finished=False)
         return [FeatureGroup(clips=everything, features=features, frames=front_end.frames(lengths))]
     if lengths is None or math.isfinite(samples):
         if math.isfinite(samples):

@@ -9,13 +9,13 @@ Clips have lengths of their own, and the families differ in what they make of th
 | family | shorter clips | longer clips |
 |---|---|---|
 | PaSST | silence is added up to the model's length | are cut there |
-| AST | frames of zeros are added to the features before they are normalised | features are cut |
+| AST, EAT | frames of zeros are added to the features before they are normalised | features are cut |
 | CED | stay as short as they are | are heard to their end, by the model piece after piece |
 """
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Self
 
 import torch
@@ -44,7 +44,7 @@ class PasstMelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KaldiFbankConfig:
-    """AST's Kaldi filter-bank features."""
+    """Kaldi's filter-bank features, as AST and EAT have them; the families differ in these constants alone."""
 
     sample_rate_hz: int = 16000
     mels: int = 128
@@ -96,6 +96,8 @@ class FrontEnd(nn.Module, ABC):
         generator: Generator | None = None,
         edge_shifts_hz: Tensor | None = None,
         lengths: Tensor | None = None,
+        *,
+        finished: bool = True,
     ) -> Tensor:
         """Compute features.
 
@@ -106,6 +108,8 @@ class FrontEnd(nn.Module, ABC):
                 place of what would be drawn. Families that were not trained on moving bands keep theirs where they are.
             lengths: (batch,), int64, on the CPU: the samples of each row that are the clip; zeros follow. Each clip is
                 then taken as the family's original takes one of that length. None: every sample is heard as it is.
+            finished: False gives the spectrogram alone, which front ends with equal `spectrogram_config` have in
+                common; `finish` makes the features of it.
 
         Returns:
             float32 features in the layout that the family's model takes. Where `frames` counts fewer frames of a clip,
@@ -124,7 +128,17 @@ class FrontEnd(nn.Module, ABC):
         if lengths is None:
             lengths = torch.full((len(waveforms),), waveforms.shape[1])
         with torch.autocast(waveforms.device.type, enabled=False):
-            return self.features(waveforms.float(), generator, edge_shifts_hz, lengths)
+            spectrogram = self.features(waveforms.float(), generator, edge_shifts_hz, lengths)
+        return self.finish(spectrogram) if finished else spectrogram
+
+    @property
+    def spectrogram_config(self) -> FrontEndConfig:
+        """What the spectrogram depends on, before `finish`; equal ones give equal spectrograms."""
+        return self.config
+
+    def finish(self, spectrogram: Tensor) -> Tensor:
+        """Turn the spectrogram into the features that the family's model takes."""
+        return spectrogram
 
     def frames(self, lengths: Tensor) -> Tensor | None:
         """Returns the frames of clips of these `lengths`, (batch,); None where all clips get equally many."""
@@ -134,7 +148,7 @@ class FrontEnd(nn.Module, ABC):
     def features(
         self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None, lengths: Tensor
     ) -> Tensor:
-        """Compute the features of one family; `forward` describes arguments and result."""
+        """Compute the spectrogram of one family; `forward` describes arguments and result."""
 
     @property
     @abstractmethod
@@ -265,8 +279,14 @@ class KaldiFbank(FrontEnd):
         if (heard < log_mel.shape[1]).any():
             beyond = torch.arange(log_mel.shape[1]) >= heard[:, None]  # (batch, frames)
             log_mel = log_mel.masked_fill(beyond.to(log_mel.device)[..., None], 0.0)
-        log_mel = F.pad(log_mel, (0, 0, 0, config.frames - log_mel.shape[1]))
-        return (log_mel - config.mean) / (2 * config.deviation)
+        return F.pad(log_mel, (0, 0, 0, config.frames - log_mel.shape[1]))
+
+    @property
+    def spectrogram_config(self) -> KaldiFbankConfig:
+        return replace(self.config, mean=0.0, deviation=0.5)
+
+    def finish(self, spectrogram: Tensor) -> Tensor:
+        return (spectrogram - self.config.mean) / (2 * self.config.deviation)
 
 
 class DecibelMel(FrontEnd):

@@ -7,11 +7,13 @@ the listing, and the messages about checkpoints that don't fit all read this one
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from typing import Any
 from urllib.parse import urljoin
 
 from teacher.ast_transformer import AST
 from teacher.audio_transformer import AudioTransformer, TransformerConfig
 from teacher.ced import CED
+from teacher.eat import EAT
 from teacher.front_ends import DecibelMelConfig, FrontEndConfig, KaldiFbankConfig, PasstMelConfig
 from teacher.passt import PaSST
 
@@ -43,6 +45,8 @@ class ModelCard:
 PASST_PAPER = "https://arxiv.org/abs/2110.05069"
 AST_PAPER = "https://arxiv.org/abs/2104.01778"
 CED_PAPER = "https://arxiv.org/abs/2308.11957"
+EAT_PAPER = "https://arxiv.org/abs/2401.03497"
+SSLAM_PAPER = "https://arxiv.org/abs/2506.12222"
 
 
 def _passt(
@@ -91,6 +95,19 @@ def _ced(size: str, embed_dim: int, num_heads: int, published_map: float) -> Mod
         weights_url=f"https://huggingface.co/mispeech/ced-{size}/resolve/main/model.safetensors",
         licence="Apache-2.0",
         paper=CED_PAPER,
+        published_map=published_map,
+    )
+
+
+def _eat(name: str, repository: str, published_map: float, paper: str = EAT_PAPER, **size: Any) -> ModelCard:
+    return ModelCard(
+        name=name,
+        network=EAT,
+        config=TransformerConfig(frames=1024, stride=16, head_norm_eps=1e-6, **size),
+        front_end=KaldiFbankConfig(mean=-4.268, deviation=4.569),
+        weights_url=f"https://huggingface.co/{repository}/resolve/main/model.safetensors",
+        licence="MIT",
+        paper=paper,
         published_map=published_map,
     )
 
@@ -159,6 +176,16 @@ _CARDS = (
     _ced("mini", 256, 4, 0.4896),
     _ced("small", 384, 6, 0.4958),
     _ced("base", 768, 12, 0.4999),
+    _eat("eat_base_epoch30_ap489", "worstchan/EAT-base_epoch30_finetune_AS2M", 0.489),
+    _eat(
+        "eat_large_epoch20_ap495",
+        "worstchan/EAT-large_epoch20_finetune_AS2M",
+        0.495,
+        embed_dim=1024,
+        depth=24,
+        num_heads=16,
+    ),
+    _eat("sslam_base_ap502", "ta012/SSLAM_AS2M_Finetuned", 0.502, SSLAM_PAPER),
     ModelCard(
         name="passt_tiny",
         network=PaSST,
@@ -190,6 +217,9 @@ ALIASES: Mapping[str, str] = {
     "ast_base_p16_s12": "ast_base_p16_s12_ap447",
     "ast_base_p16_s14": "ast_base_p16_s14_ap443",
     "ast_base_p16_s16": "ast_base_p16_s16_ap442",
+    "eat_base": "eat_base_epoch30_ap489",
+    "eat_large": "eat_large_epoch20_ap495",
+    "sslam": "sslam_base_ap502",
 }
 
 

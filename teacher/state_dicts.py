@@ -7,9 +7,11 @@
 | AST | `module.v.blocks.0.…`, `module.mlp_head.0.…` | without the unused ImageNet heads |
 | Hugging Face AST | `….encoder.layer.0.attention.attention.query.…`, 5.x `….layers.0.attention.q_proj.…` | one `qkv` |
 | CED and its Hugging Face form | `init_bn.1.…`, `outputlayer.0.…`, `encoder.…` | without the front end's constants |
+| EAT, SSLAM | `model.modality_encoders.IMAGE.…`, `model.blocks.…`, `fc_norm.…` | the encodings of its ten seconds |
 | this project | our own names, settings in the safetensors metadata, often float16 | float32 |
 
-Nothing that executes is read: safetensors, or torch files with `weights_only=True`.
+The families behind the first five rows keep timm's names, which one table here translates; the others' tables stand in
+their modules. Nothing that executes is read: safetensors, or torch files with `weights_only=True`.
 """
 
 import logging
@@ -21,6 +23,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from teacher import eat
 from teacher.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
@@ -28,6 +31,7 @@ logger = logging.getLogger(__name__)
 CLASSIFIER = ("head.1.weight", "head.1.bias")
 """Our names for the last layer, whose size is the number of classes."""
 
+_SPELLINGS = (eat.SPELLING,)
 _FILES_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
 _NESTED = ("state_dict", "model")
 
@@ -98,29 +102,50 @@ def read_checkpoint(source: str | Path | Mapping[str, Tensor]) -> Checkpoint:
     return Checkpoint(source=where, tensors=to_our_names(tensors, where), metadata=metadata)
 
 
-def to_our_names(tensors: Mapping[str, object], where: str) -> dict[str, Tensor]:
+def to_our_names(
+    tensors: Mapping[str, object], where: str, beside: Mapping[str, object] | None = None
+) -> dict[str, Tensor]:
     """Translate the keys of any known spelling; floating-point values become float32 copies.
+
+    Args:
+        tensors: the state dict, or what has it under a usual name.
+        where: it comes from, for messages.
+        beside: what the file holds beside the state dict.
 
     Raises:
         ValueError: no key is a patch embedding's, so this is no audio transformer.
     """
     for name in _NESTED:
         if isinstance(inner := tensors.get(name), Mapping):
-            return to_our_names(inner, where)
+            return to_our_names(inner, where, tensors)
+    for spelling in _SPELLINGS:
+        if (prefix := spelling.prefix(tensors)) is not None:
+            network = _network(tensors, prefix)
+            return {key: _exact(value) for key, value in spelling.translate(network, beside or {}).items()}
     wrapper, body = _prefixes(tensors, where)
     ours: dict[str, Tensor] = {}
-    for key, value in tensors.items():
-        if not key.startswith(wrapper) or not isinstance(value, Tensor):
-            continue  # the other copy of averaged weights, or the state of what wraps the network
-        key = key.removeprefix(wrapper)
+    for key, value in _network(tensors, wrapper).items():
         inside = bool(body) and key.startswith(body)
         key = key.removeprefix(body)
         if key.startswith(_UNUSED_IN_BODY if inside else _UNUSED):
             continue
         for pattern, name in _RENAMED:
             key = pattern.sub(name, key)
-        ours[key] = value.detach().to(torch.float32, copy=True) if value.is_floating_point() else value
+        ours[key] = _exact(value)
     return _fuse_qkv(ours)
+
+
+def _network(tensors: Mapping[str, object], wrapper: str) -> dict[str, Tensor]:
+    """Returns what stands behind the wrapper's name, without another copy of averaged weights or a wrapper's state."""
+    return {
+        key.removeprefix(wrapper): value
+        for key, value in tensors.items()
+        if key.startswith(wrapper) and isinstance(value, Tensor)
+    }
+
+
+def _exact(value: Tensor) -> Tensor:
+    return value.detach().to(torch.float32, copy=True) if value.is_floating_point() else value
 
 
 def check_fit(checkpoint: Checkpoint, expected: Mapping[str, tuple[int, ...]], name: str, fits: Iterable[str]) -> None:
@@ -183,7 +208,7 @@ def _prefixes(tensors: Mapping[str, object], where: str) -> tuple[str, str]:
     if not prefixes:
         begins = ", ".join(list(tensors)[:3]) or "nothing"
         raise ValueError(
-            f"{where}: no key ends in patch_embed.proj.weight, so it is no PaSST, AST or CED; it has {begins}"
+            f"{where}: no key ends in patch_embed.proj.weight, so it is of no known family; it has {begins}"
         )
     prefix = max(prefixes, key=lambda prefix: "swa" in prefix)
     body = match[0] if (match := _BODY.search(prefix)) else ""

@@ -1,5 +1,6 @@
 """Reference outputs of the original projects, with the weights and waveforms that they came from."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,6 +63,36 @@ def read_golden(golden_dir: Path, golden_config: Callable[[str], dict], fill: Mo
             weights={key: torch.from_numpy(value) for key, value in filled.items()},
             arrays=dict(np.load(golden_dir / f"{name}.npz")),
             sample_rate_hz=config["wave"]["sample_rate"],
+            waveform=fill.waveform,
+        )
+
+    return read
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginalRun:
+    """What an original project's network answers, and the weights, in a release's layout, that it ran with."""
+
+    weights: dict[str, Tensor]
+    classes: int
+    size: dict[str, int]
+    arrays: dict[str, np.ndarray]
+    waveform: Callable[..., np.ndarray]
+
+
+@pytest.fixture(scope="session")
+def read_original(fill: ModuleType) -> Callable[[str], OriginalRun]:
+    """Read one of the files of `golden/` beside this one."""
+
+    def read(name: str) -> OriginalRun:
+        folder = Path(__file__).with_name("golden")
+        found = json.loads((folder / f"{name}.json").read_text())
+        filled = fill.fill_state_dict(found["shapes"])
+        return OriginalRun(
+            weights={key: torch.from_numpy(value) for key, value in filled.items()},
+            classes=found["num_classes"],
+            size=found["size"],
+            arrays=dict(np.load(folder / f"{name}.npz")),
             waveform=fill.waveform,
         )
 
