@@ -4,7 +4,8 @@
     python -m benchmarks.originals --checkouts DIR --write tests/teacher/golden   # two blocks, as the tests read them
 
 DIR holds checkouts of the originals, which are run as they are (`SOURCES` says which commit): `EAT`
-(cwx-worst-one/EAT). What they import and inference does not need, fairseq and omegaconf, is stood in for.
+(cwx-worst-one/EAT), `beats` (that folder of microsoft/unilm). What they import and inference does not need, fairseq and
+omegaconf, is stood in for.
 Weights are filled by the formula in `../shared/golden/fill.py`, under the names of a release.
 """
 
@@ -20,7 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -31,7 +32,10 @@ from torch.nn import functional as F
 import teacher
 
 SECONDS = (1.0, 4.0, 9.99, 10.0, 17.0, 30.0)
-SOURCES = {"EAT": "github.com/cwx-worst-one/EAT, 06c1c34e2afd8dc35297e6d3815d31dbeec9d372"}
+SOURCES = {
+    "EAT": "github.com/cwx-worst-one/EAT, 06c1c34e2afd8dc35297e6d3815d31dbeec9d372",
+    "beats": "github.com/microsoft/unilm, beats/, 768a3c873f598bb9b4d4dfb9267b099e35f8fe56",
+}
 CLASSES = 40
 """Of golden files; enough to tell logits apart."""
 
@@ -124,10 +128,61 @@ class OriginalEAT(Original):
         return self.network(features)
 
 
-ORIGINALS: Mapping[str, type[Original]] = {"EAT": OriginalEAT}
+class OriginalBEATs(Original):
+    """`BEATs.extract_features` of one clip, with the settings that released checkpoints hold.
+
+    It ends in probabilities; the logits that go into its sigmoid are caught.
+    """
+
+    project = "beats"
+
+    def __init__(self, checkouts: Path, config: teacher.TransformerConfig, num_classes: int) -> None:
+        sys.path.insert(0, str(checkouts / "beats"))
+        try:
+            module = importlib.import_module("BEATs")
+        finally:
+            sys.path.remove(str(checkouts / "beats"))
+        settings = module.BEATsConfig(
+            {
+                "input_patch_size": 16,
+                "encoder_layers": config.depth,
+                "encoder_embed_dim": config.embed_dim,
+                "encoder_ffn_embed_dim": 4 * config.embed_dim,
+                "encoder_attention_heads": config.num_heads,
+                "dropout": 0.0,
+                "attention_dropout": 0.0,
+                "relative_position_embedding": True,
+                "max_distance": 800,
+                "gru_rel_pos": True,
+                "deep_norm": True,
+                "layer_wise_gradient_decay_ratio": 0.6,
+                "finetuned_model": True,
+                "predictor_dropout": 0.0,
+                "predictor_class": num_classes,
+            }
+        )
+        self.network = module.BEATs(settings).eval()
+
+    def features(self, clip: Tensor) -> Tensor:
+        return cast("Any", self.network).preprocess(clip[None])
+
+    def logits(self, features: Tensor) -> Tensor:
+        network, found = cast("Any", self.network), []
+        network.preprocess = lambda *_, **__: features
+        hook = network.predictor.register_forward_hook(lambda *parts: found.append(parts[2].mean(dim=1)))
+        try:
+            probabilities, _ = network.extract_features(features)
+        finally:
+            hook.remove()
+            del network.preprocess
+        torch.testing.assert_close(found[0].sigmoid(), probabilities)
+        return found[0]
+
+
+ORIGINALS: Mapping[str, type[Original]] = {"EAT": OriginalEAT, "BEATs": OriginalBEATs}
 """By the name of the class of ours that does the same."""
 
-GOLDEN_NAMES = ("eat_base", "eat_large")
+GOLDEN_NAMES = ("eat_base", "eat_large", "beats")
 
 
 class _Settings(dict):

@@ -229,7 +229,7 @@ class AudioTransformer(nn.Module, ABC):
     def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
         """Returns each parameter's depth, in timm's words, for layer-wise learning rates; `coarse` is unused."""
         return {
-            "stem": r"^(?:cls_token|dist_token|\w*pos_embed|patch_embed|init_bn|input_norm)",
+            "stem": r"^(?:cls_token|dist_token|\w*pos_embed|patch_\w+|pos_conv|relative_bias|init_bn|input_norm)",
             "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
         }
 

@@ -78,15 +78,14 @@ def _cut_encodings(tensors: dict[str, Tensor], _: Mapping[str, object]) -> dict[
 # fairseq's files say `model.modality_encoders.IMAGE.…` and `head.…`, the Hugging Face Hub's `model.…` throughout.
 SPELLING = Spelling(
     anchor=re.compile(r"(?P<prefix>.*?)(?:model\.)?(?:modality_encoders\.IMAGE\.)?local_encoder\.proj\.weight"),
-    body=re.compile(r"^(?:model\.)?(?:modality_encoders\.IMAGE\.)?"),
     renamed=(
-        ("local_encoder.", "patch_embed."),
-        ("extra_tokens", "cls_token"),
-        ("fixed_positional_encoder.positions", "pos_embed"),
-        ("context_encoder.norm.", "input_norm."),
-        ("pre_norm.", "input_norm."),
-        ("fc_norm.", "head.0."),
-        ("head.", "head.1."),
+        (r"^(?:model\.)?(?:modality_encoders\.IMAGE\.)?", ""),
+        (r"^local_encoder\.", "patch_embed."),
+        (r"^extra_tokens$", "cls_token"),
+        (r"^fixed_positional_encoder\.positions$", "pos_embed"),
+        (r"^(?:context_encoder\.norm|pre_norm)\.", "input_norm."),
+        (r"^head\.", "head.1."),
+        (r"^fc_norm\.", "head.0."),
     ),
     unused=("decoder.", "shared_decoder.", "recon_proj."),
     finish=_cut_encodings,

@@ -11,12 +11,13 @@ Clips have lengths of their own, and the families differ in what they make of th
 | PaSST | silence is added up to the model's length | are cut there |
 | AST, EAT | frames of zeros are added to the features before they are normalised | features are cut |
 | CED | stay as short as they are | are heard to their end, by the model piece after piece |
+| BEATs | stay as short as they are | are heard to their end, in one piece |
 """
 
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Literal, Self
 
 import torch
 from torch import Generator, Tensor, nn
@@ -44,7 +45,7 @@ class PasstMelConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KaldiFbankConfig:
-    """Kaldi's filter-bank features, as AST and EAT have them; the families differ in these constants alone."""
+    """Kaldi's filter-bank features, as AST, EAT and BEATs have them; the families differ in these constants alone."""
 
     sample_rate_hz: int = 16000
     mels: int = 128
@@ -53,8 +54,13 @@ class KaldiFbankConfig:
     fft_samples: int = 512
     lowest_hz: float = 20.0
     highest_hz: float = 8000.0
-    frames: int = 1024
-    """Frames of the output; shorter clips are padded with zeros, before normalisation, and longer ones cut."""
+    frames: int | None = 1024
+    """Frames of the output; shorter clips are padded with zeros, before normalisation, and longer ones cut. None: clips
+    are as long as they are."""
+    window: Literal["hann", "povey"] = "hann"
+    """Povey's is Kaldi's own: a Hann window to the power of 0.85."""
+    scale: float = 1.0
+    """What waveforms are multiplied by; 32768 gives 16-bit sound's range, which Kaldi expects."""
     mean: float = -4.2677393
     deviation: float = 4.5689974
     subtract_mean: bool = True
@@ -248,18 +254,29 @@ class KaldiFbank(FrontEnd):
     def __init__(self, config: KaldiFbankConfig) -> None:
         super().__init__()
         self.config: KaldiFbankConfig = config
-        self.longest_seconds = (
-            (config.frames - 1) * config.hop_samples + config.window_samples
-        ) / config.sample_rate_hz
+        if config.frames is None:
+            self.longest_seconds, self.own_length = math.inf, "own; whole"
+        else:
+            self.longest_seconds = self._samples(config.frames) / config.sample_rate_hz
         filters = _kaldi_filters(
             config.mels, config.fft_samples, config.sample_rate_hz, config.lowest_hz, config.highest_hz
         )
-        self.register_buffer("window", torch.hann_window(config.window_samples, periodic=False), persistent=False)
+        window = torch.hann_window(config.window_samples, periodic=False)
+        self.register_buffer("window", window if config.window == "hann" else window.pow(0.85), persistent=False)
         self.register_buffer("filters", filters.T.contiguous(), persistent=False)  # (bins, mels)
 
     @property
     def shortest_samples(self) -> int:
-        return self.config.window_samples
+        return self._samples(1 if self.config.frames is not None else _PATCH_FRAMES)
+
+    def frames(self, lengths: Tensor) -> Tensor | None:
+        if self.config.frames is not None:
+            return None
+        beyond = lengths.clamp_min(self.shortest_samples) - self.config.window_samples
+        return 1 + beyond // self.config.hop_samples
+
+    def _samples(self, frames: int) -> int:
+        return (frames - 1) * self.config.hop_samples + self.config.window_samples
 
     def features(
         self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None, lengths: Tensor
@@ -267,14 +284,18 @@ class KaldiFbank(FrontEnd):
         config = self.config
         if config.subtract_mean:
             waveforms = waveforms - waveforms.sum(dim=1, keepdim=True) / lengths.to(waveforms)[:, None]
+        if config.scale != 1:
+            waveforms = waveforms * config.scale
         frames = waveforms.unfold(1, config.window_samples, config.hop_samples)  # (batch, frames, window)
-        frames = frames[:, : config.frames]
+        frames = frames[:, : config.frames]  # None: all
         frames = frames - frames.mean(dim=2, keepdim=True)
         previous = torch.cat([frames[..., :1], frames[..., :-1]], dim=2)
         frames = (frames - 0.97 * previous) * self.window
         power = _power(torch.fft.rfft(frames, n=config.fft_samples))  # (batch, frames, bins)
         floor = torch.finfo(torch.float32).eps
         log_mel = (power @ self.filters).clamp_min(floor).log()  # (batch, frames, mels)
+        if config.frames is None:
+            return log_mel  # a network that takes any length is told which frames are the clips' own
         heard = 1 + (lengths - config.window_samples) // config.hop_samples  # (batch,), frames
         if (heard < log_mel.shape[1]).any():
             beyond = torch.arange(log_mel.shape[1]) >= heard[:, None]  # (batch, frames)
@@ -335,7 +356,7 @@ class DecibelMel(FrontEnd):
 
 
 _PATCH_FRAMES = 16
-"""CED tags no clip that is shorter than one of its patches."""
+"""CED and BEATs tag no clip that is shorter than one of their patches."""
 
 
 def _mirror_ends(waveforms: Tensor, lengths: Tensor, most: int) -> Tensor:

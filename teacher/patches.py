@@ -7,9 +7,9 @@ from torch import Generator, Tensor, nn
 class PatchEmbed(nn.Module):
     """Perhaps overlapping patches of a one-channel spectrogram, each turned into a vector by one linear map."""
 
-    def __init__(self, patch: tuple[int, int], stride: int, embed_dim: int) -> None:
+    def __init__(self, patch: tuple[int, int], stride: int, embed_dim: int, bias: bool = True) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(1, embed_dim, kernel_size=patch, stride=stride)
+        self.proj = nn.Conv2d(1, embed_dim, kernel_size=patch, stride=stride, bias=bias)
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, mels, frames) → (batch, embed_dim, frequency patches, time patches)."""

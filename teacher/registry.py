@@ -12,6 +12,7 @@ from urllib.parse import urljoin
 
 from teacher.ast_transformer import AST
 from teacher.audio_transformer import AudioTransformer, TransformerConfig
+from teacher.beats import BEATs
 from teacher.ced import CED
 from teacher.eat import EAT
 from teacher.front_ends import DecibelMelConfig, FrontEndConfig, KaldiFbankConfig, PasstMelConfig
@@ -32,7 +33,10 @@ class ModelCard:
     """The longest clip that the model looks at as a whole."""
 
     weights_url: str | None = None
-    """Where its authors put the weights; None for a model of this project's own."""
+    """Where its authors put the weights; None for a model of this project's own, and where `weights_page` is given."""
+
+    weights_page: str | None = None
+    """Page with the weights, where no program can fetch them and the user has to."""
 
     licence: str
     """SPDX identifier of the weights' licence."""
@@ -45,6 +49,7 @@ class ModelCard:
 PASST_PAPER = "https://arxiv.org/abs/2110.05069"
 AST_PAPER = "https://arxiv.org/abs/2104.01778"
 CED_PAPER = "https://arxiv.org/abs/2308.11957"
+BEATS_PAPER = "https://arxiv.org/abs/2212.09058"
 EAT_PAPER = "https://arxiv.org/abs/2401.03497"
 SSLAM_PAPER = "https://arxiv.org/abs/2506.12222"
 
@@ -108,6 +113,21 @@ def _eat(name: str, repository: str, published_map: float, paper: str = EAT_PAPE
         weights_url=f"https://huggingface.co/{repository}/resolve/main/model.safetensors",
         licence="MIT",
         paper=paper,
+        published_map=published_map,
+    )
+
+
+def _beats(name: str, published_map: float) -> ModelCard:
+    return ModelCard(
+        name=name,
+        network=BEATs,
+        config=TransformerConfig(frames=1024, stride=16, norm_eps=1e-5),
+        front_end=KaldiFbankConfig(
+            frames=None, window="povey", scale=32768.0, subtract_mean=False, mean=15.41663, deviation=6.55582
+        ),
+        weights_page="https://github.com/microsoft/unilm/tree/master/beats",
+        licence="MIT",
+        paper=BEATS_PAPER,
         published_map=published_map,
     )
 
@@ -186,6 +206,11 @@ _CARDS = (
         num_heads=16,
     ),
     _eat("sslam_base_ap502", "ta012/SSLAM_AS2M_Finetuned", 0.502, SSLAM_PAPER),
+    _beats("beats_iter1", 0.479),
+    _beats("beats_iter2", 0.481),
+    _beats("beats_iter3", 0.480),
+    _beats("beats_iter3_plus_as20k", 0.486),
+    _beats("beats_iter3_plus_as2m", 0.486),
     ModelCard(
         name="passt_tiny",
         network=PaSST,
@@ -220,6 +245,7 @@ ALIASES: Mapping[str, str] = {
     "eat_base": "eat_base_epoch30_ap489",
     "eat_large": "eat_large_epoch20_ap495",
     "sslam": "sslam_base_ap502",
+    "beats": "beats_iter3_plus_as2m",
 }
 
 
@@ -252,6 +278,11 @@ def released_weights(card: ModelCard) -> str:
     Raises:
         ValueError: nowhere.
     """
+    if card.weights_url is None and card.weights_page is not None:
+        raise ValueError(
+            f"the weights of {card.name} have to be fetched by hand from {card.weights_page}; "
+            f"then give {card.name}=FILE"
+        )
     if card.weights_url is None:
         raise ValueError(f"no weights were released for {card.name}: train it, or give a checkpoint of your own")
     return card.weights_url

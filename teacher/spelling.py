@@ -18,14 +18,11 @@ class Spelling:
     """Matches the whole key of the patches' weights, which no other family's files have; what its group `prefix` holds
     wraps the network, and what does not begin with it is no part of it."""
 
-    body: re.Pattern[str]
-    """What the authors' own wrappers put before a key, once `prefix` is gone."""
-
     renamed: tuple[tuple[str, str], ...]
-    """What a key begins with, and what it begins with here."""
+    """Patterns in keys, and what takes their place here; one after the other."""
 
     unused: tuple[str, ...] = ()
-    """What keys begin with that no forward pass uses."""
+    """What keys begin with, once they are renamed, that no forward pass uses."""
 
     finish: Finish = lambda tensors, _: tensors
     """What is more than a renaming."""
@@ -43,9 +40,9 @@ class Spelling:
         """
         ours = {}
         for key, value in tensors.items():
-            name = self.body.sub("", key, count=1)
-            if name.startswith(self.unused):
-                continue
-            theirs, our = next((pair for pair in self.renamed if name.startswith(pair[0])), ("", ""))
-            ours[our + name.removeprefix(theirs)] = value
+            name = key
+            for pattern, replacement in self.renamed:
+                name = re.sub(pattern, replacement, name)
+            if not name.startswith(self.unused):
+                ours[name] = value
         return self.finish(ours, beside)

@@ -8,6 +8,7 @@
 | Hugging Face AST | `….encoder.layer.0.attention.attention.query.…`, 5.x `….layers.0.attention.q_proj.…` | one `qkv` |
 | CED and its Hugging Face form | `init_bn.1.…`, `outputlayer.0.…`, `encoder.…` | without the front end's constants |
 | EAT, SSLAM | `model.modality_encoders.IMAGE.…`, `model.blocks.…`, `fc_norm.…` | the encodings of its ten seconds |
+| BEATs | `patch_embedding.…`, `encoder.layers.0.self_attn.…`, `predictor.…` | one `qkv`; AudioSet's order of classes |
 | this project | our own names, settings in the safetensors metadata, often float16 | float32 |
 
 The families behind the first five rows keep timm's names, which one table here translates; the others' tables stand in
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from teacher import eat
+from teacher import beats, eat
 from teacher.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 CLASSIFIER = ("head.1.weight", "head.1.bias")
 """Our names for the last layer, whose size is the number of classes."""
 
-_SPELLINGS = (eat.SPELLING,)
+_SPELLINGS = (eat.SPELLING, beats.SPELLING)
 _FILES_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
 _NESTED = ("state_dict", "model")
 
