@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import timedelta
 from functools import cache
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -97,7 +98,8 @@ class Heartbeats:
         self._publish()
         # Whoever waits in this one looks for the others, so torch itself need not end it.
         self._group = dist.new_group(backend="gloo", timeout=_FOR_EVER)
-        self._hear()
+        with suppress(dist.DistStoreError):  # it is slow; they are heard later
+            self._hear()
         self._closing = threading.Event()
         self._exchanging = threading.Thread(target=self._exchange, name="heartbeats", daemon=True)
         self._exchanging.start()
@@ -294,7 +296,7 @@ class _Vigil:
             self._kept_waiting = Watch(self._ours.patience)
             name, beat = self._ours.name(behind[0]), self._ours.beats.get(behind[0])
             where = "" if beat is None else f": {beat.where}"
-            _log.warning("%s has kept the others waiting for %g s; it works%s", name, self._ours.patience, where)
+            _log.warning("%s has kept the others waiting for %g s, but goes on%s", name, self._ours.patience, where)
 
 
 def _key(rank: int) -> str:
@@ -303,7 +305,8 @@ def _key(rank: int) -> str:
 
 @cache
 def _this_machine() -> str:
-    """Returns its name, and what tells its containers apart, in which a process's number means something."""
+    """Returns its name, and what tells it and its containers apart: a process's number means something within one."""
     with suppress(OSError):
-        return f"{platform.node()} {os.readlink('/proc/self/ns/pid')}"
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
     return platform.node()

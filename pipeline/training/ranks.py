@@ -189,11 +189,12 @@ class Ranks:
 
 
 @contextmanager
-def process_group(patience: float = PATIENCE_SECONDS) -> Iterator[Ranks]:
+def process_group(patience: float = PATIENCE_SECONDS, device: str = "auto") -> Iterator[Ranks]:
     """Join the processes that were started together, if there are others, for as long as the block lasts.
 
     Args:
         patience: how long one of them may be waited for without a sign of life, in seconds.
+        device: what they are to train on.
 
     Raises:
         UsageError: the environment speaks of other processes, but they can't be reached.
@@ -204,7 +205,7 @@ def process_group(patience: float = PATIENCE_SECONDS) -> Iterator[Ranks]:
         yield Ranks()
         return
     if ours:
-        _join(patience)
+        _join(patience, device)
     world = dist.group.WORLD
     assert world is not None
     # A step's collectives have a limit, for between them ranks only compute. NCCL would end the process at once when it
@@ -234,10 +235,10 @@ def start_seconds(patience: float) -> float:
     return max(patience, _START_SECONDS)
 
 
-def _join(patience: float) -> None:
+def _join(patience: float, device: str) -> None:
     seconds = start_seconds(patience)
     try:
-        dist.init_process_group(backend(), timeout=timedelta(seconds=seconds))
+        dist.init_process_group(backend(device), timeout=timedelta(seconds=seconds))
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         if "timed out" not in reason.lower():
@@ -252,6 +253,6 @@ def _join(patience: float) -> None:
         ) from error
 
 
-def backend() -> str:
+def backend(device: str) -> str:
     """Returns the names of torch's backends: NCCL between GPUs, Gloo between CPUs."""
-    return "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    return "cpu:gloo,cuda:nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"

@@ -71,7 +71,7 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
                 "folder": str(Path.cwd()),
             },
             scaling_config=ScalingConfig(num_workers=config.ranks, use_gpu=gpus > 0),
-            torch_config=TorchConfig(backend=backend() if gpus else "gloo", timeout_s=int(patience)),
+            torch_config=TorchConfig(backend=backend("auto" if gpus else "cpu"), timeout_s=int(patience)),
             # Checkpoints are the run's own; Ray Train needs a folder for its notes all the same. It would try again for
             # ever where the ranks can't start, or a machine is taken away.
             run_config=RunConfig(
@@ -85,6 +85,11 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
         except (TrainingFailedError, RayError, RuntimeError, ValueError) as error:
             _raise_if_told(board)
             reason = str(error).strip().splitlines()[-1]
+            if "startup timed out" in reason:
+                raise PipelineError(
+                    f"--ranks {config.ranks}: the cluster has had no room for them within {patience:g} s. End what "
+                    "else runs there, or allow more by --patience"
+                ) from error
             raise PipelineError(f"Ray Train gave up: {reason}. The same command with --resume goes on") from error
         _raise_if_told(board)
         result = cast("RunResult", ray.get(board.result.remote(), timeout=_ANSWER_SECONDS))

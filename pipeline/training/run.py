@@ -130,7 +130,7 @@ def run_training(
     manifest = dataset.manifest
     if eval_dataset is not None:
         _check_eval(config, manifest, eval_dataset.manifest)
-    with process_group(config.patience) as ranks, ExitStack() as stack:
+    with process_group(config.patience, config.device) as ranks, ExitStack() as stack:
         sampler = build_sampler(
             manifest,
             has_logits=dataset.has_logits,

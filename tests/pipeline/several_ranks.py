@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import socket
 from collections.abc import Callable
+from multiprocessing.connection import wait
 from typing import Any
 
 import torch
@@ -37,19 +38,29 @@ def run_ranks(
         process.start()
         theirs.close()
         started.append((process, ours))
-    outcomes = []
-    for process, pipe in started:
-        if last is not None and outcomes:
-            timeout = last
+    outcomes: dict[int, Any] = {}
+    while len(outcomes) < size:
+        seconds = last if outcomes and last is not None else timeout
+        waiting = {ours: rank for rank, (_, ours) in enumerate(started) if rank not in outcomes}
+        answered = wait(list(waiting), seconds)
+        for pipe in answered or waiting:
+            outcomes[waiting[pipe]] = _end(*started[waiting[pipe]], answered=bool(answered), timeout=seconds)
+    return [outcomes[rank] for rank in range(size)]
+
+
+def _end(process: Any, pipe: Any, *, answered: bool, timeout: float) -> Any:
+    """Returns what became of a process, and sees that it is gone."""
+    outcome: Any = TimeoutError(f"no answer in {timeout} s")
+    if answered:
         try:
-            outcomes.append(pipe.recv() if pipe.poll(timeout) else TimeoutError(f"no answer in {timeout} s"))
-            process.join(timeout)
+            outcome = pipe.recv()
+            process.join(30)
         except EOFError:  # it was killed
             process.join()
-            outcomes.append(process.exitcode)
-        if process.is_alive():
-            process.kill()
-    return outcomes
+            outcome = process.exitcode
+    if process.is_alive():
+        process.kill()
+    return outcome
 
 
 def _run(pipe: Any, rank: int, size: int, port: int, target: Callable[..., Any], arguments: tuple) -> None:

@@ -266,9 +266,9 @@ def test_one_rank_that_is_asked_to_stop_stops_all_at_the_same_step(data: Path, t
 def test_a_rank_lost_in_a_step_is_named_and_all_before_that_step_is_saved(
     data: Path, tmp_path: Path, together: Path, make: type[Deadly], number: signal.Signals, said: str
 ) -> None:
-    patience = 300 if number == signal.SIGKILL else 2
+    patience, last = (300, None) if number == signal.SIGKILL else (2, 0)
     config = replace(settings(data, tmp_path / "run"), checkpoint_minutes=60, patience=patience)
-    survivor = run_ranks(2, train, config, make, 3, number, 1, last=0)[0]
+    survivor = run_ranks(2, train, config, make, 3, number, 1, last=last)[0]
     assert isinstance(survivor, LostProcessError)
     assert str(survivor).startswith("rank 1 of 2 (process ")
     assert said in str(survivor)
@@ -305,10 +305,15 @@ def test_what_ended_a_rank_is_what_the_others_say(data: Path, tmp_path: Path) ->
     assert str(survivor).startswith("rank 1 ended: ValueError: a fault of this rank's own; all up to step 2 is kept")
 
 
-def test_a_first_rank_that_is_gone_is_named_too(data: Path, tmp_path: Path) -> None:
-    died, survivor = run_ranks(2, train, settings(data, tmp_path / "run"), Deadly, 3, signal.SIGKILL, 0)
-    assert died == -signal.SIGKILL
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGKILL, "is gone"), (signal.SIGSTOP, "for 2 s: it is stopped")])
+def test_a_first_rank_that_is_lost_with_the_store_is_named_too(
+    data: Path, tmp_path: Path, number: signal.Signals, said: str
+) -> None:
+    config = replace(settings(data, tmp_path / "run"), patience=2)
+    last = None if number == signal.SIGKILL else 0
+    _, survivor = run_ranks(2, train, config, Deadly, 3, number, 0, last=last)
     assert str(survivor).startswith("rank 0 of 2 (process ")
+    assert said in str(survivor)
     assert str(survivor).endswith("what the first rank saved is kept, and --resume goes on from there")
 
 
