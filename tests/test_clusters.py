@@ -37,6 +37,19 @@ def test_cluster_is_locked_with_a_token_and_starts_jobs_from_loopback_alone(name
     assert "--dashboard-host=127.0.0.1" in cluster["head_start_ray_commands"][-1]
 
 
+def test_every_machine_on_the_premises_is_started() -> None:
+    util = pytest.importorskip("ray.autoscaler._private.util", reason="this Ray has no cluster launcher")
+    scheduler = pytest.importorskip("ray.autoscaler._private.resource_demand_scheduler")
+    cluster = _cluster("on_premise")
+    prepared = util.prepare_config(cluster)
+    head = prepared["head_node_type"]
+    _, _, added = scheduler._add_min_workers_nodes(
+        [{}], {head: 1}, prepared["available_node_types"], prepared["max_workers"], head, [], lambda *_: None
+    )
+    assert added == {head: len(cluster["provider"]["worker_ips"])}
+    assert "RAY_enable_autoscaler_v2=0 ray start" in cluster["head_start_ray_commands"][-1]  # whose scheduler that is
+
+
 def test_the_script_that_ray_submit_uploads_needs_no_other_file(tmp_path: Path) -> None:
     shutil.copy(ROOT / "pipeline/__main__.py", tmp_path)
     command = [sys.executable, str(tmp_path / "__main__.py"), "--version"]

@@ -1,8 +1,11 @@
 """What a run shows while it works, progress bars, and what it writes down, metric logs."""
 
 import json
+import logging
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -24,10 +27,14 @@ from pipeline.runtime.output import status_console
 from pipeline.storage.files import exists, join_path, lack_of_room_told, publish_bytes, read_bytes
 
 METRICS_NAME = "metrics.jsonl"
+LINE_SECONDS = 60.0
+"""How often a line tells how far a run is where there is no terminal."""
+
+_log = logging.getLogger(__name__)
 
 
 class ProgressBar:
-    """One bar on the terminal; without a terminal its calls do nothing."""
+    """One bar on the terminal; without a terminal, where a log collects what is said, a line a minute."""
 
     def __init__(self, progress: Progress, task: TaskID) -> None:
         self._progress = progress
@@ -67,7 +74,39 @@ def progress_bar(title: str, total: int | None, *, done: int = 0, unit: str = "c
     )
     # Without a terminal a log file would only collect escape codes.
     with Progress(*columns, console=status, disable=not status.is_terminal, expand=True) as progress:
-        yield ProgressBar(progress, progress.add_task(title, total=total, completed=done, note=""))
+        bar = ProgressBar(progress, progress.add_task(title, total=total, completed=done, note=""))
+        with nullcontext() if status.is_terminal else _told_in_lines(progress.tasks[0], unit):
+            yield bar
+
+
+@contextmanager
+def _told_in_lines(task: Task, unit: str) -> Iterator[None]:
+    ended = threading.Event()
+
+    def tell() -> None:
+        before = task.completed
+        while not ended.wait(LINE_SECONDS):
+            speed, before = (task.completed - before) / LINE_SECONDS, task.completed
+            _log.info("%s: %s", task.description, _state(task.completed, task.total, speed, unit))
+
+    thread = threading.Thread(target=tell, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(LINE_SECONDS)
+
+
+def _state(done: float, total: float | None, speed: float, unit: str) -> str:
+    """Say how far a run is, such as `1,200 of 2,000 clips, 60 %, 120.5 clips/s, 0:00:07 to go`."""
+    parts = [f"{done:,.0f} {unit}" if total is None else f"{done:,.0f} of {total:,.0f} {unit}"]
+    if total:
+        parts.append(f"{done / total:.0%}".replace("%", " %"))
+    parts.append(f"{speed:.1f} {unit}/s")
+    if total and speed:
+        parts.append(f"{timedelta(seconds=round((total - done) / speed))} to go")
+    return ", ".join(parts)
 
 
 class _SpeedColumn(ProgressColumn):

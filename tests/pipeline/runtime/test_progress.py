@@ -1,10 +1,14 @@
 import json
+import logging
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
+from pipeline.runtime import progress
 from pipeline.runtime.output import console
 from pipeline.runtime.progress import MetricLog, progress_bar, read_metrics
 
@@ -30,11 +34,36 @@ def test_a_resumed_log_drops_the_steps_that_are_done_again(tmp_path: Path) -> No
     assert [line["train/loss"] for line in read_metrics(tmp_path)] == [1.0, 2.0, 3.0, 40.0]
 
 
-def test_a_bar_is_quiet_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_bar_draws_nothing_without_a_terminal(capfd: pytest.CaptureFixture[str]) -> None:
     with progress_bar("training", 10) as bar:
         bar.advance(4, note="loss 0.1")
         bar.set_total(4)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_log_gets_a_line_a_minute_with_share_speed_and_time_left(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.5)
+    caplog.set_level(logging.INFO)
+    threads = threading.active_count()
+    with progress_bar("teacher logits", 2000, done=1000) as bar:
+        bar.advance(500)
+        while not caplog.messages:
+            time.sleep(0.01)
+    assert caplog.messages[0] == "teacher logits: 1,500 of 2,000 clips, 75 %, 1000.0 clips/s, 0:00:00 to go"
+    assert threading.active_count() == threads
+
+
+def test_a_line_tells_a_standstill_and_what_has_no_known_end(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(progress, "LINE_SECONDS", 0.1)
+    caplog.set_level(logging.INFO)
+    with progress_bar("index", None, unit="shards"):
+        while not caplog.messages:
+            time.sleep(0.01)
+    assert caplog.messages[0] == "index: 0 shards, 0.0 shards/s"
 
 
 def test_results_go_to_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
