@@ -20,10 +20,16 @@ demo: .venv/ready
 	$(BIN)/pipeline train-student --config $(RECIPE) --data $(OUT)/train --eval-data $(OUT)/eval --run $(OUT)/labels-only
 	$(BIN)/pipeline compare --run $(OUT)/distilled $(OUT)/labels-only --store $(OUT)/eval-logits --data $(OUT)/eval --out $(OUT)/report
 
-# What distillation brings over three seeds, on a folder in AudioSet's layout: `make study DATA=folder OUT=folder`.
+# What distillation brings, with all labels, some and none, on a folder in AudioSet's layout: `make study DATA=folder
+# OUT=folder`. TEACHER_STORE=FILE takes logits that somebody else made (Parquet, or a store) in place of the tiny teachers;
+# EPOCHS, SEEDS, JOBS, RECIPE and PARTS ("labels weight temperature form mixup") say how much is tried.
+SEEDS ?= 3
+JOBS ?= 2
+PARTS ?= labels
 study: OUT = runs/study
+study: RECIPE = manifests/recipes/study_mn02.toml
 study: .venv/ready
-	$(BIN)/python -m benchmarks.study --data $(DATA) --out $(OUT) --recipe manifests/recipes/study_mn02.toml $(TEACHERS)
+	$(BIN)/python -m benchmarks.study --data $(DATA) --out $(OUT) --recipe $(RECIPE) --seeds $(SEEDS) --jobs $(JOBS) --parts $(PARTS) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(TEACHER_STORE),--store $(TEACHER_STORE),$(TEACHERS)) $(STUDY_FLAGS)
 
 # Two processes with a thread each: on two cores half the time, and no more memory than a laptop has.
 test: .venv/ready ffmpeg

@@ -1,64 +1,82 @@
-"""What distillation brings on a dataset, over several seeds: labels alone, distilled, and teachers alone.
+"""What distillation brings on a dataset, over several seeds: with how many labels, and in which settings.
 
-Trains the same student in every condition with every seed, side by side, and writes a table, the figures and a picture.
+Trains the same student in every condition with every seed, side by side, and writes tables, the figures and pictures.
 Everything goes through the `pipeline` commands that a user would type. A study that was stopped goes on where it was.
 """
 
 import argparse
 import json
-import math
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import time
+import tomllib
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from itertools import product
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import mean, stdev
-from typing import IO
+from typing import IO, Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+import numpy as np
 
+import student
+import teacher
+from benchmarks.study_report import Result, write_report
+from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.errors import PipelineError
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.progress import read_metrics
-from pipeline.scoring.pictures import INK, RUN_COLOURS, STYLE, TEACHER_COLOUR
 
-PARTS = {"train": "balanced_train_segments.csv", "eval": "eval_segments.csv"}
+DATASETS = {"train": "balanced_train_segments.csv", "eval": "eval_segments.csv"}
 """Folder of the study → the segment list it is made from."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Condition:
-    """One way to share the loss between labels and teachers."""
+    """What a student learns from."""
 
-    name: str
-    label_share: float
-    """The labels' share of the loss, 0 to 1 (lambda of arXiv:2211.04772); 1 needs no teachers."""
-    mixup_alpha: float
-    """Parameter of mixup's Beta distribution; 0 is no mixup."""
+    label_share: float = 1.0
+    """Share of the clips that keep their labels, 0 to 1."""
+    form: str | None = "whole"
+    """Form of the logits: whole, top20 or views4; None learns from the labels alone."""
+    teacher_weight: float = 0.9
+    temperature: float = 1.0
+    mixup: bool = True
 
     @property
     def folder(self) -> str:
         """The name of its runs' folders."""
-        return f"lambda{self.label_share:g}-mixup{self.mixup_alpha:g}"
-
-    def flags(self, store: Path) -> list[str]:
-        """Returns the flags of `pipeline train-student`."""
-        flags = ["--mixup.alpha", str(self.mixup_alpha)]
-        if self.label_share < 1:
-            flags += ["--store", str(store), "--distill.teacher-weight", str(1 - self.label_share)]
-        return flags
+        settings = [f"labels{100 * self.label_share:g}", self.form or "alone"]
+        if self.form is not None:
+            settings += [f"weight{self.teacher_weight:g}", f"temperature{self.temperature:g}"]
+        return "-".join([*settings, *([] if self.mixup else ["unmixed"])])
 
 
-CONDITIONS = tuple(
-    Condition(f"{name}, {'mixup' if alpha else 'no mixup'}", label_share, alpha)
-    for alpha, (name, label_share) in product(
-        (0.3, 0.0), {"labels alone": 1.0, "distilled": 0.1, "teachers alone": 0.0}.items()
-    )
-)
+ALONE, DISTILLED, TAUGHT = Condition(form=None), Condition(), Condition(label_share=0.0)
+SHARES = (1.0, 0.5, 0.25, 0.1, 0.0)
+
+PARTS: dict[str, dict[str, Condition]] = {
+    "labels": {
+        f"{100 * share:g} % of the labels, {'distilled' if form else 'alone'}": Condition(label_share=share, form=form)
+        for share in SHARES
+        for form in ((None, "whole") if share else ("whole",))
+    },
+    "weight": {
+        "0 (labels alone)": ALONE,
+        **{f"{weight:g}": Condition(teacher_weight=weight) for weight in (0.5, 0.9, 1.0)},
+    },
+    "temperature": {f"{value:g}": Condition(temperature=value) for value in (1.0, 2.0, 4.0)},
+    "form": {"whole": DISTILLED, "20 largest": Condition(form="top20"), "4 views": Condition(form="views4")},
+    "mixup": {
+        f"{name}, {'mixup' if mixup else 'no mixup'}": replace(condition, mixup=mixup)
+        for mixup in (True, False)
+        for name, condition in (
+            ("labels alone", ALONE),
+            ("distilled", DISTILLED),
+            ("teachers alone", Condition(teacher_weight=1.0)),
+        )
+    },
+}
+"""Part of the study → what each of its rows is called → the condition; one that is in several is trained once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -69,57 +87,145 @@ class Study:
     out: Path
     recipe: Path
     teachers: tuple[str, ...]
+    store: Path | None
+    """A store of both parts' clips, or Parquet to import; None is what the teachers say."""
+    held: str
+    epochs: int | None
+    """Of a run on all clips; None is the recipe's."""
     seeds: tuple[int, ...]
+    parts: tuple[str, ...]
     jobs: int
     """Runs side by side, each on an even share of the cores."""
 
+    @property
+    def rows(self) -> dict[str, dict[str, Condition]]:
+        """The parts that are wanted; views exist only of teachers that are at hand."""
+        return {
+            part: {
+                name: condition
+                for name, condition in PARTS[part].items()
+                if condition.form != "views4" or self.store is None
+            }
+            for part in self.parts
+        }
+
+    @property
+    def conditions(self) -> list[Condition]:
+        """All that have to be trained."""
+        return list(dict.fromkeys(condition for rows in self.rows.values() for condition in rows.values()))
+
     def prepare(self) -> None:
-        """Make both datasets and both stores, as far as they are not there."""
-        for part, segments in PARTS.items():
-            if not (self.out / part / "manifest.parquet").exists():
+        """Make both datasets and all stores, as far as they are not there."""
+        for name, segments in DATASETS.items():
+            if not (self.out / name / "manifest.parquet").exists():
                 lists = ["--segments", str(self.data / segments), "--audio", str(self.data / "audio")]
-                pipeline("ingest", "audioset", *lists, "--out", str(self.out / part), "--clips-per-shard", "128")
-            where = ["--data", str(self.out / part), "--store", str(self.out / f"{part}-logits")]
+                pipeline("ingest", "audioset", *lists, "--out", str(self.out / name), "--clips-per-shard", "128")
+            self._make_store(name)
+        forms = {condition.form for condition in self.conditions}
+        whole = str(self.logits("train"))
+        if "top20" in forms and not (self.logits("train", "top20") / "store.json").exists():
+            pipeline("reweight", whole, "--out", str(self.logits("train", "top20")), "--top-k", "20")
+        if "views4" in forms:
+            where = ["--data", str(self.out / "train"), "--store", str(self.logits("train", "views4"))]
+            pipeline("teacher-logits", *where, "--views", "4", "--teacher", *self.teachers)
+
+    def _make_store(self, name: str) -> None:
+        where = ["--data", str(self.out / name), "--store", str(self.logits(name))]
+        if self.store is None:
             pipeline("teacher-logits", *where, "--teacher", *self.teachers)
+        elif self.logits(name) != self.store:
+            pipeline("import-logits", "--parquet", str(self.store), "--held", self.held, *where)
+
+    def logits(self, name: str, form: str = "whole") -> Path:
+        """Returns the store of a dataset's logits."""
+        if form == "whole" and self.store is not None and (self.store / "store.json").exists():
+            return self.store
+        return self.out / f"{name}-logits{'' if form == 'whole' else f'-{form}'}"
 
     def run(self, condition: Condition, seed: int) -> None:
         """Train one student, or go on with it."""
-        folder = self.folder(condition, seed)
+        folder, started = self.folder(condition, seed), time.monotonic()
         flags = ["--config", str(self.recipe), "--seed", str(seed), "--run", str(folder)]
         flags += ["--data", str(self.out / "train"), "--eval-data", str(self.out / "eval")]
-        flags += ["--cache", str(self.out / "cache"), *condition.flags(self.out / "train-logits")]
+        flags += ["--cache", str(self.out / "cache"), *self.flags(condition)]
         threads = max(1, usable_cores() // self.jobs)
         resume = ["--resume"] if folder.exists() else []
         with (self.out / f"{folder.name}.log").open("a") as log:
             pipeline("train-student", *flags, *resume, threads=threads, log=log)
-        print(f"{folder.name}: mAP {self.scores(condition, seed)[-1]:.4f}", flush=True)
+        minutes = (time.monotonic() - started) / 60
+        print(f"{folder.name}: mAP {self.curve(condition, seed)[-1][1]:.4f}, {minutes:.1f} minutes", flush=True)
+
+    def flags(self, condition: Condition) -> list[str]:
+        """Returns the flags of `pipeline train-student`, by which all conditions make about equally many steps."""
+        flags = ["--label-share", str(condition.label_share), *([] if condition.mixup else ["--mixup.alpha", "0"])]
+        if condition.form is not None:
+            flags += ["--store", str(self.logits("train", condition.form))]
+            flags += ["--distill.teacher-weight", str(condition.teacher_weight)]
+            flags += ["--distill.temperature", str(condition.temperature)]
+        manifest = read_manifest(self.out / "train")
+        clips = len(manifest) if condition.form is not None else labelled(manifest, condition.label_share)
+        return [*flags, *self.length(len(manifest), clips)]
+
+    def length(self, all_clips: int, clips: int) -> list[str]:
+        """Returns the flags that give a run on some of the clips as many steps as one on all, on the same curve."""
+        recipe: dict[str, Any] = tomllib.loads(self.recipe.read_text())
+        batch, schedule = recipe.get("batch_size", 120), student.ScheduleConfig(**recipe.get("schedule", {}))
+        epochs, own_batch = self.epochs or recipe.get("epochs", 200), min(batch, clips)
+        longer = (all_clips // batch) / (clips // own_batch)  # so many more epochs
+        stretch = longer * epochs / recipe.get("epochs", 200)
+        return [
+            *("--epochs", str(max(1, round(epochs * longer))), "--batch-size", str(own_batch)),
+            *("--evaluate-every", str(max(1, round(recipe.get("evaluate_every", 1) * stretch)))),
+            *("--schedule.warmup-epochs", f"{schedule.warmup_epochs * stretch:g}"),
+            *("--schedule.ramp-down-start-epoch", f"{schedule.ramp_down_start_epoch * stretch:g}"),
+            *("--schedule.ramp-down-epochs", f"{schedule.ramp_down_epochs * stretch:g}"),
+        ]
 
     def folder(self, condition: Condition, seed: int) -> Path:
         """Returns the run folder of one student."""
         return self.out / f"{condition.folder}-seed{seed}"
 
-    def scores(self, condition: Condition, seed: int) -> list[float]:
-        """Returns mAP, 0 to 1, at each evaluation of one student; the last one is what the study reports."""
-        return [line["eval/mAP"] for line in read_metrics(self.folder(condition, seed)) if "eval/mAP" in line]
+    def curve(self, condition: Condition, seed: int) -> list[tuple[float, float]]:
+        """Returns (step, mAP from 0 to 1) of each evaluation of one student; the study reports the last one."""
+        lines = read_metrics(self.folder(condition, seed))
+        return [(line["step"], line["eval/mAP"]) for line in lines if "eval/mAP" in line]
 
-    def score_epochs(self) -> list[float]:
-        """Returns the epochs of those evaluations."""
-        lines = read_metrics(self.folder(CONDITIONS[0], self.seeds[0]))
-        return [line["epoch"] + 1 for line in lines if "eval/mAP" in line]
+    def is_finished(self, condition: Condition, seed: int) -> bool:
+        """Whether a run has come to its end."""
+        folder = self.folder(condition, seed)
+        if not (folder / "config.toml").exists():
+            return False
+        epochs = tomllib.loads((folder / "config.toml").read_text())["epochs"]
+        return any(line.get("epoch", -1) + 1 == epochs and "eval/mAP" in line for line in read_metrics(folder))
 
     def teachers_map(self) -> float:
         """Returns the mAP of the stored logits on the evaluation clips, 0 to 1."""
         report = self.out / "teachers"
-        where = ["--data", str(self.out / "eval"), "--store", str(self.out / "eval-logits"), "--out", str(report)]
+        where = ["--data", str(self.out / "eval"), "--store", str(self.logits("eval")), "--out", str(report)]
         pipeline("evaluate", *where)
         return json.loads((report / "report.json").read_text())["systems"][0]["mAP"]
+
+    def student_macs(self) -> int:
+        """Returns the multiplications of the student for a clip of its input length."""
+        recipe: dict[str, Any] = tomllib.loads(self.recipe.read_text())
+        return student.count_complexity(student.create_model(recipe["model"], **recipe.get("model_options", {}))).macs
+
+    def teacher_macs(self) -> float:
+        """Returns the multiplications of all teachers for a clip; only of those at hand is that known."""
+        cards = [teacher.model_card(spec.partition("=")[0].partition("@")[0]) for spec in self.teachers]
+        return sum(teacher.count_complexity(card).flops / 2 for card in cards)
+
+
+def labelled(manifest: Manifest, share: float) -> int:
+    """Returns how many clips keep their labels."""
+    return int(np.count_nonzero(~manifest.with_label_share(share).unlabelled))
 
 
 def pipeline(*arguments: str, threads: int | None = None, log: IO[str] | None = None) -> None:
     """Run one command; its output goes to `log`, or is shown.
 
     Raises:
-        SystemExit: it failed.
+        PipelineError: it failed.
     """
     environment = {**os.environ, **({"OMP_NUM_THREADS": str(threads)} if threads else {})}
     done = subprocess.run(
@@ -130,119 +236,94 @@ def pipeline(*arguments: str, threads: int | None = None, log: IO[str] | None = 
         check=False,
     )
     if done.returncode:
-        raise SystemExit(f"pipeline {' '.join(arguments)} ended with {done.returncode}")
+        where = f"; see {log.name}" if log else ""
+        raise PipelineError(f"pipeline {' '.join(arguments)} ended with {done.returncode}{where}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    """One condition over all seeds."""
-
-    condition: Condition
-    curves: list[list[float]]
-    """(seeds, evaluations), mAP 0 to 1."""
-
-    @property
-    def finals(self) -> list[float]:
-        """(seeds,), mAP after the last epoch."""
-        return [curve[-1] for curve in self.curves]
-
-
-def gain(result: Result, baseline: Result) -> tuple[float, float]:
-    """Returns the mean and the standard deviation of mAP above the baseline's, seed by seed."""
-    gains = [mine - its for mine, its in zip(result.finals, baseline.finals, strict=True)]
-    return mean(gains), spread(gains)
-
-
-def spread(values: Sequence[float]) -> float:
-    """Standard deviation over the seeds, with n - 1; nan for one seed."""
-    return stdev(values) if len(values) > 1 else math.nan
+def conclude(study: Study, teacher_macs: float | None) -> None:
+    """Write the report of the seeds that are finished in all conditions of a part."""
+    parts: dict[str, list[Result]] = {}
+    for part, rows in study.rows.items():
+        seeds = [seed for seed in study.seeds if all(study.is_finished(one, seed) for one in rows.values())]
+        if not seeds:
+            print(f"{part}: no seed is finished in all conditions yet", flush=True)
+            continue
+        parts[part] = [
+            Result(
+                name=name,
+                label_share=condition.label_share,
+                with_store=condition.form is not None,
+                curves={seed: study.curve(condition, seed) for seed in seeds},
+            )
+            for name, condition in rows.items()
+        ]
+    if not teacher_macs and study.store is None:
+        teacher_macs = study.teacher_macs()
+    if parts:
+        write_report(study.out / "report", parts, study.teachers_map(), study.student_macs(), teacher_macs)
 
 
-def table(results: Sequence[Result], teachers_map: float) -> Iterator[str]:
-    """Yields the lines of a Markdown table."""
-    seeds = len(results[0].finals)
-    yield f"| student | mAP, mean of {seeds} seeds | standard deviation | above labels alone, same mixup and seed |"
-    yield "|---|---:|---:|---:|"
-    yield f"| (the teachers) | {teachers_map:.4f} | | |"
-    baselines = {result.condition.mixup_alpha: result for result in results if result.condition.label_share == 1}
-    for result in results:
-        baseline = baselines[result.condition.mixup_alpha]
-        above, deviation = gain(result, baseline)
-        said = "" if result is baseline else f"{above:+.4f} ± {deviation:.4f}"
-        yield f"| {result.condition.name} | {mean(result.finals):.4f} | {spread(result.finals):.4f} | {said} |"
-
-
-def draw(path: Path, results: Sequence[Result], epochs: Sequence[float], teachers_map: float) -> None:
-    """Draw mAP by epoch, the mean and the range of the seeds, and every seed's last mAP."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(11, 4.6), layout="constrained")
-        curves, finals = figure.subplots(1, 2, width_ratios=(3, 2))
-        shares = sorted({result.condition.label_share for result in results}, reverse=True)
-        for place, result in enumerate(results):
-            colour = RUN_COLOURS[shares.index(result.condition.label_share)]
-            _draw_curve(curves, result, epochs, colour)
-            finals.scatter([place] * len(result.finals), result.finals, color=colour, s=36, alpha=0.6, linewidths=0)
-            finals.hlines(mean(result.finals), place - 0.3, place + 0.3, color=colour, linewidth=2.5)
-        for axes in (curves, finals):
-            axes.axhline(teachers_map, color=TEACHER_COLOUR, linewidth=2, zorder=0)
-        curves.annotate("teachers", (epochs[0], teachers_map), color=INK, va="bottom")
-        curves.set(xlabel="epoch", ylabel="mAP", title="Mean and range over the seeds")
-        curves.legend(loc="lower right")
-        finals.set(title="After the last epoch, every seed")
-        finals.set_xticks(range(len(results)), [result.condition.name.replace(", ", ",\n") for result in results])
-        finals.tick_params(axis="x", labelsize=8, labelrotation=45)
-        figure.savefig(path, dpi=120)
-
-
-def _draw_curve(axes: Axes, result: Result, epochs: Sequence[float], colour: str) -> None:
-    by_epoch = list(zip(*result.curves, strict=True))  # (evaluations, seeds)
-    style = "-" if result.condition.mixup_alpha else "--"
-    axes.plot(epochs, [mean(scores) for scores in by_epoch], style, color=colour, label=result.condition.name)
-    axes.fill_between(epochs, list(map(min, by_epoch)), list(map(max, by_epoch)), color=colour, alpha=0.12, linewidth=0)
-
-
-def conclude(study: Study) -> None:
-    """Write what came out: report/study.md, study.json and study.png."""
-    results = [
-        Result(condition=condition, curves=[study.scores(condition, seed) for seed in study.seeds])
-        for condition in CONDITIONS
-    ]
-    teachers_map, epochs = study.teachers_map(), study.score_epochs()
-    report = study.out / "report"
-    report.mkdir(exist_ok=True)
-    lines = list(table(results, teachers_map))
-    (report / "study.md").write_text("\n".join(lines) + "\n")
-    figures = {result.condition.name: dict(zip(study.seeds, result.curves, strict=True)) for result in results}
-    content = {"teachers_mAP": teachers_map, "epochs": epochs, "mAP_by_condition_and_seed": figures}
-    (report / "study.json").write_text(json.dumps(content, indent=2) + "\n")
-    draw(report / "study.png", results, epochs, teachers_map)
-    print("\n".join(lines))
-
-
-def main() -> None:
-    """Prepare, train, report."""
+def read_options() -> tuple[Study, argparse.Namespace]:
+    """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--data", type=Path, required=True, help="folder with AudioSet's CSV files and audio/")
     parser.add_argument("--out", type=Path, required=True, help="folder for datasets, stores, runs and the report")
     parser.add_argument("--recipe", type=Path, required=True, help="TOML recipe of the student")
-    parser.add_argument("--teacher", nargs="+", required=True, help="as for pipeline teacher-logits")
+    parser.add_argument("--teacher", nargs="+", default=(), help="as for pipeline teacher-logits")
+    parser.add_argument("--store", type=Path, help="in place of teachers: a store of all clips, or Parquet to import")
+    parser.add_argument("--held", default="logits", choices=("logits", "probabilities"), help="what such Parquet holds")
+    parser.add_argument("--teacher-macs", type=float, help="multiplications of an imported teacher for a clip")
+    parser.add_argument("--parts", nargs="+", default=["labels"], choices=tuple(PARTS), help="what is compared")
+    parser.add_argument("--epochs", type=int, help="of a run on all clips; the recipe's, with its schedule stretched")
     parser.add_argument("--seeds", type=int, default=3, help="students a condition, 1 or more")
     parser.add_argument("--jobs", type=int, default=2, help="students trained side by side, 1 or more")
+    parser.add_argument("--report", action="store_true", help="train nothing; report what is finished")
     options = parser.parse_args()
+    if not options.teacher and options.store is None:
+        parser.error("give --teacher or --store")
     study = Study(
         data=options.data,
         out=options.out,
         recipe=options.recipe,
         teachers=tuple(options.teacher),
+        store=options.store,
+        held=options.held,
+        epochs=options.epochs,
         seeds=tuple(range(options.seeds)),
+        parts=tuple(options.parts),
         jobs=options.jobs,
     )
+    return study, options
+
+
+def train(study: Study) -> list[str]:
+    """Train all students, seed by seed; returns what went wrong, one line a run."""
+    todo = [
+        (condition, seed)
+        for seed in study.seeds
+        for condition in study.conditions
+        if not study.is_finished(condition, seed)
+    ]
+    faults: list[str] = []
+    with ThreadPoolExecutor(study.jobs) as pool:
+        for run in [pool.submit(study.run, condition, seed) for condition, seed in todo]:
+            try:
+                run.result()
+            except PipelineError as error:
+                print(error, flush=True)
+                faults.append(str(error))
+    return faults
+
+
+def main() -> None:
+    """Prepare, train, report; a run that fails ends neither the others nor the report."""
+    study, options = read_options()
     study.out.mkdir(parents=True, exist_ok=True)
     study.prepare()
-    with ThreadPoolExecutor(study.jobs) as pool:
-        for run in [pool.submit(study.run, condition, seed) for seed in study.seeds for condition in CONDITIONS]:
-            run.result()
-    conclude(study)
+    faults = [] if options.report else train(study)
+    conclude(study, options.teacher_macs)
+    if faults:
+        raise SystemExit(f"{len(faults)} runs failed; the same command goes on with them")
 
 
 if __name__ == "__main__":

@@ -54,8 +54,7 @@ class WaveformCache:
         self._samples = samples
         self._record_bytes = _HEADER.size + 4 * samples
         self._descriptor: int | None = None
-        key = [manifest.identity, *(manifest.shard_identity(shard) for shard in manifest.shards)]
-        key += [str(sample_rate_hz), str(samples), *(["own lengths"] if own_lengths else [])]
+        key = [manifest.rows_identity, str(sample_rate_hz), str(samples), *(["own lengths"] if own_lengths else [])]
         self.path = cache.folder / f"waveforms-{hashlib.sha256(' '.join(key).encode()).hexdigest()[:32]}.f32"
         self._check_room(len(manifest), cache)
         self._open()

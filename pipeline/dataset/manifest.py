@@ -228,6 +228,12 @@ class Manifest:
         return _digest(*columns)
 
     @cached_property
+    def rows_identity(self) -> str:
+        """A hex digest that changes when the clips, their order or their bytes do, whatever their labels."""
+        shards = [f"{shard} {self.shard_identity(shard)}".encode() for shard in self.shards]
+        return _digest(string_bytes(self.clip_ids), *shards)
+
+    @cached_property
     def identity(self) -> str:
         """A hex digest that changes when the clips, their order, their labels or the classes do."""
         known = [] if self._known_classes is None else [str(self._column("label_mask").to_pylist()).encode()]

@@ -79,3 +79,7 @@ def test_clips_of_own_lengths_come_back_as_long_as_they_were_and_longer_ones_are
     lengths = [None if (kept := cache.read(row)) is None else len(kept) for row in range(4)]
     assert lengths == [1, 40, None, 100]
     assert open_cache(tmp_path, manifest).read(1) is None  # whoever pads has another file
+
+
+def test_clips_whose_labels_are_set_aside_share_a_file(tmp_path: Path, manifest: Manifest) -> None:
+    assert open_cache(tmp_path, manifest.with_label_share(0.5)).path == open_cache(tmp_path, manifest).path

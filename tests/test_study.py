@@ -1,0 +1,96 @@
+"""The study compares what can be compared: as many steps for all, seed by seed."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks.study import ALONE, DISTILLED, PARTS, TAUGHT, Condition, Study
+from benchmarks.study_report import Result, gain, label_table, write_report
+from pipeline.batches.sampling import build_sampler
+from pipeline.dataset.manifest import read_manifest
+
+RECIPE = """
+model = "mn02"
+epochs = 10
+batch_size = 8
+evaluate_every = 2
+
+[schedule]
+warmup_epochs = 1
+ramp_down_start_epoch = 4
+ramp_down_epochs = 5
+"""
+
+
+@pytest.fixture
+def study(tmp_path: Path, make_dataset: Callable[..., Path]) -> Study:
+    make_dataset(tmp_path / "train", clips=64)
+    (tmp_path / "recipe.toml").write_text(RECIPE)
+    return Study(
+        data=tmp_path,
+        out=tmp_path,
+        recipe=tmp_path / "recipe.toml",
+        teachers=(),
+        store=tmp_path / "logits.parquet",
+        held="logits",
+        epochs=20,
+        seeds=(0, 1),
+        parts=tuple(PARTS),
+        jobs=1,
+    )
+
+
+def flags_of(study: Study, condition: Condition) -> dict[str, str]:
+    flags = study.flags(condition)
+    return dict(zip(flags[::2], flags[1::2], strict=True))
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.25, 0.1])
+def test_few_labels_alone_get_as_many_steps_on_the_same_curve(study: Study, share: float) -> None:
+    manifest = read_manifest(study.out / "train").with_label_share(share)
+    flags = flags_of(study, Condition(label_share=share, form=None))
+    sampler = build_sampler(manifest, sampling="uniform", batch_size=int(flags["--batch-size"]))
+    steps = int(flags["--epochs"]) * sampler.steps_per_epoch
+    assert steps == pytest.approx(20 * 8, rel=0.05)
+    peak_ends = float(flags["--schedule.ramp-down-start-epoch"]) / int(flags["--epochs"])
+    assert peak_ends == pytest.approx(0.4, rel=0.05)
+    assert flags["--label-share"] == str(share)
+    assert "--store" not in flags
+
+
+def test_what_has_a_store_learns_from_all_clips_whatever_labels_there_are(study: Study) -> None:
+    for condition in (DISTILLED, TAUGHT):
+        flags = flags_of(study, condition)
+        assert (flags["--epochs"], flags["--batch-size"]) == ("20", "8")
+        assert flags["--store"] == str(study.out / "train-logits")
+
+
+def test_each_condition_is_trained_once_in_a_folder_of_its_own(study: Study) -> None:
+    folders = [condition.folder for condition in study.conditions]
+    assert len(set(folders)) == len(folders)
+    assert sum(condition == ALONE for condition in study.conditions) == 1
+    assert not any(condition.form == "views4" for condition in study.conditions)  # nobody can view imported teachers
+
+
+def result(name: str, share: float, with_store: bool, *finals: float) -> Result:
+    curves = {seed: [(10.0, 0.1), (20.0, final)] for seed, final in enumerate(finals)}
+    return Result(name=name, label_share=share, with_store=with_store, curves=curves)
+
+
+def test_gains_are_paired_by_seed(tmp_path: Path) -> None:
+    alone, taught = result("a", 1.0, False, 0.3, 0.5), result("b", 1.0, True, 0.4, 0.55)
+    assert gain(taught, alone) == "+0.0750 ± 0.0354 (2 of 2)"
+    none = result("c", 0.0, True, 0.2, 0.3)
+    *_, all_labels, no_label = label_table([alone, taught, none], 0.6)
+    assert all_labels == (
+        "| 100 % | 0.4000 ± 0.1414 | 0.4750 ± 0.1061 | +0.0750 ± 0.0354 (2 of 2) | 79 % | +0.0750 ± 0.0354 (2 of 2) |"
+    )
+    assert no_label.startswith("| 0 % |  | 0.2500 ± 0.0707 |  | 42 % | -0.1500 ± 0.0707 (0 of 2)")
+    write_report(tmp_path / "report", {"labels": [alone, taught, none], "weight": [alone, taught]}, 0.6, 10**6, 10**9)
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {
+        "study.md",
+        "study.json",
+        "study.png",
+        "settings.png",
+    }
