@@ -1,7 +1,8 @@
 """From feature maps to class logits: the three heads, under the parameter names of EfficientAT's checkpoints.
 
-Every head offers the same three things: `forward` (maps to logits), `pre_logits` (maps to the vector that the last
-layer sees) and `reset` (a fresh last layer). `final_layers` names the modules that depend on the number of classes.
+Every head offers the same four things: `forward` (maps to logits), `frame_logits` (maps to the logits of each of their
+frames), `pre_logits` (maps to the vector that the last layer sees) and `reset` (a fresh last layer). `final_layers`
+names the modules that depend on the number of classes.
 """
 
 from typing import Literal, get_args
@@ -41,6 +42,13 @@ class MlpHead(nn.Sequential):
             maps = layer(maps)
         return maps
 
+    def frame_logits(self, maps: Tensor) -> Tensor:
+        """Take each frame for an image of its own: (batch, channels, mels, frames) → (batch, frames, classes)."""
+        frames = maps.mean(dim=2).transpose(1, 2)  # (batch, frames, channels)
+        for layer in list(self)[2:]:
+            frames = layer(frames)
+        return frames
+
 
 class FullyConvolutionalHead(nn.Sequential):
     """A logit at every position of the image, then their mean; works on any size and can be read over time."""
@@ -63,6 +71,10 @@ class FullyConvolutionalHead(nn.Sequential):
     def pre_logits(self, maps: Tensor) -> Tensor:
         """Average the maps: (batch, channels, mels, frames) → (batch, channels)."""
         return maps.mean(dim=(2, 3))
+
+    def frame_logits(self, maps: Tensor) -> Tensor:
+        """Leave out the mean over the frames: (batch, channels, mels, frames) → (batch, frames, classes)."""
+        return self[1](self[0](maps)).mean(dim=2).transpose(1, 2)
 
 
 class AttentionPoolingHead(nn.Module):
@@ -89,6 +101,12 @@ class AttentionPoolingHead(nn.Module):
     def pre_logits(self, maps: Tensor) -> Tensor:
         """Average the maps: (batch, channels, mels, frames) → (batch, channels)."""
         return maps.mean(dim=(2, 3))
+
+    def frame_logits(self, maps: Tensor) -> Tensor:
+        """Leave the attention out: (batch, channels, mels, frames) → (batch, frames, classes)."""
+        frames = maps.mean(dim=2).transpose(1, 2)  # (batch, frames, channels)
+        values = self.subspace_proj(frames).unflatten(-1, (2, self.heads, self.num_classes))[:, :, 1].float()
+        return (values * self.head_weight).sum(dim=2)
 
     def forward(self, maps: Tensor) -> Tensor:
         """Pool the frames: (batch, channels, mels, frames) → (batch, classes)."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from student.front_end import FrontEndConfig, LogMelFrontEnd
-from student.heads import Head
+from student.heads import FullyConvolutionalHead, Head
 
 
 class Tagger(nn.Module, ABC):
@@ -55,6 +55,23 @@ class Tagger(nn.Module, ABC):
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """Turn the network's maps into logits (batch, classes), or into what the last layer sees."""
         return self.classifier.pre_logits(maps) if pre_logits else self.classifier(maps)
+
+    @property
+    def hears_frames(self) -> bool:
+        """Whether its logits are the mean of those of each frame, which `forward_frames` then leaves apart."""
+        return isinstance(self.classifier, FullyConvolutionalHead)
+
+    def forward_frames(self, maps: Tensor) -> Tensor:
+        """Turn the network's maps into logits over time, the head applied frame by frame.
+
+        Args:
+            maps: (batch, num_features, mels / 32, frames / 32), from `forward_features`.
+
+        Returns:
+            (batch, frames / 32, classes), logits; one frame is as long as the last stage's `reduction` of the front
+            end's.
+        """
+        return self.classifier.frame_logits(maps)
 
     def forward(self, features: Tensor) -> Tensor:
         """Tag log-mel images.

@@ -79,8 +79,8 @@ def decode(data: bytes, *, max_seconds: float | None = None) -> Sound:
         if max_seconds is not None and max_seconds * rate > MAX_SAMPLES:
             raise DecodeError("too long", f"{max_seconds} s at {rate} Hz")
         for block in sound.blocks:
-            blocks.append(_mix(block))
-            _check_finite(blocks[-1], got)
+            blocks.append(mix_channels(block))
+            check_finite(blocks[-1], got)
             got += len(block)
             if got > MAX_SAMPLES:
                 raise DecodeError("too long", f"more than {MAX_SAMPLES} samples; read fewer seconds")
@@ -102,7 +102,7 @@ def inspect_sound(data: bytes, *, max_seconds: float = 3600.0) -> SoundFacts:
     frames, mono_peak, peak = 0, 0.0, 0.0
     with open_sound(data) as sound:
         for block in sound.blocks:
-            mono_peak = max(mono_peak, _check_finite(_mix(block), frames))
+            mono_peak = max(mono_peak, check_finite(mix_channels(block), frames))
             if mono_peak < _CANCELLED * LOUDEST_PEAK:  # else it is loud enough
                 peak = max(peak, _peak(block))
             frames += len(block)
@@ -179,7 +179,7 @@ def load_whole_waveforms(data: bytes, *, sample_rates_hz: Iterable[int], max_sec
     return resampled if whole else {rate: one[: round(max_seconds * rate)] for rate, one in resampled.items()}
 
 
-def _mix(block: np.ndarray) -> np.ndarray:
+def mix_channels(block: np.ndarray) -> np.ndarray:
     """Mean of the channels: (samples, channels) → (samples,)."""
     if block.shape[1] == 1:
         return block[:, 0]
@@ -190,7 +190,7 @@ def _mix(block: np.ndarray) -> np.ndarray:
     return mono
 
 
-def _check_finite(mono: np.ndarray, before: int) -> float:
+def check_finite(mono: np.ndarray, before: int) -> float:
     """Returns the peak of some samples, if all of them are numbers."""
     peak = _peak(mono)
     if not math.isfinite(peak):

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
+from pipeline.dataset.mapped_sound import MappedSound
 from pipeline.dataset.sound_decoders import SndfileStream
 from pipeline.errors import DecodeError
 
@@ -159,4 +160,7 @@ def _crc8(data: bytes) -> int:
 
 def _with_count(data: bytes, samples: int) -> bytes:
     numbers = int.from_bytes(data[_COUNT_BYTES], "big") >> _COUNT_BITS << _COUNT_BITS | samples
+    if isinstance(data, MappedSound):
+        data[_COUNT_BYTES] = numbers.to_bytes(8, "big")
+        return data
     return data[: _COUNT_BYTES.start] + numbers.to_bytes(8, "big") + data[_COUNT_BYTES.stop :]

@@ -119,6 +119,41 @@ def chunk_streams(data: bytes) -> list[EncodedStream]:
     return streams
 
 
+def parse_wave_header(data: bytes) -> RawPcm:
+    """Returns what the samples of a WAV are of which only the beginning is there; where they end is what it claims.
+
+    Raises:
+        DecodeError: the header is cut, contradicts itself, or names what is not coded sample by sample.
+    """
+    header = _parse(data)
+    if header.subtype is None:
+        raise DecodeError("unsupported format", "the samples of a WAV stream have to be PCM, floats, µ-law or A-law")
+    end = header.start + (header.size or 0)
+    return _raw_pcm(header, end)
+
+
+def is_chunk_name(data: bytes) -> bool:
+    """Returns whether data begins with what may be a chunk's name."""
+    return _name_at(data, 0) is not None
+
+
+def sample_bytes(subtype: str) -> int:
+    """Returns the size of a sample of a channel in one of libsndfile's codings."""
+    return _WIDTHS[subtype]
+
+
+def _raw_pcm(header: _Header, end: int) -> RawPcm:
+    assert header.subtype is not None
+    return RawPcm(
+        subtype=header.subtype,
+        endian="LITTLE" if header.order == "little" else "BIG",
+        sample_rate_hz=header.sample_rate_hz,
+        channels=header.channels,
+        start=header.start,
+        end=end,
+    )
+
+
 def _streams(data: bytes, header: _Header, end: int) -> list[EncodedStream]:
     if header.is_mpeg:
         return list(frame_streams(data[header.start : end]))
@@ -128,14 +163,7 @@ def _streams(data: bytes, header: _Header, end: int) -> list[EncodedStream]:
             raise DecodeError("contradictory length", f"{behind} bytes behind its data are neither sound nor chunks")
         return [ContainerStream(data=data, demuxer=header.demuxer)]
     samples = (end - header.start) // header.frame_bytes
-    raw = RawPcm(
-        subtype=header.subtype,
-        endian="LITTLE" if header.order == "little" else "BIG",
-        sample_rate_hz=header.sample_rate_hz,
-        channels=header.channels,
-        start=header.start,
-        end=header.start + samples * header.frame_bytes,
-    )
+    raw = _raw_pcm(header, header.start + samples * header.frame_bytes)
     claimed = header.size // header.frame_bytes if header.size else None
     return [SndfileStream(data=data, samples=samples, claimed=claimed, raw=raw)]
 

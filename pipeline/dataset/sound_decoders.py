@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal, cast
 
 import av
 import numpy as np
@@ -20,6 +20,7 @@ import soundfile
 from av.codec.context import CodecContext
 from av.stream import Disposition
 
+from pipeline.dataset.mapped_sound import MappedFile, MappedSound
 from pipeline.errors import DecodeError
 
 MAX_CHANNELS = 64
@@ -110,7 +111,7 @@ class SndfileStream(EncodedStream):
 
     def _open_file(self) -> soundfile.SoundFile:
         try:
-            file = _ForwardFile(_Memory(self.data))
+            file = _ForwardFile(_as_file(self.data))
         except soundfile.SoundFileError as error:
             if self.raw is None:
                 raise DecodeError("unreadable header", _message(error)) from error
@@ -199,7 +200,7 @@ class ContainerStream(EncodedStream):
 
     def _open_container(self) -> Any:
         try:
-            return av.open(io.BytesIO(self.data), format=self.demuxer)
+            return av.open(_as_file(self.data), format=self.demuxer)
         except (av.FFmpegError, ValueError) as error:
             raise DecodeError("unreadable header", _message(error)) from error
 
@@ -244,6 +245,12 @@ class _Memory(io.BytesIO):
         return super().seek(min(max(base + offset, 0), len(self.getbuffer())))
 
 
+def _as_file(data: bytes, start: int = 0, end: int | None = None) -> BinaryIO:
+    if isinstance(data, MappedSound):
+        return cast("BinaryIO", MappedFile(data, start, end))
+    return _Memory(data if start == 0 and end is None else data[start:end])
+
+
 class _ForwardFile(soundfile.SoundFile):
     """A sound that is read from its beginning on. soundfile would seek to where it is after each read of another file.
 
@@ -257,7 +264,7 @@ class _ForwardFile(soundfile.SoundFile):
 def _open_raw(data: bytes, raw: RawPcm) -> soundfile.SoundFile:
     try:
         return _ForwardFile(
-            _Memory(data[raw.start : raw.end]),
+            _as_file(data, raw.start, raw.end),
             samplerate=raw.sample_rate_hz,
             channels=raw.channels,
             format="RAW",
