@@ -4,13 +4,15 @@
     python -m benchmarks.originals --checkouts DIR --write tests/teacher/golden   # two blocks, as the tests read them
 
 DIR holds checkouts of the originals, which are run as they are (`SOURCES` says which commit): `EAT`
-(cwx-worst-one/EAT), `beats` (that folder of microsoft/unilm). What they import and inference does not need, fairseq and
-omegaconf, is stood in for.
+(cwx-worst-one/EAT), `beats` (that folder of microsoft/unilm), `m2d` (nttcslab/m2d) and `audiossl`
+(Audio-WestlakeU/audiossl); the last two need nnAudio and einops. What originals import and inference does not need,
+such as fairseq and omegaconf, is stood in for.
 Weights are filled by the formula in `../shared/golden/fill.py`, under the names of a release.
 """
 
 import argparse
 import dataclasses
+import functools
 import hashlib
 import importlib
 import importlib.machinery
@@ -35,6 +37,8 @@ SECONDS = (1.0, 4.0, 9.99, 10.0, 17.0, 30.0)
 SOURCES = {
     "EAT": "github.com/cwx-worst-one/EAT, 06c1c34e2afd8dc35297e6d3815d31dbeec9d372",
     "beats": "github.com/microsoft/unilm, beats/, 768a3c873f598bb9b4d4dfb9267b099e35f8fe56",
+    "m2d": "github.com/nttcslab/m2d, f0c4128d4e89b1ab4e303f03141067b34aadf128",
+    "audiossl": "github.com/Audio-WestlakeU/audiossl, ec3a14db086eaccfb69513e4a90fad89bf992e1f",
 }
 CLASSES = 40
 """Of golden files; enough to tell logits apart."""
@@ -49,8 +53,8 @@ class Original(ABC):
     network: nn.Module
 
     @abstractmethod
-    def __init__(self, checkouts: Path, config: teacher.TransformerConfig, num_classes: int) -> None:
-        """Build it in the size of `config`."""
+    def __init__(self, checkouts: Path, card: teacher.ModelCard, num_classes: int) -> None:
+        """Build it in the size of the card's `config`."""
 
     @abstractmethod
     def features(self, clip: Tensor) -> Tensor:
@@ -66,7 +70,8 @@ class OriginalEAT(Original):
 
     project = "EAT"
 
-    def __init__(self, checkouts: Path, config: teacher.TransformerConfig, num_classes: int) -> None:
+    def __init__(self, checkouts: Path, card: teacher.ModelCard, num_classes: int) -> None:
+        config = card.config
         with _stand_ins("fairseq", "omegaconf"), _hashable_dataclasses():
             package = _package(checkouts / "EAT" / "models", "original_eat")
             pretraining = importlib.import_module(f"{package}.EAT_pretraining")
@@ -136,7 +141,8 @@ class OriginalBEATs(Original):
 
     project = "beats"
 
-    def __init__(self, checkouts: Path, config: teacher.TransformerConfig, num_classes: int) -> None:
+    def __init__(self, checkouts: Path, card: teacher.ModelCard, num_classes: int) -> None:
+        config = card.config
         sys.path.insert(0, str(checkouts / "beats"))
         try:
             module = importlib.import_module("BEATs")
@@ -179,10 +185,127 @@ class OriginalBEATs(Original):
         return found[0]
 
 
-ORIGINALS: Mapping[str, type[Original]] = {"EAT": OriginalEAT, "BEATs": OriginalBEATs}
+class OriginalM2D(Original):
+    """`examples/portable_m2d.py` with the head of a release that was fine-tuned on AudioSet."""
+
+    project = "m2d"
+
+    def __init__(self, checkouts: Path, card: teacher.ModelCard, num_classes: int) -> None:
+        config = card.config
+        package = _package(checkouts / "m2d" / "examples", "original_m2d")
+        module = importlib.import_module(f"{package}.portable_m2d")
+        patch = [config.patch, config.patch]
+        vit = module.LocalViT(
+            in_chans=1,
+            img_size=[config.mels, config.frames],
+            patch_size=patch,
+            embed_dim=config.embed_dim,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
+        )
+        settings = types.SimpleNamespace(
+            sr=f"{card.front_end.sample_rate_hz // 1000}k", input_size=[config.mels, config.frames], patch_size=patch
+        )
+        settings.flat_features = True
+        runtime: Any = module.PortableM2D.__new__(module.PortableM2D)
+        nn.Module.__init__(runtime)
+        runtime.cfg, runtime.backbone = settings, vit
+        runtime.head_norm = nn.BatchNorm1d(config.embed_dim, affine=False)
+        runtime.head = nn.Linear(config.embed_dim, num_classes)
+        runtime.to_spec = module.get_to_melspec(settings)
+        self.runtime = runtime.eval()
+        names = {f"module.ar.runtime.backbone.{key}": value for key, value in vit.named_parameters()}
+        self.network = _Named(
+            {
+                **names,
+                "module.head.norm.running_mean": runtime.head_norm.running_mean,
+                "module.head.norm.running_var": runtime.head_norm.running_var,
+                "module.head.mlp.mlp.0.weight": runtime.head.weight,
+                "module.head.mlp.mlp.0.bias": runtime.head.bias,
+            }
+        )
+
+    def features(self, clip: Tensor) -> Tensor:
+        return self.runtime.to_log_mel_spec(clip[None])
+
+    def logits(self, features: Tensor) -> Tensor:
+        runtime = self.runtime
+        runtime.cfg.mean, runtime.cfg.std = runtime.backbone.norm_stats
+        runtime.to_normalized_feature = lambda _: runtime.normalize_batch(features)
+        return runtime(features)
+
+
+class _Named(nn.Module):
+    """Tensors under a release's names, which are those of another class than the one that runs them."""
+
+    def __init__(self, tensors: Mapping[str, Any]) -> None:
+        super().__init__()
+        self.tensors = tensors
+
+    def state_dict(self, *_: object, **__: object) -> Any:
+        return dict(self.tensors)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *_: object, **__: object) -> Any:
+        for key, value in state_dict.items():
+            self.tensors[key].data.copy_(value)
+
+
+class OriginalATST(Original):
+    """`FineTuningPLModule` over `PretrainedEncoderPLModule` with the settings of its shell scripts for AudioSet."""
+
+    project = "audiossl"
+    method, name = "atstframe", "FrameAST"
+
+    def __init__(self, checkouts: Path, card: teacher.ModelCard, num_classes: int) -> None:
+        config = card.config
+        sys.path.insert(0, str(checkouts / "audiossl"))
+        absent = ("audiossl.datasets", "fairseq", "pytorch_lightning", "sklearn", "torchmetrics")
+        with _stand_ins(*absent):
+            downstream = importlib.import_module(f"audiossl.methods.{self.method}.downstream.model")
+            transform = importlib.import_module(f"audiossl.methods.{self.method}.downstream.transform")
+        encoder = getattr(downstream.audio_transformer, self.name)(
+            patch_h=64,
+            patch_w=4,
+            embed_dim=config.embed_dim,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            qkv_bias=False,
+            norm_layer=functools.partial(nn.LayerNorm, eps=1e-6),
+        )
+        encoder.hyper_param = {"anchor_len": 10.0}
+        pretrained = downstream.PretrainedEncoderPLModule(encoder, 6.0, 1)
+        network: Any = nn.Module()
+        network.encoder = pretrained
+        network.head = downstream.LinearHead(pretrained.embed_dim, num_classes, use_norm=True, affine=False)
+        self.network = network.eval()
+        self.transform = transform.FinetuneEvalTransform()
+
+    def features(self, clip: Tensor) -> Tensor:
+        return self.transform(clip[None])[0][None]
+
+    def logits(self, features: Tensor) -> Tensor:
+        network = cast("Any", self.network)
+        pooled, _ = network.encoder(((features, torch.tensor([features.shape[-1]])), None))
+        return network.head(pooled)
+
+
+class OriginalATSTClip(OriginalATST):
+    """The same of ATST-Clip."""
+
+    method, name = "atst", "AST"
+
+
+ORIGINALS: Mapping[str, type[Original]] = {
+    "EAT": OriginalEAT,
+    "BEATs": OriginalBEATs,
+    "M2D": OriginalM2D,
+    "ATSTFrame": OriginalATST,
+    "ATSTClip": OriginalATSTClip,
+}
 """By the name of the class of ours that does the same."""
 
-GOLDEN_NAMES = ("eat_base", "eat_large", "beats")
+GOLDEN_NAMES = ("eat_base", "eat_large", "beats", "m2d", "m2d_32khz", "atst_frame_base", "atst_clip_base")
 
 
 class _Settings(dict):
@@ -209,7 +332,7 @@ class _StandIn(types.ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        if name == "BaseFairseqModel":
+        if name in {"BaseFairseqModel", "LightningModule"}:
             return nn.Module
         if name == "LayerNorm":
             return nn.LayerNorm
@@ -238,7 +361,7 @@ def _stand_ins(*packages: str) -> Iterator[None]:
     class Finder:
         @staticmethod
         def find_spec(name: str, path: object = None, target: object = None) -> Any:
-            if name.partition(".")[0] in packages:
+            if any(f"{name}.".startswith(f"{package}.") for package in packages):
                 return importlib.machinery.ModuleSpec(name, Finder, is_package=True)  # pyright: ignore[reportArgumentType]
             return None
 
@@ -351,9 +474,8 @@ def main() -> None:
         card = teacher.model_card(name)
         size = {"depth": 2} if options.write else {}
         classes = CLASSES if options.write else 527
-        original = ORIGINALS[card.network.__name__](
-            options.checkouts, dataclasses.replace(card.config, **size), classes
-        )
+        card = dataclasses.replace(card, config=dataclasses.replace(card.config, **size))
+        original = ORIGINALS[card.network.__name__](options.checkouts, card, classes)
         found = compare(name, original, formula, classes, **size)
         if options.write:
             write(options.write, name, found)

@@ -1,4 +1,6 @@
-"""Audio transformers that teach: PaSST, AST and CED, each with the front end that its checkpoints were trained on.
+"""Audio transformers that teach, each with the front end that its checkpoints were trained on.
+
+The families are PaSST, AST, CED, EAT (and SSLAM), BEATs, M2D and ATST.
 
 `create_model` builds one by name; importing this package makes the same names known to `timm.create_model`.
 """

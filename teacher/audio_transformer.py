@@ -110,7 +110,12 @@ class AudioTransformer(nn.Module, ABC):
         self.patch_embed = self.build_patch_embed()
         self.blocks = nn.Sequential(*(self.build_block() for _ in range(config.depth)))
         self.norm = self.build_norm()
-        self.head = nn.Sequential(self.build_head_norm(), nn.Linear(config.embed_dim, num_classes))
+        self.head = nn.Sequential(self.build_head_norm(), nn.Linear(self.pooled_dim, num_classes))
+
+    @property
+    def pooled_dim(self) -> int:
+        """Width of the vector that is classified."""
+        return self.config.embed_dim
 
     def build_patch_embed(self) -> PatchEmbed:
         """Returns what turns (batch, mels, frames) into (batch, embed_dim, frequency patches, time patches)."""
@@ -221,7 +226,7 @@ class AudioTransformer(nn.Module, ABC):
     def reset_classifier(self, num_classes: int) -> None:
         """Replace the last layer by a fresh one for another number of classes."""
         old = self.get_classifier().weight
-        fresh = nn.Linear(self.embed_dim, num_classes, device=old.device, dtype=old.dtype)
+        fresh = nn.Linear(self.pooled_dim, num_classes, device=old.device, dtype=old.dtype)
         _init_linear(fresh)
         self.head[-1] = fresh
         self.num_classes = num_classes
@@ -241,4 +246,5 @@ class AudioTransformer(nn.Module, ABC):
 def _init_linear(module: nn.Module) -> None:
     if isinstance(module, nn.Linear):
         trunc_normal_(module.weight, std=0.02)
-        nn.init.zeros_(module.bias)
+        if module.bias is not None:
+            nn.init.zeros_(module.bias)

@@ -12,6 +12,8 @@ Clips have lengths of their own, and the families differ in what they make of th
 | AST, EAT | frames of zeros are added to the features before they are normalised | features are cut |
 | CED | stay as short as they are | are heard to their end, by the model piece after piece |
 | BEATs | stay as short as they are | are heard to their end, in one piece |
+| ATST | stay as short as they are | of the middle twelve seconds, pieces are heard |
+| M2D | stay as short as they are, up to a patch | are heard to their end, by the model piece after piece |
 """
 
 import math
@@ -69,7 +71,7 @@ class KaldiFbankConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DecibelMelConfig:
-    """CED's mel spectrogram in decibels."""
+    """CED's and ATST's mel spectrogram in decibels."""
 
     sample_rate_hz: int = 16000
     mels: int = 64
@@ -79,9 +81,25 @@ class DecibelMelConfig:
     highest_hz: float = 8000.0
     range_db: float = 120.0
     """Everything further than this below the loudest value of its clip is raised to there."""
+    scaled_db: tuple[float, float] | None = None
+    """Decibels that become -1 and 1; None leaves decibels."""
+    middle_seconds: float | None = None
+    """Of a longer clip, its middle of this length is heard; None hears it whole."""
 
 
-FrontEndConfig = PasstMelConfig | KaldiFbankConfig | DecibelMelConfig
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogMelConfig:
+    """M2D's log-mel spectrogram, on Slaney's scale and with filters of equal areas."""
+
+    sample_rate_hz: int = 16000
+    mels: int = 80
+    fft_samples: int = 400
+    hop_samples: int = 160
+    lowest_hz: float = 50.0
+    highest_hz: float = 8000.0
+
+
+FrontEndConfig = PasstMelConfig | KaldiFbankConfig | DecibelMelConfig | LogMelConfig
 
 
 class FrontEnd(nn.Module, ABC):
@@ -310,51 +328,110 @@ class KaldiFbank(FrontEnd):
         return (spectrogram - self.config.mean) / (2 * self.config.deviation)
 
 
-class DecibelMel(FrontEnd):
-    """(batch, samples) → (batch, mels, frames): 10 s give 1001 frames."""
+class CentredMel(FrontEnd):
+    """Base of the front ends whose frames stand around every hop, the ends of a clip mirrored."""
 
+    config: DecibelMelConfig | LogMelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
     longest_seconds = math.inf
     own_length = "own; whole"
     window: Tensor
     filters: Tensor
 
-    def __init__(self, config: DecibelMelConfig) -> None:
+    def __init__(self, config: DecibelMelConfig | LogMelConfig, filters: Tensor) -> None:
         super().__init__()
-        self.config: DecibelMelConfig = config
-        bins = config.fft_samples // 2 + 1
-        filters = melscale_fbanks(bins, config.lowest_hz, config.highest_hz, config.mels, config.sample_rate_hz)
+        self.config = config
         self.register_buffer("window", torch.hann_window(config.fft_samples), persistent=False)
         self.register_buffer("filters", filters.T.contiguous(), persistent=False)  # (mels, bins)
+
+    def frames(self, lengths: Tensor) -> Tensor:
+        return 1 + lengths.clamp_min(self.shortest_samples) // self.config.hop_samples
+
+    def mel(self, waveforms: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, samples) → power in each band, (batch, mels, frames)."""
+        spectrum = torch.stft(
+            _mirror_ends(waveforms, lengths, self.config.fft_samples // 2),
+            self.config.fft_samples,
+            hop_length=self.config.hop_samples,
+            window=self.window,
+            center=False,
+            return_complex=True,
+        )
+        return self.filters @ _power(spectrum)
+
+
+class LogMel(CentredMel):
+    """(batch, samples) → (batch, mels, frames): 10 s give 1001 frames."""
+
+    def __init__(self, config: LogMelConfig) -> None:
+        bins = config.fft_samples // 2 + 1
+        edges = config.lowest_hz, config.highest_hz
+        super().__init__(
+            config,
+            melscale_fbanks(bins, *edges, config.mels, config.sample_rate_hz, norm="slaney", mel_scale="slaney"),
+        )
+
+    @property
+    def shortest_samples(self) -> int:
+        return self.config.fft_samples
+
+    def features(
+        self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None, lengths: Tensor
+    ) -> Tensor:
+        return (self.mel(waveforms, lengths) + torch.finfo(torch.float32).eps).log()
+
+
+class DecibelMel(CentredMel):
+    """(batch, samples) → (batch, mels, frames): 10 s give 1001 frames."""
+
+    config: DecibelMelConfig  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __init__(self, config: DecibelMelConfig) -> None:
+        bins = config.fft_samples // 2 + 1
+        super().__init__(
+            config, melscale_fbanks(bins, config.lowest_hz, config.highest_hz, config.mels, config.sample_rate_hz)
+        )
+        if config.middle_seconds is not None:
+            self.own_length = f"own; the middle {config.middle_seconds:g} s of longer ones"
+
+    def frames(self, lengths: Tensor) -> Tensor:
+        return super().frames(lengths.clamp_max(self._longest_samples))
+
+    @property
+    def _longest_samples(self) -> int:
+        seconds = self.config.middle_seconds
+        return _ENDLESS if seconds is None else round(seconds * self.config.sample_rate_hz)
+
+    def _fit(self, waveforms: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        longest = self._longest_samples
+        if (lengths > longest).any():
+            starts = ((lengths - longest).clamp_min(0) // 2).tolist()
+            middles = [row[start : start + longest] for row, start in zip(waveforms, starts, strict=True)]
+            waveforms, lengths = nn.utils.rnn.pad_sequence(middles, batch_first=True), lengths.clamp_max(longest)
+        return super()._fit(waveforms, lengths)
 
     @property
     def shortest_samples(self) -> int:
         return (_PATCH_FRAMES - 1) * self.config.hop_samples
 
-    def frames(self, lengths: Tensor) -> Tensor:
-        return 1 + lengths.clamp_min(self.shortest_samples) // self.config.hop_samples
-
     def features(
         self, waveforms: Tensor, generator: Generator | None, edge_shifts_hz: Tensor | None, lengths: Tensor
     ) -> Tensor:
-        config = self.config
-        spectrum = torch.stft(
-            _mirror_ends(waveforms, lengths, config.fft_samples // 2),
-            config.fft_samples,
-            hop_length=config.hop_samples,
-            window=self.window,
-            center=False,
-            return_complex=True,
-        )
-        power = _power(spectrum)  # (batch, bins, frames)
-        decibels = 10 * (self.filters @ power).clamp_min(1e-10).log10()  # (batch, mels, frames)
+        decibels = 10 * self.mel(waveforms, lengths).clamp_min(1e-10).log10()  # (batch, mels, frames)
         # The original takes the loudest value of the whole batch; ours doesn't let a clip depend on its neighbours.
         heard = self.frames(lengths)  # (batch,)
         beyond = (torch.arange(decibels.shape[2]) >= heard[:, None])[:, None]  # (batch, 1, frames)
         quiet = decibels.masked_fill(beyond.to(decibels.device), -math.inf) if beyond.any() else decibels
         loudest = quiet.amax(dim=(1, 2), keepdim=True)
-        return decibels.maximum(loudest - config.range_db)
+        return decibels.maximum(loudest - self.config.range_db)
+
+    def finish(self, spectrogram: Tensor) -> Tensor:
+        if self.config.scaled_db is None:
+            return spectrogram
+        lowest, highest = self.config.scaled_db
+        return (spectrogram - lowest) / (highest - lowest) * 2.0 - 1.0
 
 
+_ENDLESS = 2**62
 _PATCH_FRAMES = 16
 """CED and BEATs tag no clip that is shorter than one of their patches."""
 
@@ -381,6 +458,8 @@ def build_front_end(config: FrontEndConfig, clip_seconds: float = 10.0) -> Front
             return KaldiFbank(config)
         case DecibelMelConfig():
             return DecibelMel(config)
+        case LogMelConfig():
+            return LogMel(config)
 
 
 def _kaldi_filters(mels: int, fft_samples: int, sample_rate_hz: int, lowest_hz: float, highest_hz: float) -> Tensor:

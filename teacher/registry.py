@@ -11,11 +11,13 @@ from typing import Any
 from urllib.parse import urljoin
 
 from teacher.ast_transformer import AST
+from teacher.atst import ATSTClip, ATSTFrame
 from teacher.audio_transformer import AudioTransformer, TransformerConfig
 from teacher.beats import BEATs
 from teacher.ced import CED
 from teacher.eat import EAT
-from teacher.front_ends import DecibelMelConfig, FrontEndConfig, KaldiFbankConfig, PasstMelConfig
+from teacher.front_ends import DecibelMelConfig, FrontEndConfig, KaldiFbankConfig, LogMelConfig, PasstMelConfig
+from teacher.m2d import M2D
 from teacher.passt import PaSST
 
 
@@ -48,9 +50,13 @@ class ModelCard:
 
 PASST_PAPER = "https://arxiv.org/abs/2110.05069"
 AST_PAPER = "https://arxiv.org/abs/2104.01778"
+ATST_PAPER = "https://arxiv.org/abs/2306.04186"
 CED_PAPER = "https://arxiv.org/abs/2308.11957"
 BEATS_PAPER = "https://arxiv.org/abs/2212.09058"
 EAT_PAPER = "https://arxiv.org/abs/2401.03497"
+M2D_PAPER = "https://arxiv.org/abs/2210.14648"
+M2D_X_PAPER = "https://arxiv.org/abs/2404.06095"
+M2D_CLAP_PAPER = "https://arxiv.org/abs/2406.02032"
 SSLAM_PAPER = "https://arxiv.org/abs/2506.12222"
 
 
@@ -128,6 +134,39 @@ def _beats(name: str, published_map: float) -> ModelCard:
         weights_page="https://github.com/microsoft/unilm/tree/master/beats",
         licence="MIT",
         paper=BEATS_PAPER,
+        published_map=published_map,
+    )
+
+
+def _m2d(name: str, release: str, published_map: float, paper: str, front_end: LogMelConfig | None = None) -> ModelCard:
+    return ModelCard(
+        name=name,
+        network=M2D,
+        config=TransformerConfig(mels=80, frames=1001, stride=16),
+        front_end=front_end or LogMelConfig(),
+        weights_url=f"https://github.com/nttcslab/m2d/releases/download/v0.3.0/{release}.zip",
+        licence="LicenseRef-NTT-M2D",  # LICENSE.pdf in github.com/nttcslab/m2d
+        paper=paper,
+        published_map=published_map,
+    )
+
+
+def _atst(name: str, network: type[AudioTransformer], published_map: float | None) -> ModelCard:
+    # Its authors put pretrained weights alone on the net; what their script makes of them is read.
+    return ModelCard(
+        name=name,
+        network=network,
+        config=TransformerConfig(mels=64, frames=1001, patch=4, stride=4, whole_band=True),
+        front_end=DecibelMelConfig(
+            fft_samples=1024,
+            lowest_hz=60.0,
+            highest_hz=7800.0,
+            range_db=80.0,
+            scaled_db=(-79.6482, 50.6842),
+            middle_seconds=12.0,
+        ),
+        licence="CC-BY-4.0",
+        paper=ATST_PAPER,
         published_map=published_map,
     )
 
@@ -211,6 +250,18 @@ _CARDS = (
     _beats("beats_iter3", 0.480),
     _beats("beats_iter3_plus_as20k", 0.486),
     _beats("beats_iter3_plus_as2m", 0.486),
+    _m2d("m2d_clap_base_p16_ap485", "m2d_clap_vit_base-80x1001p16x16-240128_AS-FT_enconly", 0.485, M2D_CLAP_PAPER),
+    _m2d("m2d_as_base_p16_ap485", "m2d_as_vit_base-80x1001p16x16-240213_AS-FT_enconly", 0.485, M2D_X_PAPER),
+    _m2d("m2d_base_p16_ap479", "m2d_vit_base-80x1001p16x16-221006-mr7_as_46ab246d", 0.479, M2D_PAPER),
+    _m2d(
+        "m2d_as_base_p16_32khz_ap480",
+        "m2d_as_vit_base-80x1001p16x16p32k-240413_AS-FT_enconly",
+        0.480,
+        M2D_X_PAPER,
+        LogMelConfig(sample_rate_hz=32000, fft_samples=800, hop_samples=320, highest_hz=16000.0),
+    ),
+    _atst("atst_frame_base", ATSTFrame, 0.480),
+    _atst("atst_clip_base", ATSTClip, None),
     ModelCard(
         name="passt_tiny",
         network=PaSST,
@@ -246,6 +297,8 @@ ALIASES: Mapping[str, str] = {
     "eat_large": "eat_large_epoch20_ap495",
     "sslam": "sslam_base_ap502",
     "beats": "beats_iter3_plus_as2m",
+    "m2d": "m2d_clap_base_p16_ap485",
+    "m2d_32khz": "m2d_as_base_p16_32khz_ap480",
 }
 
 

@@ -9,6 +9,8 @@
 | CED and its Hugging Face form | `init_bn.1.…`, `outputlayer.0.…`, `encoder.…` | without the front end's constants |
 | EAT, SSLAM | `model.modality_encoders.IMAGE.…`, `model.blocks.…`, `fc_norm.…` | the encodings of its ten seconds |
 | BEATs | `patch_embedding.…`, `encoder.layers.0.self_attn.…`, `predictor.…` | one `qkv`; AudioSet's order of classes |
+| M2D | `module.ar.runtime.backbone.…`, `module.head.mlp.mlp.0.…` | without the front end's constants |
+| ATST | `encoder.encoder.…`, `head.linear.…` | without what training alone uses |
 | this project | our own names, settings in the safetensors metadata, often float16 | float32 |
 
 The families behind the first five rows keep timm's names, which one table here translates; the others' tables stand in
@@ -24,7 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from teacher import beats, eat
+from teacher import atst, beats, eat, m2d
 from teacher.weight_files import read_weights
 
 logger = logging.getLogger(__name__)
@@ -32,7 +34,7 @@ logger = logging.getLogger(__name__)
 CLASSIFIER = ("head.1.weight", "head.1.bias")
 """Our names for the last layer, whose size is the number of classes."""
 
-_SPELLINGS = (eat.SPELLING, beats.SPELLING)
+_SPELLINGS = (eat.SPELLING, beats.SPELLING, m2d.SPELLING, atst.SPELLING)
 _FILES_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
 _NESTED = ("state_dict", "model")
 

@@ -59,6 +59,13 @@ def _table(rows: list[dict[str, Any]]) -> Table:
             f"{row['flops_per_clip'] / 1e9:.0f} GFLOPs",
             "-" if row["published_map"] is None else f"{row['published_map']:.3f}",
             row["licence"],
-            "no weights" if row["weights_url"] is None else "yes" if row["cached"] else "no",
+            _where(row),
         )
     return table
+
+
+def _where(row: dict[str, Any]) -> str:
+    """Returns whether the weights are on this machine, or how they get here."""
+    if row["weights_url"] is None:
+        return "no weights" if row["weights_page"] is None else "by hand"
+    return "yes" if row["cached"] else "no"

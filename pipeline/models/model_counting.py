@@ -55,6 +55,7 @@ def _describe_teacher(card: teacher.ModelCard) -> dict[str, Any]:
         "licence": card.licence,
         "paper": card.paper,
         "weights_url": card.weights_url,
+        "weights_page": card.weights_page,
     }
 
 

@@ -40,6 +40,9 @@ def test_teachers_are_listed_with_what_they_cost(torch_home: Path, capsys: pytes
     table = capsys.readouterr().out
     assert all(name in table for name in teacher.model_names())
     assert "255 GFLOPs" in table
+    assert rows["beats_iter1"]["weights_page"].startswith("https://github.com/microsoft/unilm/")
+    [beats] = [line for line in table.splitlines() if "beats_iter1" in line]
+    assert "by hand" in beats
 
 
 def test_students_are_listed_with_what_they_cost(capsys: pytest.CaptureFixture[str]) -> None:
