@@ -18,7 +18,7 @@ Clips have lengths of their own, and the families differ in what they make of th
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
 import torch
@@ -26,6 +26,9 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torchaudio.compliance.kaldi import get_mel_banks
 from torchaudio.functional import melscale_fbanks
+
+# Stores hold what these configurations print, beside the teacher's name. A setting that comes later therefore stays out
+# of it, or stores that were made before it would no longer be gone on with.
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,9 +62,9 @@ class KaldiFbankConfig:
     frames: int | None = 1024
     """Frames of the output; shorter clips are padded with zeros, before normalisation, and longer ones cut. None: clips
     are as long as they are."""
-    window: Literal["hann", "povey"] = "hann"
+    window: Literal["hann", "povey"] = field(default="hann", repr=False)
     """Povey's is Kaldi's own: a Hann window to the power of 0.85."""
-    scale: float = 1.0
+    scale: float = field(default=1.0, repr=False)
     """What waveforms are multiplied by; 32768 gives 16-bit sound's range, which Kaldi expects."""
     mean: float = -4.2677393
     deviation: float = 4.5689974
@@ -81,9 +84,9 @@ class DecibelMelConfig:
     highest_hz: float = 8000.0
     range_db: float = 120.0
     """Everything further than this below the loudest value of its clip is raised to there."""
-    scaled_db: tuple[float, float] | None = None
+    scaled_db: tuple[float, float] | None = field(default=None, repr=False)
     """Decibels that become -1 and 1; None leaves decibels."""
-    middle_seconds: float | None = None
+    middle_seconds: float | None = field(default=None, repr=False)
     """Of a longer clip, its middle of this length is heard; None hears it whole."""
 
 

@@ -15,7 +15,7 @@ from pipeline.dataset.views import MAX_VIEWS, ViewConfig, ViewsStamp
 from pipeline.errors import PipelineError, TooManyFailuresError, UsageError
 from pipeline.labelling.begun_stores import stamp_to_go_on_with
 from pipeline.labelling.shard_labeller import LabellerConfig
-from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
+from pipeline.labelling.teacher_spec import TeacherSpec, parse_teachers, stamp_teachers
 from pipeline.logits.filling import check_part_names, claim_store, finished_shards
 from pipeline.logits.stamp import StoreStamp
 from pipeline.logits.store import FAILED_NAME, LogitPart, finished_parts, write_failures
@@ -80,14 +80,16 @@ class TeacherLogitsConfig:
     """Largest share, 0 to 1, of the dataset's clips that may end without logits."""
     redo_failed: bool = False
     """Also do the shards again in which clips failed, for when their files were mended."""
+    trust_remote_code: tuple[str, ...] = ()
+    """ORG/NAME of a teacher hf:ORG/NAME whose repository's own code may be run, on every machine that labels. None is
+    otherwise."""
     overwrite: bool = False
     """Replace a store that other teachers, weights, classes, views or another precision made."""
 
     def __post_init__(self) -> None:
         if not self.teacher:
             raise UsageError("no teacher: give --teacher NAME at least once, such as --teacher passt_s")
-        for text in self.teacher:
-            TeacherSpec.parse(text)
+        parse_teachers(self.teacher, self.trust_remote_code)
         if storage.is_same_place(self.data, self.store):
             raise UsageError(f"data and store are both {self.data}; give the store a folder of its own")
         check_address(self.address)
@@ -125,7 +127,7 @@ def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
         TooManyFailuresError: more clips failed than `max_failed` allows; what could be done was done.
     """
     data, store = _absolute(config.data), _absolute(config.store)
-    specs = tuple(_with_absolute_path(TeacherSpec.parse(text)) for text in config.teacher)
+    specs = tuple(map(_with_absolute_path, parse_teachers(config.teacher, config.trust_remote_code)))
     manifest = read_manifest(data)
     check_part_names(manifest)
     stamp = _stamp(config, stamp_teachers(specs, manifest, _precision(config)))

@@ -2,8 +2,10 @@
 
 import hashlib
 import importlib
+import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,13 +63,14 @@ class HuggingFaceTeacher(nn.Module):
         return self.model(**features).logits
 
 
-def locate(repo_id: str, folder: str | None, *, offline: bool) -> Path:
+def locate(repo_id: str, folder: str | None, *, offline: bool, trusted: bool = False) -> Path:
     """Returns the weights' file of a model; its settings lie beside it.
 
     Args:
         repo_id: ORG/NAME on the Hugging Face Hub.
         folder: where a local copy is; None fetches from the Hub, once.
         offline: take what is in the Hub's cache alone.
+        trusted: also fetch the code that the repository brings along.
 
     Raises:
         CheckpointError: a file is not to be had.
@@ -82,8 +85,11 @@ def locate(repo_id: str, folder: str | None, *, offline: bool) -> Path:
             raise CheckpointError(f"{folder}: holds none of {', '.join(_WEIGHTS_FILES)}")
         return weights
     base = f"https://huggingface.co/{repo_id}/resolve/main/"
-    for name in _SETTINGS_FILES:
-        fetch(base + name, offline=offline)
+    settings = [fetch(base + name, offline=offline).path for name in _SETTINGS_FILES]
+    waiting = _code_of(settings) if trusted else []
+    for name in waiting:  # grows by what each file imports from its neighbours
+        imported = _NEIGHBOUR.findall(fetch(base + name, offline=offline).path.read_text(encoding="utf-8"))
+        waiting += sorted({f"{other}.py" for other in imported} - set(waiting))
     try:
         return fetch(base + _WEIGHTS_FILES[0], offline=offline).path
     except CheckpointError as error:
@@ -93,24 +99,55 @@ def locate(repo_id: str, folder: str | None, *, offline: bool) -> Path:
             raise error from None
 
 
-def load(folder: Path) -> HuggingFaceTeacher:
-    """Build a model from a folder that holds its settings and weights. Code that lies there is not run.
+_NEIGHBOUR = re.compile(r"^\s*from \.(\w+) import", re.MULTILINE)
+"""How one file of a repository's code imports another."""
+
+
+def _code_of(settings: Iterable[Path]) -> list[str]:
+    """Returns the files of code that settings name, which is what transformers would run."""
+    classes: list[str] = []
+    for path in settings:
+        for found in json.loads(path.read_text(encoding="utf-8")).get("auto_map", {}).values():
+            classes += [name for name in ([found] if isinstance(found, str) else found) if name]
+    return sorted({f"{name.rpartition('--')[2].partition('.')[0]}.py" for name in classes})
+
+
+def load(folder: Path, *, trusted: str | None = None) -> HuggingFaceTeacher:
+    """Build a model from a folder that holds its settings and weights.
+
+    Args:
+        folder: of the settings and weights.
+        trusted: the repository whose code is run, where its model is of no class that transformers has; None runs none.
 
     Raises:
-        UsageError: the package transformers is not installed.
+        UsageError: the package transformers is not installed, or the model needs code that lies in the folder.
         CheckpointError: it is no audio classifier, or its files are damaged.
     """
     try:
         transformers = importlib.import_module("transformers")
     except ImportError as error:
         raise UsageError("teachers of the form hf:ORG/NAME need another package: pip install transformers") from error
+    runs_code = trusted is not None  # said in either case: where nothing is said, transformers asks at the terminal
     try:
         transformers.utils.logging.disable_progress_bar()
-        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder, local_files_only=True)
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=runs_code
+        )
         model, loading = transformers.AutoModelForAudioClassification.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            folder,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            trust_remote_code=runs_code,
         )
     except Exception as error:  # transformers raises errors of many kinds
+        code = _code_of(path for name in _SETTINGS_FILES if (path := Path(folder) / name).is_file())
+        if code and not runs_code:
+            raise UsageError(
+                f"{folder}: its model is of no class that transformers has: {' and '.join(code)}, which came with it, "
+                "would have to be run. A registered teacher needs no such code (`pipeline teachers`); if you have read "
+                "it and trust it, --trust-remote-code ORG/NAME runs it"
+            ) from error
         raise CheckpointError(f"{folder}: holds no audio classifier that transformers can load: {error}") from error
     if drawn := sorted(loading["missing_keys"]):  # transformers would draw them at random
         raise CheckpointError(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast
 
 from torch import nn
@@ -40,6 +40,8 @@ class TeacherSpec:
     """Above 0; only the ratios between teachers count."""
     offline: bool = False
     """Don't fetch released weights. It travels with the spec, since other machines have another environment."""
+    runs_code: bool = False
+    """Run the code that comes with a model of the Hub."""
 
     @classmethod
     def parse(cls, text: str) -> "TeacherSpec":
@@ -87,8 +89,9 @@ class TeacherSpec:
         return loaded
 
     def _load_from_hub(self, manifest: Manifest, device: str) -> LoadedModel:
-        weights = locate(self.name.removeprefix(_HUB), self.checkpoint, offline=self.offline)
-        network = load_from_folder(weights.parent)
+        repo_id = self.name.removeprefix(_HUB)
+        weights = locate(repo_id, self.checkpoint, offline=self.offline, trusted=self.runs_code)
+        network = load_from_folder(weights.parent, trusted=repo_id if self.runs_code else None)
         return self._as_loaded(network, manifest, device, str(weights), sha256_of_file(weights))
 
     def _as_loaded(self, network: nn.Module, manifest: Manifest, device: str, source: str, sha256: str) -> LoadedModel:
@@ -113,6 +116,19 @@ class TeacherSpec:
 
 _HUB = "hf:"
 """Begins the name of a model on the Hugging Face Hub."""
+
+
+def parse_teachers(texts: Sequence[str], trust_remote_code: Sequence[str] = ()) -> tuple[TeacherSpec, ...]:
+    """Read every `--teacher`; of the Hub's, those named in `trust_remote_code` may run the code that they bring along.
+
+    Raises:
+        UsageError: a text is not of the form of a teacher, or a name to be trusted is no teacher's.
+    """
+    specs = tuple(TeacherSpec.parse(text) for text in texts)
+    trusted = {f"{_HUB}{name.removeprefix(_HUB)}" for name in trust_remote_code}
+    if strange := sorted(trusted - {spec.name for spec in specs}):
+        raise UsageError(f"--trust-remote-code {strange[0].removeprefix(_HUB)}: no --teacher is called {strange[0]}")
+    return tuple(replace(spec, runs_code=spec.name in trusted) for spec in specs)
 
 
 def _why_unknown(name: str) -> str:

@@ -144,3 +144,15 @@ def test_families_without_jitter_keep_their_edges(config: FrontEndConfig, clips:
     front_end = build_front_end(config)
     shifts = torch.full((len(waveforms), 2), 500)
     assert torch.equal(front_end(waveforms, edge_shifts_hz=shifts), front_end(waveforms))
+
+
+def test_configurations_print_what_earlier_stores_hold() -> None:
+    rate = "sample_rate_hz=16000, mels="
+    assert str(KaldiFbankConfig()) == (
+        f"KaldiFbankConfig({rate}128, window_samples=400, hop_samples=160, fft_samples=512, lowest_hz=20.0, "
+        "highest_hz=8000.0, frames=1024, mean=-4.2677393, deviation=4.5689974, subtract_mean=True)"
+    )
+    assert str(DecibelMelConfig()) == (
+        f"DecibelMelConfig({rate}64, fft_samples=512, hop_samples=160, lowest_hz=0.0, highest_hz=8000.0, "
+        "range_db=120.0)"
+    )

@@ -1,5 +1,7 @@
 """Teachers of others: a user's own module, one that a package offers, one of Hugging Face's."""
 
+import json
+import shutil
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,7 @@ from pipeline.dataset.vocabulary import LabelClass, Vocabulary
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.labelling.foreign_teachers import Teacher, sha256_of_tensors
 from pipeline.labelling.shard_labeller import LabellerConfig, ShardLabeller
-from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
+from pipeline.labelling.teacher_spec import TeacherSpec, parse_teachers, stamp_teachers
 from pipeline.models.weights import sha256_of_file
 
 MODULE = """
@@ -267,3 +269,41 @@ def test_equal_state_dicts_have_equal_hashes() -> None:
     same["bias"] = same["bias"].double()
     assert sha256_of_tensors(layer.state_dict()) != sha256_of_tensors(same)
     assert sha256_of_tensors({"a": torch.tensor(1.5), "b": torch.zeros(0)})
+
+
+@pytest.fixture
+def folder_with_code(hub_folder: Path, tmp_path: Path) -> Path:
+    """The tiny AST as a class that only code beside it knows; what that code is run for, it writes down."""
+    folder = tmp_path / "own-class"
+    shutil.copytree(hub_folder, folder)
+    settings = json.loads((folder / "config.json").read_text())
+    settings |= {"model_type": "own", "architectures": ["Own"]}
+    settings["auto_map"] = {"AutoConfig": "own_model.OwnConfig", "AutoModelForAudioClassification": "own_model.Own"}
+    (folder / "config.json").write_text(json.dumps(settings))
+    (folder / "own_model.py").write_text(
+        "from pathlib import Path\n"
+        "from transformers import ASTConfig, ASTForAudioClassification\n"
+        f"Path({str(tmp_path / 'ran')!r}).touch()\n"
+        "class OwnConfig(ASTConfig):\n    model_type = 'own'\n"
+        "class Own(ASTForAudioClassification):\n    config_class = OwnConfig\n"
+    )
+    return folder
+
+
+def test_code_of_a_repository_is_run_for_a_teacher_that_is_trusted_by_name_alone(
+    manifest: Manifest, folder_with_code: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    text = f"hf:ORG/own={folder_with_code}"
+    [spec] = parse_teachers([text])
+    with pytest.raises(UsageError, match=r"own_model\.py, which came .* would have to be run.*--trust-remote-code"):
+        spec.load(manifest)
+    assert not (tmp_path / "ran").exists()
+    [trusted] = parse_teachers([text], ["ORG/own"])
+    assert trusted.load(manifest).model_name == "hf:ORG/own"
+    assert (tmp_path / "ran").exists()
+
+
+def test_trust_in_what_is_no_teacher_is_refused() -> None:
+    with pytest.raises(UsageError, match="--trust-remote-code ORG/other: no --teacher is called hf:ORG/other"):
+        parse_teachers(["hf:ORG/own", "passt_s"], ["ORG/other"])
