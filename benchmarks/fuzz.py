@@ -1,12 +1,14 @@
-"""Feeds broken files to the readers of what users bring: tars, segments lists, labelled tables, class lists.
+"""Feeds broken files to the readers of what users bring: tars, lists, tables, class lists, and sounds of all kinds.
 
     python -m benchmarks.fuzz --minutes 10 --seed 1
+    python -m benchmarks.fuzz --minutes 10 --seed 1 --only wav ogg mp4
 
 Each execution takes a valid or an earlier interesting file, damages it in some places, and reads it. Allowed are a
 result that keeps its promises, and the readers' own errors (`PipelineError`). Everything else is a finding: another
-exception, a broken promise, more than 2 s of processor time, more than 512 MiB of memory. A finding's bytes and trace
-are written to `--findings`, and the exit code is 1. An outcome that was not seen before (an error's words, the reasons
-of rejections) makes its input a base for later ones.
+exception, a broken promise, the end of the process, more than 2 s of processor time, more than 512 MiB of memory. A
+finding's bytes and trace are written to `--findings`, and the exit code is 1; mended, it becomes a line in
+`tests/wild/`. An outcome that was not seen before (an error's words, the reasons of rejections) makes its input a base
+for later ones, but for sounds, of which nobody would know any more what is whole.
 
 The same seed gives the same inputs, until the time is over.
 """
@@ -15,9 +17,11 @@ import argparse
 import io
 import json
 import logging
+import multiprocessing
 import random
 import re
 import resource
+import shutil
 import signal
 import sys
 import tarfile
@@ -25,14 +29,16 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from types import FrameType
 
 import pyarrow as pa
 
+from benchmarks.fuzz_sounds import SOUND_TOKENS, damaged_header, read_sound, sound_files
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.segments import read_segment_files
 from pipeline.dataset.tar_index import iter_members
@@ -126,6 +132,8 @@ class Target:
     """What is worth inserting."""
     block: int = 1
     """Bytes that the format is counted in."""
+    damage_header: Callable[[bytes, random.Random], bytes] | None = None
+    """Damages a file where its structure stands."""
     outcomes: Counter[str] = field(default_factory=Counter)
 
 
@@ -146,6 +154,12 @@ def targets() -> list[Target]:
         Target("segments", read_segments, "segments.csv", [segments], text),
         Target("labelled table", read_labelled, "table.csv", [labelled], text),
         Target("class list", read_classes, "classes.csv", [classes], text),
+        *(
+            Target(
+                name, read_sound, f"x.{name}", files, list(SOUND_TOKENS), damage_header=partial(damaged_header, name)
+            )
+            for name, files in sound_files().items()
+        ),
     ]
 
 
@@ -225,32 +239,43 @@ def save_finding(folder: Path, target: Target, data: bytes, trace: str) -> None:
     print(f"FINDING {target.name}: {trace.strip().splitlines()[-1][:200]} -> {folder / stem}.bin", flush=True)
 
 
-def fuzz(minutes: float, seed: int, findings: Path) -> int:
-    """Fuzz all targets in turn; gives the number of distinct findings."""
-    dice, everything, executions, seen = random.Random(seed), targets(), Counter[str](), set[str]()
+def fuzz(minutes: float, seed: int, findings: Path, only: Sequence[str], folder: Path) -> None:
+    """Fuzz targets in turn; the process exits with 1 if something was found.
+
+    Args:
+        minutes: for how long.
+        seed: of what is chosen.
+        findings: folder for what is found.
+        only: names of targets; none are all.
+        folder: for the file that is being read.
+    """
+    dice, executions, seen = random.Random(seed), Counter[str](), set[str]()
+    everything = [target for target in targets() if not only or target.name in only]
     signal.signal(signal.SIGVTALRM, _on_alarm)
     logging.disable()  # a damaged tar is worth a line to its user, not here
     limit_memory()
     end = time.monotonic() + 60 * minutes
-    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        while time.monotonic() < end:
-            target = dice.choice(everything)
+    while time.monotonic() < end:
+        target = dice.choice(everything)
+        if target.damage_header is not None and dice.random() < 0.8:
+            data = target.damage_header(dice.choice(target.corpus), dice)
+        else:
             data = mutated(target, dice)
-            if target.name == "tar" and dice.random() < 0.8:
-                data = mend_headers(data)
-            outcome, trace = execute(target, data, Path(folder))
-            executions[target.name] += 1
-            target.outcomes[outcome] += 1
-            if trace and (place := f"{target.name} {outcome} {trace.splitlines()[-3:]}") not in seen:
-                seen.add(place)
-                save_finding(findings, target, data, trace)
-            elif not trace and target.outcomes[outcome] == 1 and len(target.corpus) < 1000:
-                target.corpus.append(data)
+        if target.name == "tar" and dice.random() < 0.8:
+            data = mend_headers(data)
+        outcome, trace = execute(target, data, folder)
+        executions[target.name] += 1
+        target.outcomes[outcome] += 1
+        if trace and (place := f"{target.name} {outcome} {trace.splitlines()[-3:]}") not in seen:
+            seen.add(place)
+            save_finding(findings, target, data, trace)
+        elif not trace and target.outcomes[outcome] == 1 and len(target.corpus) < 1000 and not target.damage_header:
+            target.corpus.append(data)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     for target in everything:
         print(f"{target.name}: {executions[target.name]:,} executions, {len(target.outcomes):,} different outcomes")
     print(f"seed {seed}: {executions.total():,} executions in {minutes:g} min; findings: {len(seen)}; {peak:.0f} MiB")
-    return len(seen)
+    sys.exit(1 if seen else 0)
 
 
 def main() -> int:
@@ -259,8 +284,20 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10, help="wall time")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--findings", type=Path, default=Path("fuzz-findings"), help="folder for what is found")
+    parser.add_argument("--only", nargs="*", default=(), help="names of targets, as the last lines have them")
     arguments = parser.parse_args()
-    return 1 if fuzz(arguments.minutes, arguments.seed, arguments.findings) else 0
+    with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
+        settings = (arguments.minutes, arguments.seed, arguments.findings, arguments.only, Path(folder))
+        reader = multiprocessing.get_context("spawn").Process(target=fuzz, args=settings)
+        reader.start()
+        reader.join()
+        exit_code = reader.exitcode or 0
+        if exit_code < 0:
+            arguments.findings.mkdir(parents=True, exist_ok=True)
+            for path in Path(folder).iterdir():
+                kept = shutil.copy(path, arguments.findings / f"killed-by-{-exit_code}-{path.name}")
+                print(f"FINDING: signal {-exit_code} ended the process; one of the last files: {kept}")
+    return 1 if exit_code else 0
 
 
 if __name__ == "__main__":

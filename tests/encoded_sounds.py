@@ -39,7 +39,7 @@ def by_ffmpeg(
     stream = io.BytesIO() if seekable else _Pipe()
     output: Any = av.open(stream, "w", format=container, options={"fflags": "+bitexact", **(options or {})})
     with output:
-        sound = output.add_stream(codec, rate=rate, layout={1: "mono", 2: "stereo"}[samples.shape[1]])
+        sound = output.add_stream(codec, rate=rate, layout={1: "mono", 2: "stereo", 8: "7.1"}[samples.shape[1]])
         sound.options = {"strict": "-2", **(codec_options or {})}
         picture = output.add_stream(video, rate=25) if video else None
         if picture is not None:
@@ -50,7 +50,7 @@ def by_ffmpeg(
                 output.mux(picture.encode(frame))
             output.mux(picture.encode(None))
         resampler = av.AudioResampler(sound.format, sound.layout, rate, frame_size=sound.frame_size or 1024)
-        frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.T), "fltp", sound.layout)
+        frame = av.AudioFrame.from_ndarray(samples.reshape(1, -1), "flt", sound.layout)
         frame.sample_rate, frame.pts = rate, 0
         for piece in [*resampler.resample(frame), *resampler.resample(None), None]:
             output.mux(sound.encode(piece))

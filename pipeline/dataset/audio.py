@@ -183,10 +183,11 @@ def mix_channels(block: np.ndarray) -> np.ndarray:
     """Mean of the channels: (samples, channels) → (samples,)."""
     if block.shape[1] == 1:
         return block[:, 0]
-    mono = block[:, 0] + block[:, 1]
-    for channel in range(2, block.shape[1]):  # several times faster than mean(axis=1) over so short an axis
-        mono += block[:, channel]
-    mono /= np.float32(block.shape[1])
+    with np.errstate(invalid="ignore", over="ignore"):  # what is no number is found and told afterwards
+        mono = block[:, 0] + block[:, 1]
+        for channel in range(2, block.shape[1]):  # several times faster than mean(axis=1) over so short an axis
+            mono += block[:, channel]
+        mono /= np.float32(block.shape[1])
     return mono
 
 

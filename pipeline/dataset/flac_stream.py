@@ -79,6 +79,8 @@ def _stream(data: bytes) -> SndfileStream:
     if first is None or last is None:
         raise DecodeError("corrupt stream", "its frames do not fit its header")
     samples = last.start + last.samples - first.start
+    if samples <= 0:
+        raise DecodeError("corrupt stream", f"its last frame begins at sample {last.start}, its first at {first.start}")
     if samples != info.samples:
         data = _with_count(data, samples)
     return SndfileStream(data=data, samples=samples, claimed=info.samples or None)

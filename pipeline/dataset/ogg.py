@@ -9,12 +9,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from pipeline.dataset.sound_decoders import ContainerStream, EncodedStream, SndfileStream
+from pipeline.dataset.sound_decoders import ContainerStream, EncodedStream
 from pipeline.errors import DecodeError
 
 _HEADER = struct.Struct("<4sBBqIIIB")  # capture, version, flags, granule, serial, sequence, checksum, segments
 _MARK = b"OggS"
-_VORBIS = b"\x01vorbis"
+_VORBIS, _FLAC = b"\x01vorbis", b"\x7fFLAC"
+_HEADER_PACKETS = {_VORBIS: 3, b"OpusHead": 2, b"Speex   ": 2}
+_FLAC_HEADERS = slice(7, 9)
+"""Where FLAC says how many headers follow its first; 0 where its writer didn't know."""
+_BEGINNING_BYTES = 16
+_EMPTY_PACKETS = 2
+"""Behind the headers, so many packets may be there and yet no sample."""
 _BEGINS = 2
 """The flag of a page that begins a stream."""
 _SERIAL, _SERIAL_AT = struct.Struct("<I"), 14
@@ -46,6 +52,22 @@ class _Link:
     """Serial number → number of the last page, of streams whose headers are over."""
     granules: list[int] = field(default_factory=list)
     """Of its pages with more than headers."""
+    packets: int = 0
+    """That end in it."""
+
+    def check_granules(self) -> None:
+        """Check that a link that says of no page how much sound ends there has none.
+
+        Raises:
+            DecodeError: it has more packets than headers.
+        """
+        first = self.beginnings[0]
+        headers = next((count for mark, count in _HEADER_PACKETS.items() if first.startswith(mark)), 0)
+        if first.startswith(_FLAC) and (following := int.from_bytes(first[_FLAC_HEADERS], "big")):
+            headers = 1 + following
+        is_alone = len(self.beginnings) == 1
+        if headers and is_alone and not self.granules and self.packets > headers + _EMPTY_PACKETS:
+            raise DecodeError("contradictory length", f"{self.packets} packets are to end where the sound begins")
 
 
 def ogg_streams(data: bytes) -> list[EncodedStream]:
@@ -56,6 +78,8 @@ def ogg_streams(data: bytes) -> list[EncodedStream]:
             matter.
     """
     links = _links(data)
+    for link in links:
+        link.check_granules()
     return [_stream(data, link) for link in [link for link in links if link.granules] or links[:1]]
 
 
@@ -69,10 +93,10 @@ def _stream(data: bytes, link: _Link) -> EncodedStream:
     data = data if is_all else data[link.start : link.end]
     if len(link.beginnings) > 1:  # the granules may be those of pictures
         return ContainerStream(data=data, demuxer="ogg")
-    if link.beginnings[0] == _VORBIS:  # FFmpeg doesn't cut the end of a stream of one or two pages
-        return SndfileStream(data=data, samples=None)
-    least = link.granules[-1] - link.granules[0] if link.granules else 0
-    return ContainerStream(data=data, demuxer="ogg", least=max(0, least))
+    first, last = (link.granules[0], link.granules[-1]) if link.granules else (0, 0)
+    # FFmpeg doesn't cut the end of a Vorbis stream of one or two pages.
+    end = last if link.beginnings[0].startswith(_VORBIS) else None
+    return ContainerStream(data=data, demuxer="ogg", least=last - first, end=end)
 
 
 def _links(data: bytes) -> list[_Link]:
@@ -83,12 +107,16 @@ def _links(data: bytes) -> list[_Link]:
         if _page_checksum(data[page.start : page.end]) != checksum:
             raise DecodeError("corrupt stream", f"the checksum of Ogg page {number} is wrong")
         if page.flags & _BEGINS:
+            if links and page.sequence == links[-1].sequences.get(page.serial, page.sequence) + 1:
+                raise DecodeError("corrupt stream", f"Ogg page {number} goes on with a stream that it is to begin")
             if has_begun or not links:
                 links.append(_Link(page.start, page.end))
-            links[-1].beginnings.append(data[page.body : page.body + len(_VORBIS)])
+            links[-1].beginnings.append(data[page.body : page.body + _BEGINNING_BYTES])
         elif not links:
             raise DecodeError("unreadable header", "the first Ogg page begins no stream")
         has_begun = not page.flags & _BEGINS
+        laces = data[page.start + _HEADER.size : page.body]
+        links[-1].packets += len(laces) - laces.count(0xFF)
         _append(links[-1], page, number)
     return links
 
@@ -98,6 +126,8 @@ def _append(link: _Link, page: _Page, number: int) -> None:
     if missing := page.sequence - link.sequences.get(page.serial, page.sequence - 1) - 1:
         raise DecodeError("corrupt stream", f"{missing} Ogg pages are missing before page {number}")
     if page.granule > 0:
+        if link.granules and page.granule < link.granules[-1] and len(link.beginnings) == 1:
+            raise DecodeError("contradictory length", f"Ogg page {number} ends before the one before it")
         link.granules.append(page.granule)
     if page.granule > 0 or page.serial in link.sequences:
         link.sequences[page.serial] = page.sequence

@@ -11,7 +11,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from pipeline.dataset.sound_decoders import MAX_CHANNELS, ContainerStream, EncodedStream, RawPcm, SndfileStream
+from pipeline.dataset.sound_decoders import (
+    ContainerStream,
+    EncodedStream,
+    RawPcm,
+    SndfileStream,
+    checked_channels,
+    checked_rate,
+)
 from pipeline.dataset.sound_frames import frame_streams
 from pipeline.dataset.sound_tags import tag_size
 from pipeline.errors import DecodeError
@@ -47,6 +54,7 @@ _LAST_CHUNKS = frozenset((b"LIST", b"JUNK", b"junk", b"bext", b"iXML", b"id3 ", 
 """Chunks that are known not to be sound, even where they are cut."""
 _HEADER_BYTES = 8
 """Of the shortest chunk."""
+_AU_HEADER_BYTES = 24
 _SHORT_SECONDS, _SHORT_SHARE = 0.1, 0.02
 """Less than this behind the samples, and less than this share of them, is no sound that a header forgot."""
 
@@ -95,6 +103,8 @@ class _Header:
     """Of the samples."""
     size: int | None
     """Their bytes; None where the writer could not know."""
+    stated_bytes: int = 0
+    """Of one sample of all channels, in the header's own words; 0 where it doesn't say."""
     is_mpeg: bool = False
 
     @property
@@ -106,7 +116,7 @@ def chunk_streams(data: bytes) -> list[EncodedStream]:
     """Returns the files that were joined into one, most often it alone, each with all the samples that are there.
 
     Raises:
-        DecodeError: a header is cut, contradicts itself, or there are no samples behind it.
+        DecodeError: a header is cut, contradicts itself, or is none of a sound.
     """
     streams: list[EncodedStream] = []
     place = 0
@@ -162,7 +172,7 @@ def _streams(data: bytes, header: _Header, end: int) -> list[EncodedStream]:
             behind = end - header.start - header.size
             raise DecodeError("contradictory length", f"{behind} bytes behind its data are neither sound nor chunks")
         return [ContainerStream(data=data, demuxer=header.demuxer)]
-    samples = (end - header.start) // header.frame_bytes
+    samples = max(0, end - header.start) // header.frame_bytes
     raw = _raw_pcm(header, header.start + samples * header.frame_bytes)
     claimed = header.size // header.frame_bytes if header.size else None
     return [SndfileStream(data=data, samples=samples, claimed=claimed, raw=raw)]
@@ -234,6 +244,16 @@ def _name_at(data: bytes, place: int) -> bytes | None:
 
 
 def _parse(data: bytes) -> _Header:
+    header = _parse_any(data)
+    checked_rate(header.sample_rate_hz)
+    checked_channels(header.channels)
+    if header.stated_bytes not in (0, header.frame_bytes):
+        stated = f"{header.stated_bytes} bytes of {header.channels} channels of {header.subtype}"
+        raise DecodeError("contradictory header", f"{stated} should be {header.frame_bytes}")
+    return header
+
+
+def _parse_any(data: bytes) -> _Header:
     start = data[:4]
     try:
         if start in (b"RIFF", b"RIFX", b"RF64", b"BW64"):
@@ -249,30 +269,32 @@ def _parse(data: bytes) -> _Header:
 
 def _parse_wave(data: bytes, demuxer: str, layout: _Layout) -> _Header:
     endian = "<" if layout.order == "little" else ">"
-    coding: tuple[int, int, int, int] | None = None
+    coding: tuple[int, int, int, int, int] | None = None
     long_size: int | None = None
     for chunk in _chunks(data, layout, layout.first):
         if chunk.id == b"ds64":
             long_size = struct.unpack_from("<8xQ", data, chunk.start)[0]
             long_size = None if long_size == 2**64 - 1 else long_size
         elif chunk.id == b"fmt ":
-            tag, channels, rate, _, _, bits = struct.unpack_from(f"{endian}HHIIHH", data, chunk.start)
+            tag, channels, rate, _, frame_bytes, bits = struct.unpack_from(f"{endian}HHIIHH", data, chunk.start)
             if tag == _WAV_EXTENSIBLE and chunk.size >= 26:
                 (tag,) = struct.unpack_from(f"{endian}24xH", data, chunk.start)
-            coding = tag, channels, rate, bits
+            coding = tag, channels, rate, frame_bytes, bits
         elif chunk.id == b"data" and coding is not None:
-            tag, channels, rate, bits = coding
+            tag, channels, rate, frame_bytes, bits = coding
+            subtype = _WAV_CODINGS.get(tag, {}).get((bits + 7) // 8)
             unknown = 2 ** (8 * layout.size_bytes) - 1 - (layout.id_bytes + layout.size_bytes) * layout.counts_header
             size = None if chunk.size == unknown else chunk.size
             return _Header(
                 demuxer=demuxer,
                 layout=layout,
-                subtype=_WAV_CODINGS.get(tag, {}).get((bits + 7) // 8),
-                channels=_checked_channels(channels),
+                subtype=subtype,
+                channels=channels,
                 sample_rate_hz=rate,
                 order=layout.order,
                 start=chunk.start,
                 size=long_size if size is None else size,
+                stated_bytes=frame_bytes if subtype else 0,
                 is_mpeg=tag in _WAV_MPEG,
             )
     raise DecodeError("unreadable header", f"no {'data' if coding else 'fmt'} chunk")
@@ -297,7 +319,7 @@ def _parse_aiff(data: bytes) -> _Header:
         demuxer="aiff",
         layout=_AIFF,
         subtype=_AIFC_CODINGS.get(compression, {}).get((bits + 7) // 8),
-        channels=_checked_channels(channels),
+        channels=channels,
         sample_rate_hz=rate,
         order="little" if compression == b"sowt" else "big",
         start=sound[0],
@@ -311,16 +333,15 @@ def _from_extended(exponent: int, mantissa: int) -> int:
 
 
 def _parse_caf(data: bytes) -> _Header:
-    coding: tuple[str | None, int, int, Literal["little", "big"]] | None = None
+    coding: tuple[str | None, int, int, int, Literal["little", "big"]] | None = None
     for chunk in _chunks(data, _CAF, _CAF.first):
         if chunk.id == b"desc":
-            rate, name, flags, packet_bytes, _, channels, _ = struct.unpack_from(">d4sIIIII", data, chunk.start)
-            width = packet_bytes // _checked_channels(channels)
+            rate, name, flags, packet_bytes, _, channels, bits = struct.unpack_from(">d4sIIIII", data, chunk.start)
             codings = (_FLOATS if flags & 1 else _SIGNED) if name == b"lpcm" else _CAF_CODINGS.get(name, {})
-            is_rate = 0 < rate < 2**31
-            coding = codings.get(width), channels, round(rate) if is_rate else 0, "little" if flags & 2 else "big"
+            rate_hz = round(rate) if 0 < rate < 2**31 else 0
+            coding = codings.get((bits + 7) // 8), channels, packet_bytes, rate_hz, "little" if flags & 2 else "big"
         elif chunk.id == b"data" and coding is not None:
-            subtype, channels, rate, order = coding
+            subtype, channels, packet_bytes, rate, order = coding
             return _Header(
                 demuxer="caf",
                 layout=_CAF,
@@ -330,25 +351,22 @@ def _parse_caf(data: bytes) -> _Header:
                 order=order,
                 start=chunk.start + 4,
                 size=None if chunk.size == 2**64 - 1 else max(0, chunk.size - 4),
+                stated_bytes=packet_bytes if subtype else 0,
             )
     raise DecodeError("unreadable header", f"no {'data' if coding else 'desc'} chunk")
 
 
 def _parse_au(data: bytes) -> _Header:
     offset, size, coding, rate, channels = struct.unpack_from(">4xIIIII", data)
+    if offset < _AU_HEADER_BYTES:
+        raise DecodeError("unreadable header", f"its samples are to begin at byte {offset}, within it")
     return _Header(
         demuxer="au",
         layout=None,
         subtype=_AU_CODINGS.get(coding),
-        channels=_checked_channels(channels),
+        channels=channels,
         sample_rate_hz=rate,
         order="big",
         start=offset,
         size=None if size == 2**32 - 1 else size,
     )
-
-
-def _checked_channels(channels: int) -> int:
-    if not 1 <= channels <= MAX_CHANNELS:
-        raise DecodeError("implausible channel count", str(channels))
-    return channels

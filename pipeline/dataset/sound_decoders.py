@@ -4,6 +4,7 @@ A stream says by its own structure how many samples are in it, wherever that can
 decoder then gives another number, one of the two is wrong, and that is a reason, never silence.
 """
 
+import ctypes
 import io
 import math
 import struct
@@ -24,6 +25,7 @@ from pipeline.dataset.mapped_sound import MappedFile, MappedSound
 from pipeline.errors import DecodeError
 
 MAX_CHANNELS = 64
+LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000
 MP4 = "mp4"
 LIBOPUS = "libopus"
 BLOCK_VALUES = 2**21
@@ -33,6 +35,8 @@ _DTYPES = {"u8": np.uint8, "s16": np.int16, "s32": np.int32, "s64": np.int64, "f
 """FFmpeg's sample formats, but for the `p` of those that keep each channel by itself."""
 _WIDE_SUBTYPES = frozenset({"PCM_24", "PCM_32", "FLOAT", "DOUBLE"})
 _NARROW_FORMATS = frozenset({"u8", "s16"})
+_CODECS_OF_THE_CONTAINERS_LAYOUT = ("pcm_", "adpcm_")
+"""How the names of codecs begin that don't know themselves which channels there are."""
 _OPUS_PRE_SKIP = struct.Struct("<10xH")
 """Where it is in the header that Opus has in every container: RFC 7845, section 5.1."""
 
@@ -176,6 +180,8 @@ class ContainerStream(EncodedStream):
     """FFmpeg's name of it. What a file is has been found out before: FFmpeg knows formats that name other files."""
     least: int = 0
     """Samples of a channel that are there at least."""
+    end: int | None = None
+    """Samples of a channel behind which the sound ends, within the last packet that is read; None is behind it."""
     ends_early: bool = False
     """The file ends within one of its boxes."""
 
@@ -194,7 +200,7 @@ class ContainerStream(EncodedStream):
             decoding = _begin(frames, context, max_seconds, skip, None)
             yield replace(
                 decoding,
-                blocks=self._counted(decoding.blocks),
+                blocks=self._counted(_window(decoding.blocks, 0, self.end)),
                 has_video=any(not video.disposition & Disposition.attached_pic for video in container.streams.video),
             )
 
@@ -205,19 +211,23 @@ class ContainerStream(EncodedStream):
             raise DecodeError("unreadable header", _message(error)) from error
 
     def _frames(self, container: Any, stream: Any, context: Any) -> Iterator[Any]:
-        packets = 0
+        packets = got = last = 0
         try:
             for packet in container.demux(stream):
                 if packet.is_corrupt:
                     raise DecodeError("cut short", f"the file ends within packet {packets}")
                 packets += packet.size > 0
-                yield from _decode(context, packet if packet.size else None)
+                for frame in _decode(context, packet if packet.size else None):
+                    got, last = got + frame.samples, frame.samples
+                    yield frame
         except av.FFmpegError as error:
             raise DecodeError("corrupt stream", f"after packet {packets}: {_message(error)}") from error
         if self.demuxer == MP4:
             self._check_index(stream, packets)
         elif self.ends_early:
             raise DecodeError("cut short", "the file ends within one of its blocks")
+        if self.end is not None and got - last >= self.end:
+            raise DecodeError("contradictory length", f"{got} samples decode, but the end is behind {self.end}")
 
     def _check_index(self, stream: Any, packets: int) -> None:
         """Compare what was read with the file's index of all packets."""
@@ -291,9 +301,22 @@ def _context_for(own: Any) -> Any:
         context.extradata, context.sample_rate, context.layout = own.extradata, own.sample_rate, own.layout
         return context
     own.thread_count = 1
+    if own.name.startswith(_CODECS_OF_THE_CONTAINERS_LAYOUT):
+        own.options = {"ch_layout": f"{_channels_of(own)}C"}
     if own.name == "flac":
         own.options = {"err_detect": "crccheck+explode"}  # the frames' checksums, which it would ignore
     return own
+
+
+def _channels_of(context: Any) -> int:
+    """Returns how many channels a container says that a stream has.
+
+    QuickTime can name the channels in an order of its own. Each of PyAV's objects for such a layout frees memory that
+    the context frees, too, and so does each decoded frame's: this one is never freed, and frames get a plain layout.
+    """
+    layout = context.layout
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(layout))
+    return layout.nb_channels
 
 
 def _missing_pre_skip(context: Any, own: Any) -> int:
@@ -356,7 +379,9 @@ def _block(frames: list[Any], samples: int) -> np.ndarray:
     for frame in frames:
         end = start + frame.samples
         if is_planar:
-            for channel, plane in enumerate(frame.planes):
+            for channel, plane in zip(
+                range(channels), frame.planes, strict=False
+            ):  # of 8 and more, PyAV gives one more
                 values[start:end, channel] = np.frombuffer(plane, dtype, end - start)
         else:
             interleaved = np.frombuffer(frame.planes[0], dtype, (end - start) * channels)
@@ -389,6 +414,28 @@ def _block_samples(sample_rate_hz: int, channels: int, max_seconds: float | None
     """Returns how many samples of a channel go into one block."""
     most = BLOCK_VALUES // max(1, channels)
     return most if max_seconds is None else max(1, min(most, math.ceil(max_seconds * sample_rate_hz)))
+
+
+def checked_rate(sample_rate_hz: int) -> int:
+    """Returns the rate, if a sound can have it.
+
+    Raises:
+        DecodeError: it can't.
+    """
+    if not LOWEST_RATE_HZ <= sample_rate_hz <= HIGHEST_RATE_HZ:
+        raise DecodeError("implausible sample rate", f"{sample_rate_hz} Hz")
+    return sample_rate_hz
+
+
+def checked_channels(channels: int) -> int:
+    """Returns how many channels there are, if a sound can have so many.
+
+    Raises:
+        DecodeError: it can't.
+    """
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise DecodeError("implausible channel count", str(channels))
+    return channels
 
 
 def several_rates(first_hz: int, second_hz: int) -> DecodeError:

@@ -8,7 +8,7 @@ Headers: ISO/IEC 11172-3, section 2.4.2.3, and 13818-7, section 6.2. Gapless dat
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import product
 from typing import NamedTuple
@@ -43,7 +43,7 @@ _PACKET_FRAMES = 64
 """About 1.5 s: no more is decoded than is wanted, and few packets go through Python."""
 _MAX_LOST = 0.02
 """Share of the bytes from the first frame to the last that may be no frames, and of those behind it."""
-_MAX_AROUND_BYTES = 16_384
+_MAX_BEFORE_BYTES, _MAX_BEHIND_BYTES = 4_096, 16_384
 """What may be before and behind the frames in any case: frames that were cut, and tags that nobody knows."""
 _DECODER_DELAY = 529
 """Samples by which every decoder of layer III is late, in the gapless data's way of counting."""
@@ -69,7 +69,9 @@ class _Run:
     kind: _Kind
     starts: list[int]
     end: int
-    lost: int
+    is_sure: bool
+    """Whether they can't be an accident."""
+    lost: int = 0
     """Bytes before them that are neither frames nor tags."""
 
 
@@ -107,11 +109,11 @@ def frame_streams(data: bytes) -> list[FrameStream]:
             its encoder said, and not with a frame.
     """
     runs, behind = _runs(data)
-    if not runs or runs[0].lost > max(len(data) // 2, _MAX_AROUND_BYTES):
+    first, end = (runs[0].starts[0], runs[-1].end) if runs else (0, 0)
+    if not runs or runs[0].lost > max(end - first, _MAX_BEFORE_BYTES):
         raise DecodeError("not audio", f"begins with {data[:8]!r}")
-    first, end = runs[0].starts[0], runs[-1].end
     lost = sum(run.lost for run in runs[1:])
-    if lost > _MAX_LOST * (end - first) or behind > max(_MAX_LOST * (end - first), _MAX_AROUND_BYTES):
+    if lost > _MAX_LOST * (end - first) or behind > max(_MAX_LOST * (end - first), _MAX_BEHIND_BYTES):
         raise DecodeError("corrupt stream", f"{lost + behind} bytes behind the first frame, at {first}, are no frames")
     streams: list[_Joined] = []
     for run in runs:
@@ -155,27 +157,53 @@ def _packets(run: _Run, skipped: int) -> Iterator[tuple[int, int, int]]:
 def _runs(data: bytes) -> tuple[list[_Run], int]:
     """Returns every stretch of frames that follow one another, and how many bytes behind the last are no tags."""
     runs: list[_Run] = []
-    place = lost = 0
+    tags: list[tuple[int, int]] = []
+    place = ended = 0
     while place < len(data):
         if size := tag_size(data, place):
-            place += size
-        elif run := _run(data, place, lost):
+            tags.append((place, min(size, len(data) - place)))
+            place = ended = place + size
+            continue
+        if run := _run(data, place, is_lone_enough=place == ended):
             runs.append(run)
-            place, lost = run.end, 0
+        if run and run.is_sure:
+            place = ended = run.end
         else:
             found = _START.search(data, place + 1)
-            following = found.start() if found else len(data)
-            place, lost = following, lost + following - place
-    return runs, lost
+            place = found.start() if found else len(data)
+    return _without_accidents(runs, tags, len(data))
 
 
-def _run(data: bytes, place: int, lost: int) -> _Run | None:
+def _without_accidents(runs: list[_Run], tags: list[tuple[int, int]], end: int) -> tuple[list[_Run], int]:
+    """Leave out frames that may be an accident, where they are of another kind than, or overlap, frames that are none.
+
+    Args:
+        runs: by where they begin; those that may be an accident may overlap what comes behind them.
+        tags: (first byte, bytes), by where they begin.
+        end: of the data.
+    """
+    sure_kinds = {run.kind for run in runs if run.is_sure}
+    following, kept = end, list[_Run]()
+    for run in reversed(runs):
+        if run.is_sure or (run.kind in sure_kinds and run.end <= following):
+            kept.append(run)
+            following = run.starts[0]
+    bounds = [0, *(place for run in reversed(kept) for place in (run.starts[0], run.end)), end]
+    gaps = [
+        stop - start - sum(size for place, size in tags if start <= place < stop)
+        for start, stop in zip(bounds[::2], bounds[1::2], strict=True)
+    ]
+    return [replace(run, lost=lost) for run, lost in zip(reversed(kept), gaps, strict=False)], gaps[-1]
+
+
+def _run(data: bytes, place: int, is_lone_enough: bool) -> _Run | None:
+    """Returns the frames from `place` on, of which there have to be several unless one is enough."""
     kind = _kind_of(data, place)
     if kind is None:
         return None
     starts, end = _follow_adts(data, place, kind) if kind.codec == AAC else _follow_mpeg(data, place, kind)
-    is_chain = len(starts) + (_kind_of(data, end) == kind) >= _CHAIN
-    return _Run(kind, starts, end, lost) if is_chain or (starts and _is_end(data, end)) else None
+    is_sure = len(starts) + (_kind_of(data, end) == kind) >= _CHAIN or (len(starts) > 0 and _is_end(data, end))
+    return _Run(kind, starts, end, is_sure) if is_sure or len(starts) > 1 - is_lone_enough else None
 
 
 def _is_end(data: bytes, place: int) -> bool:

@@ -11,11 +11,9 @@ from typing import Literal
 
 import numpy as np
 
-from pipeline.dataset.sound_decoders import MAX_CHANNELS, Decoding, EncodedStream, several_rates
+from pipeline.dataset.sound_decoders import Decoding, EncodedStream, checked_channels, checked_rate, several_rates
 from pipeline.dataset.sound_formats import identify
 from pipeline.errors import DecodeError
-
-LOWEST_RATE_HZ, HIGHEST_RATE_HZ = 1_000, 768_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,10 +67,8 @@ def open_sound(data: bytes, max_seconds: float | None = None) -> Iterator[SoundR
 @contextmanager
 def _open(stream: EncodedStream, max_seconds: float | None) -> Iterator[Decoding]:
     with stream.open(max_seconds) as decoding:
-        if not LOWEST_RATE_HZ <= decoding.sample_rate_hz <= HIGHEST_RATE_HZ:
-            raise DecodeError("implausible sample rate", f"{decoding.sample_rate_hz} Hz")
-        if not 1 <= decoding.channels <= MAX_CHANNELS:
-            raise DecodeError("implausible channel count", str(decoding.channels))
+        checked_rate(decoding.sample_rate_hz)
+        checked_channels(decoding.channels)
         yield decoding
 
 

@@ -12,7 +12,7 @@ from typing import Literal
 import pyarrow as pa
 
 from pipeline.dataset.manifest import Manifest, read_manifest
-from pipeline.dataset.sound_reader import LOWEST_RATE_HZ
+from pipeline.dataset.sound_decoders import LOWEST_RATE_HZ
 from pipeline.dataset.vocabulary import Vocabulary, read_vocabulary
 from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest.dataset_folder import DatasetFolder

@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 import soundfile
 
-from pipeline.dataset.sound_reader import HIGHEST_RATE_HZ, LOWEST_RATE_HZ
+from pipeline.dataset.sound_decoders import HIGHEST_RATE_HZ, LOWEST_RATE_HZ
 from pipeline.errors import DecodeError, ManifestError
 from pipeline.ingest.hdf5_files import Hdf5Source, dataset
 from pipeline.ingest.transcoding import quantise

@@ -16,7 +16,8 @@ UP_TO_48 = ANY - {192_000}
 OF_OPUS = frozenset({8_000, 16_000, 48_000})
 OF_AC3 = frozenset({44_100, 48_000})
 MONO_STEREO = frozenset({1, 2})
-WITH_5_1 = frozenset({1, 2, 6})
+UP_TO_5_1 = frozenset({1, 2, 6})
+UP_TO_7_1 = UP_TO_5_1 | {8}
 
 LOSSLESS = 2**-24
 """FFmpeg rounds some of what has more bits than a float32; everything else is equal."""
@@ -39,7 +40,7 @@ class Format:
     extension: str
     """What the content is known as."""
     rates: frozenset[int] = ANY
-    channels: frozenset[int] = WITH_5_1
+    channels: frozenset[int] = UP_TO_7_1
     is_exact: bool = True
     """Whether the very number of samples comes back; where not, there are as many as FFmpeg finds."""
     tolerance: float = LOSSLESS
@@ -98,7 +99,7 @@ FORMATS: tuple[Format, ...] = (
     *_formats(_CODED, {"microsoft.wav": "-c:a adpcm_ms", "yamaha.wav": "-c:a adpcm_yamaha"}, **_ADPCM),
     *_formats(_CODED, {"ima.aiff": "-c:a adpcm_ima_qt", "ima.caf": "-c:a adpcm_ima_qt"}, **_ADPCM),
     *_formats(_CODED, {"gsm.wav": "-c:a libgsm_ms"}, **_ADPCM | {"channels": frozenset({1})}, rates=frozenset({8_000})),
-    *_formats(_CODED, {"alac.caf": "-c:a alac"}),
+    *_formats(_CODED, {"alac.caf": "-c:a alac"}, channels=UP_TO_5_1),
     *_formats(_CODED, {"mp3.wav": "-c:a libmp3lame"}, **_MP3, is_exact=False),
     *_formats("FLAC", {"16.flac": "-c:a flac -sample_fmt s16", "24.flac": "-c:a flac -sample_fmt s32"}),
     *_formats("Ogg Vorbis", {"vorbis.ogg": "-c:a libvorbis"}, tolerance=LOSSY),
@@ -125,23 +126,26 @@ FORMATS: tuple[Format, ...] = (
         **_LIKE_FFMPEG,
         rates=UP_TO_48,
     ),
-    *_formats(_MP4, {"alac.m4a": "-c:a alac", "flac.mp4": "-c:a flac -strict -2"}),
+    *_formats(_MP4, {"flac.mp4": "-c:a flac -strict -2"}),
+    *_formats(_MP4, {"alac.m4a": "-c:a alac"}, channels=UP_TO_5_1),
     *_formats(_MP4, {"opus.mp4": "-c:a libopus -strict -2"}, **_OPUS, is_exact=False, least=_SEVERAL_PACKETS),
     *_formats(_MP4, {"mp3.mp4": "-c:a libmp3lame"}, **_MP3 | {"rates": UP_TO_48 - {8_000, 11_025}}, is_exact=False),
-    *_formats(_MP4, {"ac3.mp4": "-c:a ac3"}, **_LIKE_FFMPEG, rates=OF_AC3),
+    *_formats(_MP4, {"ac3.mp4": "-c:a ac3"}, **_LIKE_FFMPEG, rates=OF_AC3, channels=UP_TO_5_1),
     *_formats(_MP4, {"ima.mov": "-c:a adpcm_ima_qt"}, **_ADPCM),
     *_pcm(_MP4, "mov", "pcm_s16le pcm_s24be pcm_mulaw"),
     *_formats(_MATROSKA, {"opus.webm": "-c:a libopus", "opus.mka": "-c:a libopus"}, **_OPUS, least=_SEVERAL_PACKETS),
     *_formats(_MATROSKA, {"vorbis.webm": "-c:a libvorbis"}, **_LIKE_FFMPEG),
     *_formats(_MATROSKA, {"aac.mka": "-c:a aac"}, **_LIKE_FFMPEG, rates=UP_TO_48),
     *_formats(_MATROSKA, {"mp3.mka": "-c:a libmp3lame"}, **_MP3, is_exact=False),
-    *_formats(_MATROSKA, {"flac.mka": "-c:a flac", "alac.mka": "-c:a alac"}),
+    *_formats(_MATROSKA, {"flac.mka": "-c:a flac"}),
+    *_formats(_MATROSKA, {"alac.mka": "-c:a alac"}, channels=UP_TO_5_1),
     *_pcm(_MATROSKA, "mka", "pcm_s16le pcm_f32le"),
     *_formats(
         _MATROSKA,
         {"ac3.mka": "-c:a ac3", "eac3.mka": "-c:a eac3", "dts.mka": "-c:a dca -strict -2"},
         **_LIKE_FFMPEG,
         rates=OF_AC3,
+        channels=UP_TO_5_1,
     ),
 )
 """Another way to keep a sound is another line here, and a row of docs/ingest.md where it is of a new kind."""
