@@ -16,6 +16,7 @@ from pipeline.dataset.sound_decoders import LOWEST_RATE_HZ
 from pipeline.dataset.vocabulary import Vocabulary, read_vocabulary
 from pipeline.errors import ManifestError, UsageError
 from pipeline.ingest.dataset_folder import DatasetFolder
+from pipeline.ingest.held_clips import HeldClips
 from pipeline.ingest.packing import pack_shard
 from pipeline.ingest.plan import Plan, PlannedShard, make_plan, plan_shards
 from pipeline.ingest.rejections import count_by_reason, rejection_table, tabulate, told_in_one_line
@@ -131,9 +132,11 @@ def ingest(config: IngestConfig, source: Source) -> IngestResult:
     folder = DatasetFolder(config.out, config.shard_name, _dataset_to_extend(config))
     folder.check(overwrite=config.overwrite)
     vocabulary = _vocabulary(config, source, folder.base)
-    held = pa.array([], pa.string()) if folder.base is None else folder.base.clip_ids
+    base = folder.base
+    held = pa.array([], pa.string()) if base is None else base.clip_ids
+    are_held = None if base is None else HeldClips(base, source, config.encoding).are_held
     with progress_bar("plan", None) as bar:
-        plan = make_plan(source, vocabulary, held, on_items=bar.advance)
+        plan = make_plan(source, vocabulary, held, on_items=bar.advance, are_held=are_held)
     left_out = f"; not usable: {plan.rejected.num_rows:,}" if plan.rejected.num_rows else ""
     _log.info("%s: packing %d clips%s", config.out, plan.clips.num_rows, left_out)
     if not plan.clips.num_rows:

@@ -19,7 +19,7 @@ from pipeline.dataset.string_columns import first_rows, repeated_rows, string_by
 from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.ingest.descriptions import usable_clip_id
 from pipeline.ingest.rejections import NOT_UTF8, REJECTED_SCHEMA, Rejection, UnusableClipError, escaped, tabulate
-from pipeline.ingest.shared_names import told_apart
+from pipeline.ingest.shared_names import told_apart, told_apart_from
 from pipeline.ingest.sources import PlannedClip, Source
 
 _ITEMS_AT_ONCE = 1 << 10
@@ -68,6 +68,7 @@ def make_plan(
     vocabulary: Vocabulary,
     taken_ids: pa.StringArray,
     on_items: Callable[[int], None] = lambda items: None,
+    are_held: Callable[[list[PlannedClip]], list[bool]] | None = None,
 ) -> Plan:
     """Go through a source once, without reading sounds.
 
@@ -79,6 +80,8 @@ def make_plan(
         vocabulary: the classes that its labels are looked up in.
         taken_ids: the ids of the clips that the dataset holds already.
         on_items: told from time to time how many more clips were gone through.
+        are_held: says of clips whose name alone is among `taken_ids` whether they are those very clips; unless given,
+            they are.
     """
     rejections: list[Rejection] = []
     rejected: list[pa.Table] = []
@@ -97,7 +100,13 @@ def make_plan(
                 rejections.clear()
 
     found = table_of_rows(clips(), _FOUND_SCHEMA)
-    ids = told_apart(found["clip_id"].combine_chunks(), found["unique_id"].combine_chunks())
+    names, unique_ids = found["clip_id"].combine_chunks(), found["unique_id"].combine_chunks()
+    ids = told_apart(names, unique_ids)
+    if are_held is not None:
+        planned = found.select(PLAN_SCHEMA.names)
+        ids = told_apart_from(
+            taken_ids, names, unique_ids, ids, lambda rows: are_held(_clips_of(planned.take(pa.array(rows))))
+        )
     table, repeats = _without_repeats(found.set_column(0, "clip_id", ids).select(PLAN_SCHEMA.names), taken_ids)
     rejected.append(tabulate(rejections))
     return Plan(table, pa.concat_tables([*rejected, repeats]), notes)
@@ -120,10 +129,7 @@ class PlannedShard:
 
     def clips(self) -> list[PlannedClip]:
         """Returns the rows as objects."""
-        rows = self.rows.to_pylist()
-        for row in rows:
-            row |= {name: tuple(row[name]) for name in ("labels", "label_mask") if row[name] is not None}
-        return [PlannedClip(**row) for row in rows]
+        return _clips_of(self.rows)
 
     def alone(self) -> "PlannedShard":
         """Returns the shard without the memory of the plan that it is a slice of, to be sent elsewhere."""
@@ -147,6 +153,13 @@ def plan_shards(
         PlannedShard(f"{name}-{number:06d}.tar", clips.slice(start, clips_per_shard), vocabulary, recipe)
         for number, start in enumerate(starts, start=first_number)
     ]
+
+
+def _clips_of(table: pa.Table) -> list[PlannedClip]:
+    rows = table.to_pylist()
+    for row in rows:
+        row |= {name: tuple(row[name]) for name in ("labels", "label_mask") if row[name] is not None}
+    return [PlannedClip(**row) for row in rows]
 
 
 def _spelled(column: pa.Array) -> Iterator[bytes]:
