@@ -49,3 +49,40 @@ def test_a_new_serial_number_is_all_that_changes(ogg: bytes) -> None:
     assert renumbered[14:18] == (7).to_bytes(4, "little")
     assert with_serial_number(renumbered, int.from_bytes(ogg[14:18], "little")) == ogg
     np.testing.assert_array_equal(soundfile.read(io.BytesIO(renumbered))[0], soundfile.read(io.BytesIO(ogg))[0])
+
+
+def pages(data: bytes) -> list[bytes]:
+    starts = [start for start in range(len(data)) if data.startswith(b"OggS", start)]
+    return [data[start:end] for start, end in zip(starts, [*starts[1:], len(data)], strict=True)]
+
+
+def test_a_missing_page_is_found() -> None:
+    first, second, *others = pages(long_opus())
+    assert len(others) > 3
+    with pytest.raises(DecodeError, match=r"corrupt stream: 1 Ogg pages are missing before page 4"):
+        check_ogg(b"".join([first, second, *others[:2], *others[3:]]))
+
+
+def test_a_page_that_ends_before_the_one_before_it_is_found() -> None:
+    parts = pages(long_opus())
+    parts[4] = parts[4][:6] + parts[2][6:14] + parts[4][14:]
+    damaged = with_serial_number(b"".join(parts), 1)
+    with pytest.raises(DecodeError, match="contradictory length: Ogg page 4 ends before"):
+        check_ogg(damaged)
+
+
+def test_a_file_that_begins_in_the_middle_of_a_stream_is_refused() -> None:
+    with pytest.raises(DecodeError, match="unreadable header: the first Ogg page begins no stream"):
+        check_ogg(b"".join(pages(long_opus())[2:]))
+
+
+def test_a_cut_header_of_a_page_is_found(ogg: bytes) -> None:
+    with pytest.raises(DecodeError, match=r"cut short: the header of Ogg page \d+ ends behind the file"):
+        check_ogg(ogg + ogg[:20])
+
+
+def long_opus() -> bytes:
+    stream = io.BytesIO()
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 400_000)
+    soundfile.write(stream, samples, 48_000, format="OGG", subtype="OPUS")
+    return stream.getvalue()

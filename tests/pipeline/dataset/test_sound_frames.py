@@ -179,3 +179,21 @@ def test_libsndfiles_own_mp3s_have_a_count_that_is_right() -> None:
     samples = noise(40_000, 1)
     facts = inspect_sound(by_sndfile(samples, 44_100, "MP3"))
     assert (facts.frames, facts.notes) == (40_000, ())
+
+
+def test_fraunhofers_note_counts_as_xings_without_gapless_data() -> None:
+    data = without_note()
+    start = starts_of(data)[1] - starts_of(data)[0]
+    frame = bytearray(data[:start])
+    frame[4:] = bytes(start - 4)
+    frame[36:54] = b"VBRI\0\1" + bytes(8) + (2 * len(starts_of(data))).to_bytes(4, "big")
+    facts = inspect_sound(bytes(frame) + data)
+    assert facts.frames == 576 * len(starts_of(data))
+    assert facts.notes == (SHORTER,)
+
+
+def test_a_count_by_an_encoder_whose_gapless_data_is_not_known_costs_no_sample() -> None:
+    data = mp3(1.0)
+    unknown = data.replace(b"LAME", b"XXXX").replace(b"Lavf", b"XXXX").replace(b"Lavc", b"XXXX")
+    assert inspect_sound(unknown).frames % 576 == 0
+    assert inspect_sound(unknown).frames > 16_000
