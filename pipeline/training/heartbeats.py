@@ -199,7 +199,7 @@ class Heartbeats:
             return lost
         now, reason = self.beats, str(error).splitlines()[0]
         unheard = [rank for rank, beat in now.items() if beat == before.get(rank)]
-        if "timed out" in reason.lower() and now:
+        if timed_out(error) and now:
             behind = min(now, key=lambda rank: now[rank].collectives)
             return self.silent(unheard[0] if unheard else behind)
         return self._gone(unheard[0]) if unheard else LostProcessError(f"a connection between ranks broke: {reason}")
@@ -297,6 +297,11 @@ class _Vigil:
             name, beat = self._ours.name(behind[0]), self._ours.beats.get(behind[0])
             where = "" if beat is None else f": {beat.where}"
             _log.warning("%s has kept the others waiting for %g s, but goes on%s", name, self._ours.patience, where)
+
+
+def timed_out(error: Exception) -> bool:
+    """Whether torch gave up waiting for other ranks, rather than losing a connection."""
+    return "timed out" in str(error).lower() or "wait timeout" in str(error).lower()
 
 
 def _key(rank: int) -> str:

@@ -19,7 +19,7 @@ from pipeline.errors import LostProcessError, PipelineError, UsageError
 from pipeline.models.device import choose_device
 from pipeline.runtime.stopping import StopRequestedError
 from pipeline.runtime.watching import PATIENCE_SECONDS
-from pipeline.training.heartbeats import Heartbeats
+from pipeline.training.heartbeats import Heartbeats, timed_out
 
 T = TypeVar("T")
 
@@ -241,7 +241,7 @@ def _join(patience: float, device: str) -> None:
         dist.init_process_group(backend(device), timeout=timedelta(seconds=seconds))
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
-        if "timed out" not in reason.lower():
+        if not timed_out(error):
             raise UsageError(
                 f"the processes of this run can't find each other; start them with torchrun: {reason}"
             ) from error

@@ -347,16 +347,20 @@ def _step(ranks: Ranks, aborted: threading.Event) -> None:
         ranks.check()
 
 
-def test_ranks_that_do_not_all_start_say_so(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("rank", "torchrun"), [(0, False), (1, False), (1, True)])
+def test_ranks_that_do_not_all_start_say_so(monkeypatch: pytest.MonkeyPatch, rank: int, torchrun: bool) -> None:
     monkeypatch.setattr("pipeline.training.ranks._START_SECONDS", 1)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
-        monkeypatch.setenv(name, value)
-    complaint = f"not all of the 2 ranks met at 127.0.0.1:{port} within 1 s"
+        port = probe.getsockname()[1]
+    place = {"RANK": rank, "WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    for name, value in {**place, "GLOO_SOCKET_IFNAME": "lo", "TORCHELASTIC_USE_AGENT_STORE": torchrun}.items():
+        monkeypatch.setenv(name, str(value))
+    store = torch.distributed.TCPStore("127.0.0.1", port, is_master=True, wait_for_workers=False) if torchrun else None
+    complaint = f"not all of the 2 ranks met at 127.0.0.1:{port} within 1 s, of which this is rank {rank}"
     with pytest.raises(LostProcessError, match=complaint), process_group(patience=1):
         pass
+    del store
 
 
 def test_a_loss_that_is_no_number_on_one_rank_stops_all(data: Path, tmp_path: Path) -> None:
