@@ -88,6 +88,9 @@ def test_a_training_can_be_stopped_whatever_its_decoding_processes_do(start: Sta
     helpers = helpers_of(process, tmp_path / "run")
     for helper in helpers:
         helper.suspend()
+    newest = None
+    while newest != (newest := list_checkpoints(tmp_path / "run")[-1]):  # until training waits for them
+        time.sleep(1)
     process.terminate()
     said = process.communicate(timeout=20)[1]
     assert process.returncode == 143
