@@ -230,7 +230,8 @@ def _read_ledger(dataset: str, shard: str, fingerprint: str) -> Ledger | None:
     if metadata.get(_FINGERPRINT_KEY, b"").decode() != fingerprint:
         return None
     rows = with_present_names(rows).cast(ROW_SCHEMA)
-    return Ledger(rows, [Rejection(*values) for values in json.loads(metadata[_REJECTED_KEY])])
+    rejections = [Rejection(*values) for values in json.loads(metadata[_REJECTED_KEY])]
+    return Ledger(rows, rejections, json.loads(metadata.get(_NOTES_KEY, b"{}")))
 
 
 def _ledger_location(dataset: str, shard: str) -> str:

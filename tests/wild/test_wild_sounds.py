@@ -154,7 +154,7 @@ MADE: dict[str, tuple[bytes, list[bytes] | str, tuple[str, ...]]] = {
     ),
     "an infinite sample": (by_sndfile(LEFT * np.inf, RATE, "AIFF", "DOUBLE"), "non-finite samples", ()),
     "five channels and one": (sound("WAV PCM_16", 0, 6), [by_sndfile(noise(SAMPLES, 6).mean(1), RATE)], ()),
-    "channels in QuickTime's own order": (
+    "eight channels of QuickTime": (
         sound("mov pcm_s16le", 0, 8),
         [by_sndfile(noise(SAMPLES, 8).mean(1), RATE)],
         (),
