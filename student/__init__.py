@@ -39,6 +39,7 @@ from student.registry import (
 from student.schedule import ScheduleConfig, learning_rate_multiplier
 from student.state_dicts import read_checkpoint
 from student.tagger import Tagger
+from student.timm_registration import register_with_timm
 from student.warm_start import IMAGENET_WEIGHTS
 
 __all__ = [
@@ -87,3 +88,5 @@ __all__ = [
     "teacher_probabilities",
     "untold_settings",
 ]
+
+register_with_timm()

@@ -6,13 +6,12 @@ Modules carry EfficientAT's names, so that its released checkpoints load unchang
 from collections.abc import Sequence
 from typing import Literal, Unpack
 
-from timm.layers import make_divisible
 from torch import Tensor, nn
 
 from student.dynamic_layers import ContextGenerator, CoordinateAttention, DynamicConv, DynamicReLU, Static
 from student.front_end import FrontEndKeywords, front_end_config
 from student.heads import HeadType, build_head
-from student.layers import batch_norm, conv_norm_act, init_weights
+from student.layers import batch_norm, conv_norm_act, init_weights, make_divisible
 from student.mobilenetv3 import (
     STAGE_ENDS,
     InvertedResidual,

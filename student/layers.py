@@ -11,6 +11,12 @@ batch_norm = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
 """Batch normalisation as MobileNetV3 has it."""
 
 
+def make_divisible(size: float, divisor: int = 8) -> int:
+    """Round a layer's size to a multiple, at least that, and never down by more than a tenth, as MobileNets do."""
+    rounded = max(divisor, int(size + divisor / 2) // divisor * divisor)
+    return rounded + divisor if rounded < 0.9 * size else rounded
+
+
 def conv_norm_act(
     in_channels: int,
     out_channels: int,

@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Unpack
 
-from timm.layers import make_divisible
 from torch import Tensor, nn
 
 from student.front_end import FrontEndKeywords, front_end_config
 from student.heads import HeadType, build_head
-from student.layers import conv_norm_act, init_weights
+from student.layers import conv_norm_act, init_weights, make_divisible
 from student.squeeze_excitation import ConcurrentSqueezeExcitation, SeAggregation, check_squeeze_excitation
 from student.tagger import Tagger
 

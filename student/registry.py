@@ -1,13 +1,12 @@
 """The students by name: every width, every model that EfficientAT released, and the same names in timm."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import torch
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor
 
 from student.dymn import DyMN
@@ -234,7 +233,7 @@ def load_weights(model: Tagger, checkpoint: str | Path | Mapping[str, Tensor], *
         elif imagenet is not None:
             raise ValueError("it is an image network's; it can only be trained from (warm_start=True)")
         else:
-            fitted = fit_to_model(state_dict, model, _final_layers(model))
+            fitted = fit_to_model(state_dict, model, final_layers(model))
     except ValueError as error:
         origin = checkpoint if isinstance(checkpoint, str | Path) else "the state dict"
         twin = looks_like(state_dict)
@@ -266,54 +265,10 @@ def looks_like(state_dict: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _final_layers(model: Tagger) -> list[str]:
+def final_layers(model: Tagger) -> list[str]:
+    """Returns the names of the modules whose shapes depend on the number of classes."""
     return [f"classifier.{layer}" for layer in model.classifier.final_layers]
 
 
 def _final_prefixes(model: Tagger) -> tuple[str, ...]:
-    return tuple(f"{layer}." for layer in _final_layers(model))
-
-
-def _timm_builder(name: str) -> Callable[..., torch.nn.Module]:
-    """Make the function that timm calls for a name."""
-
-    def build(pretrained: bool = False, **kwargs: Any) -> torch.nn.Module:
-        card = model_card(name)
-        overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
-        if pretrained and not overlay.keys() & {"file", "url", "hf_hub_id", "state_dict"}:
-            overlay["file"] = str(fetch_weights(released_weights(card)))
-        model = build_model_with_cfg(
-            card.network,
-            card.name,
-            pretrained,
-            feature_cfg={"flatten_sequential": True},
-            pretrained_filter_fn=lambda state_dict, model: fit_to_model(state_dict, model, _final_layers(model)),
-            pretrained_cfg_overlay=overlay,
-            kwargs_filter=("in_chans", "global_pool"),  # pyright: ignore[reportArgumentType]
-            **{**card.settings, **kwargs},
-        )
-        model.model_name = card.name
-        return model
-
-    build.__name__ = build.__qualname__ = name
-    build.__doc__ = f"Build {name} for timm."
-    return build
-
-
-# timm looks for this name in the module of every registered function.
-default_cfgs = generate_default_cfgs(
-    {
-        card.name: {
-            "url": card.weights_url or "",
-            "num_classes": 527,
-            "input_size": (1, card.settings.get("n_mels", 128), 1000),
-            "classifier": "classifier",
-            "license": card.licence.lower(),
-            "paper_ids": card.paper.replace("https://arxiv.org/abs/", "arXiv:"),
-            "origin_url": "https://github.com/fschmid56/EfficientAT",
-        }
-        for card in _CARDS
-    }
-)
-for _card in _CARDS:
-    register_model(_timm_builder(_card.name))
+    return tuple(f"{layer}." for layer in final_layers(model))

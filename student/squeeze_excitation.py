@@ -4,10 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Literal
 
 import torch
-from timm.layers import make_divisible
 from torch import Tensor, nn
 
-from student.layers import global_average_pool
+from student.layers import global_average_pool, make_divisible
 
 SeAggregation = Literal["max", "avg", "add", "min"]
 

@@ -14,7 +14,8 @@ from pipeline.models.loading import load_model
 from pipeline.runtime.output import print_line, print_table
 from pipeline.runtime.recipes import read_options
 from pipeline.scoring.report import EvaluationReport, score_table, write_report
-from pipeline.scoring.scoring import System, ensemble, read_members, read_store, run_models, score
+from pipeline.scoring.scoring import System, ensemble, read_members, read_store, run_models, score, thresholds_of
+from pipeline.scoring.thresholds import write_thresholds
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,6 +38,9 @@ class EvaluateConfig:
     """Class list of such files, in the format of AudioSet's class_labels_indices.csv; the dataset's unless given."""
     out: str | None = None
     """Folder that receives report.json and per_class.csv; without it only the table is shown."""
+    thresholds: str | None = None
+    """CSV that receives the probability of each class from which on a clip counts as having it so that F1 is highest on
+    these clips, for `pipeline tag --thresholds`; of the ensemble where there are several checkpoints."""
     batch_size: int = 32
     """Clips a forward pass, 1 or more."""
     workers: int = 2
@@ -94,6 +98,9 @@ def run(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> EvaluationRep
         systems.append(ensemble(members))
     report = score(systems, manifest, max_failed=config.max_failed)
     print_table(score_table(report))
+    if config.thresholds is not None:
+        write_thresholds(config.thresholds, thresholds_of(systems[-1], manifest), manifest.vocabulary)
+        print_line(f"wrote {config.thresholds}, of {systems[-1].name}")
     if config.out is not None:
         for location in write_report(config.out, report):
             print_line(f"wrote {location}")

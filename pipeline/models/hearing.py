@@ -6,7 +6,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-import teacher
 from pipeline.models.device import Precision
 
 
@@ -38,6 +37,8 @@ class ModelInput:
 
 def model_input(model: AudioModel) -> ModelInput:
     """Returns what a model is given of a clip: students what they are trained on, transformers what stage 1 gives."""
+    import teacher  # takes timm to import, which a student can do without
+
     rate, seconds = model.sample_rate_hz, model.input_seconds
     if isinstance(model, teacher.AudioTransformer) and model.front_end.own_length:
         return ModelInput(sample_rate_hz=rate, seconds=model.front_end.longest_seconds, own_lengths=True)

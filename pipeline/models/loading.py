@@ -2,19 +2,17 @@
 
 import logging
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 from torch import nn
 
 import student
-import teacher
-from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.vocabulary import Vocabulary, audioset_vocabulary, parse_vocabulary
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.models.weights import (
@@ -31,7 +29,11 @@ from pipeline.runtime.memory import keep_freed_memory
 from pipeline.storage import files as storage
 from student.state_dicts import read_checkpoint
 
-Tagger = student.Tagger | teacher.AudioTransformer
+if TYPE_CHECKING:
+    import teacher
+    from pipeline.dataset.manifest import Manifest
+
+    Tagger = student.Tagger | teacher.AudioTransformer
 Built = TypeVar("Built", bound=nn.Module, covariant=True)
 
 
@@ -39,13 +41,25 @@ class _Package(Protocol[Built]):
     """What the packages `student` and `teacher` have in common."""
 
     @property
-    def model_card(self) -> Callable[[str], object]: ...
+    def model_card(self) -> Callable[[str], Any]: ...
+
+    @property
+    def model_names(self) -> Callable[[], Sequence[str]]: ...
+
+    @property
+    def released_weights(self) -> Callable[[Any], str]: ...
 
     @property
     def create_model(self) -> Callable[..., Built]: ...
 
 
-_PACKAGES = (student, teacher)
+def _packages() -> "Iterator[_Package[nn.Module]]":
+    """Yields `student`, then `teacher`: that imports timm, which takes seconds that a student need not wait for."""
+    yield student
+    import teacher
+
+    yield teacher
+
 
 _log = logging.getLogger(__name__)
 
@@ -122,7 +136,7 @@ _NAME = re.compile(r"\w+(\(\d\))?")
 
 
 def _released_weights(name: str) -> str:
-    for package in _PACKAGES:
+    for package in _packages():
         if is_registered(package, name):
             try:
                 return package.released_weights(package.model_card(name))
@@ -130,14 +144,14 @@ def _released_weights(name: str) -> str:
                 raise CheckpointError(f"{name}: no such file, and {error}") from error
     if name in student.IMAGENET_WEIGHTS:  # timm's and torchvision's, to train from
         return student.IMAGENET_WEIGHTS[name]
-    names = [name for package in _PACKAGES for name in package.model_names()]
+    names = [name for package in _packages() for name in package.model_names()]
     close = ", ".join(get_close_matches(name, names, n=3, cutoff=0.5)) or "mn10_as, passt_s, …"
     raise CheckpointError(f"{name}: no such file, and no model is called that; did you mean {close}?")
 
 
 def load_model(
     location: str | None,
-    manifest: Manifest | None = None,
+    manifest: "Manifest | None" = None,
     *,
     model: str | None = None,
     options: Mapping[str, Any] | None = None,
@@ -292,11 +306,11 @@ def named_checkpoint(text: str) -> tuple[str | None, str]:
 
 def _registered_name(name: str) -> str | None:
     """Returns the name that a name or alias stands for; None where nothing is registered."""
-    return next((package.model_card(name).name for package in _PACKAGES if is_registered(package, name)), None)
+    return next((package.model_card(name).name for package in _packages() if is_registered(package, name)), None)
 
 
 def _vocabulary(
-    location: str, metadata: CheckpointMetadata | None, manifest: Manifest | None, given: Vocabulary | None
+    location: str, metadata: CheckpointMetadata | None, manifest: "Manifest | None", given: Vocabulary | None
 ) -> Vocabulary:
     """Returns the classes that a checkpoint's logits are for.
 
@@ -330,15 +344,19 @@ def _own_vocabulary(metadata: CheckpointMetadata | None, location: str) -> Vocab
     return parse_vocabulary(metadata.vocabulary.encode(), f"{location} (its class list)")
 
 
-def _build_own(path: Path, metadata: CheckpointMetadata) -> Tagger:
-    package = student if metadata.stage == "student" else teacher
-    model = package.create_model(metadata.model, path, **{**metadata.kwargs, "num_classes": metadata.classes})
+def _build_own(path: Path, metadata: CheckpointMetadata) -> "Tagger":
+    create_model: Callable[..., Tagger] = student.create_model
+    if metadata.stage == "teacher":
+        import teacher
+
+        create_model = teacher.create_model
+    model = create_model(metadata.model, path, **{**metadata.kwargs, "num_classes": metadata.classes})
     if metadata.input_seconds is not None and isinstance(model, student.Tagger):
         model.input_seconds = metadata.input_seconds
     return model
 
 
-def _build_foreign(weights: Weights, name: str, vocabulary: Vocabulary, options: Mapping[str, Any]) -> Tagger:
+def _build_foreign(weights: Weights, name: str, vocabulary: Vocabulary, options: Mapping[str, Any]) -> "Tagger":
     """Build a model of another project; its classes can only be counted, because its file does not name them.
 
     Raises:
@@ -352,11 +370,13 @@ def _build_foreign(weights: Weights, name: str, vocabulary: Vocabulary, options:
         network = student.create_model(name, tensors, num_classes=classes, **options)
         # A last layer of another size would stay fresh: right for fine-tuning, noise for an evaluation.
         fits = all(tensors[key].shape == tensor.shape for key, tensor in network.state_dict().items() if key in tensors)
-    elif is_registered(teacher, name):
+    else:
+        import teacher
+
+        if not is_registered(teacher, name):
+            raise UsageError(f"--model {name}: no student or teacher is called that; choose mn01 to mn40, mn10_as, …")
         network = teacher.create_model(name, path, **options)
         fits = network.num_classes == classes
-    else:
-        raise UsageError(f"--model {name}: no student or teacher is called that; choose mn01 to mn40, mn10_as, …")
     if not fits:
         raise ValueError(f"is not for {classes} classes; name its own with --classes, or choose a dataset with them")
     return network

@@ -23,6 +23,7 @@ from pipeline.runtime.progress import ProgressBar, progress_bar
 from pipeline.scoring.predictions import iter_predictions
 from pipeline.scoring.report import EvaluationReport, SystemScores, hash_of_ids
 from pipeline.scoring.tagging_metrics import ranking_scores
+from pipeline.scoring.thresholds import ClassThresholds, best_thresholds
 from pipeline.storage.mapped_arrays import scratch_array
 from student import accuracy, d_prime, tagging_scores
 
@@ -195,6 +196,15 @@ def score(systems: Sequence[System], manifest: Manifest, *, max_failed: float) -
         failures=tuple((manifest.clip_ids[row].as_py(), failures[row]) for row in sorted(failures)),
         systems=tuple(_score_one(system, rows, labels, label_mask) for system in _with_unlike_names(systems)),
     )
+
+
+def thresholds_of(system: System, manifest: Manifest) -> ClassThresholds:
+    """Returns the thresholds that maximise a system's F1 in each class, on the clips that it has logits for."""
+    rows = np.setdiff1d(np.arange(len(manifest)), np.fromiter(system.failures, np.int64, len(system.failures)))
+    logits = torch.from_numpy(system.logits[rows]).float()  # (clips, classes)
+    probabilities = logits.softmax(dim=1) if system.task == "single-label" else logits.sigmoid()
+    labels, mask = manifest.label_matrix(rows, dtype=bool), manifest.label_mask(rows)
+    return best_thresholds(probabilities.numpy(), labels, mask)
 
 
 def _check_share(failures: Mapping[int, str], manifest: Manifest, max_failed: float) -> None:

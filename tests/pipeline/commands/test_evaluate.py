@@ -125,6 +125,25 @@ def test_several_checkpoints_are_scored_alone_and_as_the_mean_of_their_logits(
     assert report.system("ensemble of 2").average_precision[0] == pytest.approx(expected)
 
 
+def test_thresholds_are_those_of_the_ensemble_and_maximise_f1(
+    data: Manifest, clips: list[TinyClip], tmp_path: Path
+) -> None:
+    paths = [write_student(tmp_path / f"{seed}.safetensors", data.vocabulary, seed=seed) for seed in (0, 1)]
+    evaluate(data, *paths, thresholds=str(tmp_path / "thresholds.csv"))
+    logits = np.mean([logits_by_hand(path, clips) for path in paths], axis=0)
+    probabilities, labels = 1 / (1 + np.exp(-logits)), labels_of(clips).astype(bool)
+    with (tmp_path / "thresholds.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["mid"] for row in rows] == [label.mid for label in data.vocabulary.classes]
+    for index, row in enumerate(rows):
+        if not labels[:, index].any():
+            assert row["threshold"] == ""
+            continue
+        tried = [probabilities[:, index] >= least for least in probabilities[:, index]]
+        best = max(2 * (told & labels[:, index]).sum() / (told.sum() + labels[:, index].sum()) for told in tried)
+        assert float(row["f1"]) == pytest.approx(best, rel=1e-4)
+
+
 def test_batch_size_and_workers_change_nothing(data: Manifest, tmp_path: Path) -> None:
     path = write_student(tmp_path / "a.safetensors", data.vocabulary)
     alone, together = evaluate(data, path), evaluate(data, path, workers=2, batch_size=3)
