@@ -1,11 +1,13 @@
-"""Compares teachers' speed and memory with the projects that they come from: PaSST-S and AST, waveform to logits.
+"""Compares teachers' speed and memory with the projects that they come from, waveform to logits.
 
     OMP_NUM_THREADS=2 python -m benchmarks.teachers
     OMP_NUM_THREADS=2 python -m benchmarks.teachers --memory
+    OMP_NUM_THREADS=2 python -m benchmarks.teachers --models eat beats m2d --checkouts DIR
 
 `hear21passt` and `transformers` run as their documentation runs them, in float32, with the same random weights as ours;
-nothing is downloaded. The systems take turns, so that a disturbance meets all of them; ratios are medians of the ratios
-within a round. A share of the limit compares with the fastest large matrix product of the same run.
+nothing is downloaded. The other families' originals run from checkouts, as `benchmarks.originals` says. The systems
+take turns, so that a disturbance meets all of them; ratios are medians of the ratios within a round. A share of the
+limit compares with the fastest large matrix product of the same run.
 """
 
 import argparse
@@ -18,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -25,9 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 import teacher
+from benchmarks.originals import ORIGINALS, Original
 from pipeline.runtime.memory import keep_freed_memory
 from teacher.inference import InferenceLinear
 
@@ -35,8 +38,23 @@ Forward = Callable[[Tensor], Tensor]
 """(batch, samples) on the CPU → (batch, classes)."""
 
 PASST, AST = "passt_s_swa_p16_128_ap476", "ast_base_p16_s10_hf"
-THEIRS = {PASST: "hear21passt", AST: "transformers"}
-RATES_HZ = {PASST: 32000, AST: 16000}
+MODELS = {
+    "passt": PASST,
+    "ast": AST,
+    "eat": "eat_base_epoch30_ap489",
+    "eat_large": "eat_large_epoch20_ap495",
+    "beats": "beats_iter3_plus_as2m",
+    "m2d": "m2d_clap_base_p16_ap485",
+    "atst_frame": "atst_frame_base",
+    "atst_clip": "atst_clip_base",
+}
+THEIRS = dict.fromkeys(MODELS.values(), "original") | {PASST: "hear21passt", AST: "transformers"}
+CLASSES = 527
+
+
+def rate_hz(model: str) -> int:
+    """Returns the sample rate of a model's waveforms."""
+    return teacher.model_card(model).front_end.sample_rate_hz
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +65,23 @@ class System:
     name: str
     precision: torch.dtype
     forward: Forward
+
+
+def build_original(model: str, checkouts: Path) -> Original:
+    """Build a model as its checkout has it, with random weights, drawn from a fixed seed."""
+    torch.manual_seed(0)
+    card = teacher.model_card(model)
+    return ORIGINALS[card.network.__name__](checkouts, card, CLASSES)
+
+
+def run_original(original: Original) -> Forward:
+    """Run a checkout's network as its script does: features clip by clip, then the network on all of them."""
+
+    def forward(waveforms: Tensor) -> Tensor:
+        with torch.no_grad():
+            return original.logits(torch.cat([original.features(clip) for clip in waveforms]))
+
+    return forward
 
 
 def build_theirs(model: str, device: str) -> nn.Module:
@@ -94,14 +129,23 @@ def run_ours(model: str, weights: dict[str, Tensor], precision: torch.dtype, dev
     """Run the network as stage 1 does."""
     network = teacher.create_model(model, weights).to(device)
     ensemble = teacher.Ensemble([network], [1.0], precision)
-    return lambda waveforms: ensemble({RATES_HZ[model]: waveforms.to(device)})[0]
+    return lambda waveforms: ensemble({rate_hz(model): waveforms.to(device)})[0]
 
 
-def build_system(model: str, name: str, device: str) -> System:
+def build_system(model: str, name: str, device: str, checkouts: Path | None) -> System:
     """Build one system alone; `name` is the other project's, or a precision of ours."""
-    theirs = build_theirs(model, device)
+    if THEIRS[model] == "original":
+        if checkouts is None:
+            raise SystemExit(f"{model}: give --checkouts, a folder with its original; see benchmarks/originals.py")
+        if device != "cpu":
+            raise SystemExit(f"{model}: originals run on the CPU alone; leave --device out")
+        original = build_original(model, checkouts)
+        theirs = original.network
+    else:
+        original, theirs = None, build_theirs(model, device)
     if name == THEIRS[model]:
-        return System(model, name, torch.float32, run_theirs(model, theirs, device))
+        forward = run_theirs(model, theirs, device) if original is None else run_original(original)
+        return System(model, name, torch.float32, forward)
     # `.cpu()` and a copy, as what a checkpoint gives belongs to ours alone.
     weights = {key: tensor.cpu().clone() for key, tensor in theirs.state_dict().items()}
     del theirs
@@ -116,15 +160,7 @@ def system_names(model: str, device: str) -> list[str]:
 
 def flops_of(model: str) -> float:
     """Count the floating-point operations of one clip's matrix products and convolutions, a multiply-add as two."""
-    with torch.device("meta"):
-        network = teacher.create_model(model).eval()
-        features = torch.empty((1, 128, 1000) if model == PASST else (1, 1024, 128))
-        for block in network.blocks:
-            attention: Any = block.get_submodule("attn")
-            attention.fused_attn = False  # so that the counter sees products that it knows
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
-            network.forward_features(features)  # what the classifier adds is less than 0.001 %
-    return float(counter.get_total_flops())
+    return float(teacher.count_complexity(teacher.model_card(model)).flops)
 
 
 def wait(device: str) -> None:
@@ -159,14 +195,22 @@ def product_speed(precision: torch.dtype, device: str) -> float:
 
 def clips_of(model: str, batch: int) -> Tensor:
     """(batch, samples): ten seconds of noise that fades in."""
-    samples = 10 * RATES_HZ[model]
+    samples = 10 * rate_hz(model)
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, (batch, samples)) * np.linspace(0, 1, samples)
     return torch.from_numpy(noise.astype(np.float32))
 
 
-def compare_speed(models: list[str], *, batch: int, rounds: int, device: str, peak: dict[torch.dtype, float]) -> None:
+def compare_speed(
+    models: list[str],
+    *,
+    batch: int,
+    rounds: int,
+    device: str,
+    peak: dict[torch.dtype, float],
+    checkouts: Path | None,
+) -> None:
     """Print a table: every system run once a round, in turns."""
-    systems = [build_system(model, name, device) for model in models for name in system_names(model, device)]
+    systems = [build_system(model, name, device, checkouts) for model in models for name in system_names(model, device)]
     waveforms = {model: clips_of(model, batch) for model in models}
     flops = {model: flops_of(model) for model in models}
     logits = [system.forward(waveforms[system.model][:1]) for system in systems]  # also the warm-up
@@ -195,31 +239,32 @@ def compare_speed(models: list[str], *, batch: int, rounds: int, device: str, pe
         )
 
 
-def compare_memory(models: list[str], *, batch: int, device: str) -> None:
+def compare_memory(models: list[str], *, batch: int, device: str, checkouts: Path | None) -> None:
     """Print the peak of each system in a process of its own, and that of both of ours as one ensemble."""
     print(f"batch {batch}, {device}: peak memory in MB of a process that runs once, libraries and loading included\n")
     print("| system | peak, MB | before the model was built, MB |\n|---|---:|---:|")
     runs = [f"{model}:{name}" for model in models for name in system_names(model, device)]
     precisions = system_names(PASST, device)[1:]
-    runs += [f"{PASST}+{AST}:{name}" for name in precisions] if len(models) == 2 else []
+    runs += [f"{'+'.join(models)}:{name}" for name in precisions] if len(models) == 2 else []
     for run in runs:
         command = [sys.executable, "-m", "benchmarks.teachers", "--alone", run, "--batch", str(batch)]
-        done = subprocess.run([*command, "--device", device], check=True, capture_output=True, text=True)
+        command += ["--device", device, *([] if checkouts is None else ["--checkouts", str(checkouts)])]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
         found = json.loads(done.stdout.splitlines()[-1])
         print(f"| {run} | {found['peak']:,.0f} | {found['before']:,.0f} |", flush=True)
 
 
-def run_alone(run: str, *, batch: int, device: str) -> None:
+def run_alone(run: str, *, batch: int, device: str, checkouts: Path | None) -> None:
     """Run one system once, loading as its users do, and print the process's peak as JSON."""
     models, name = run.rsplit(":", 1)
     before = peak_megabytes(device)
     if name in THEIRS.values():
-        build_system(models, name, device).forward(clips_of(models, batch))
+        build_system(models, name, device, checkouts).forward(clips_of(models, batch))
     else:
         names = models.split("+")
         members = (teacher.create_model(model).to(device) for model in names)  # one at a time, as stage 1 loads them
         ensemble = teacher.Ensemble(members, [1.0] * len(names), getattr(torch, name))
-        ensemble({RATES_HZ[model]: clips_of(model, batch).to(device) for model in names})
+        ensemble({rate_hz(model): clips_of(model, batch).to(device) for model in names})
     print(json.dumps({"before": before, "peak": peak_megabytes(device)}))
 
 
@@ -235,7 +280,7 @@ def peak_megabytes(device: str) -> float:
 def main() -> None:
     """Parse the command line and measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
-    parser.add_argument("--models", nargs="+", choices=("passt", "ast"), default=["passt", "ast"])
+    parser.add_argument("--models", nargs="+", choices=tuple(MODELS), default=["passt", "ast"])
     parser.add_argument("--batch", type=int, default=8, help="clips a forward pass")
     parser.add_argument("--rounds", type=int, default=2, help="how often each system is run; the median counts")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
@@ -247,18 +292,26 @@ def main() -> None:
         metavar="PRECISION=TFLOPS",
         help="of the card, instead of what is measured",
     )
+    parser.add_argument("--checkouts", type=Path, help="folder with the originals of the other families")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.device == "cpu":
         keep_freed_memory()  # as stage 1 does; it helps the others as well
-    models = [{"passt": PASST, "ast": AST}[name] for name in options.models]
+    models = [MODELS[name] for name in options.models]
     if options.alone:
-        run_alone(options.alone, batch=options.batch, device=options.device)
+        run_alone(options.alone, batch=options.batch, device=options.device, checkouts=options.checkouts)
     elif options.memory:
-        compare_memory(models, batch=options.batch, device=options.device)
+        compare_memory(models, batch=options.batch, device=options.device, checkouts=options.checkouts)
     else:
         peak = {getattr(torch, name): 1e12 * float(value) for name, value in (text.split("=") for text in options.peak)}
-        compare_speed(models, batch=options.batch, rounds=options.rounds, device=options.device, peak=peak)
+        compare_speed(
+            models,
+            batch=options.batch,
+            rounds=options.rounds,
+            device=options.device,
+            peak=peak,
+            checkouts=options.checkouts,
+        )
 
 
 if __name__ == "__main__":

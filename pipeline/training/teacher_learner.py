@@ -88,7 +88,8 @@ class TeacherLearner(DistillationLearner):
 
 def check_patchout(model: teacher.AudioTransformer) -> None:
     """Refuse a patchout that leaves no patches, before the run begins rather than in its first step."""
-    silence = torch.zeros(1, round(model.sample_rate_hz * model.input_seconds))  # (batch, samples)
+    # Two clips, since M2D and ATST normalise by the batch.
+    silence = torch.zeros(2, round(model.sample_rate_hz * model.input_seconds))  # (batch, samples)
     try:
         with torch.no_grad():
             deepcopy(model).train()(model.front_end(silence))  # a copy: silence is nothing to take statistics of
