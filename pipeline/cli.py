@@ -67,6 +67,10 @@ COMMANDS = {
 """Command → module of `pipeline.commands` and a line of help."""
 
 
+_STANDARD_INPUT = {"-": "/dev/stdin"}
+"""A lone hyphen is no option, which the parser would take it for."""
+
+
 def build_app(called: str = "") -> App:
     """Build the command tree; the commands' modules are not imported yet.
 
@@ -123,7 +127,7 @@ def _launcher(app: App) -> Callable[..., None]:
         if config is not None:
             app.config = (_recipe(config),)
         try:
-            command, bound, _ = app.parse_args([present_flag(token) for token in tokens])
+            command, bound, _ = app.parse_args([_STANDARD_INPUT.get(token, present_flag(token)) for token in tokens])
         except ValueError as error:  # a settings class refused a value
             raise UsageError(str(error)) from error
         result = command(*bound.args, **bound.kwargs)

@@ -32,6 +32,7 @@ __all__ = ["TagConfig", "TaggedWindow", "run"]
 
 STREAM = "-"
 """In the place of a file: standard input."""
+_STREAMS = (STREAM, "/dev/stdin")
 _STREAM_WINDOW, _STREAM_HOP = 2.0, 1.0
 _EVENT_WINDOW, _EVENT_HOP = 2.0, 0.5
 _MAX_WORKERS = 4
@@ -45,7 +46,7 @@ _log = logging.getLogger(__name__)
 class TagConfig:
     """Which sounds, by which models, and what to tell of them."""
 
-    files: Annotated[tuple[str, ...], Parameter(allow_leading_hyphen=True)]
+    files: tuple[str, ...]
     """Sounds: files, folders (all sounds below them), patterns such as 'rec/**/*.wav', dataset folders, URLs of any of
     these; or - alone, which is standard input, heard as it comes."""
     _: KW_ONLY
@@ -112,7 +113,7 @@ class TagConfig:
     def __post_init__(self) -> None:
         if not self.files:
             raise UsageError("nothing to tag: name at least one sound file")
-        if STREAM in self.files and len(self.files) > 1:
+        if len(self.files) > 1 and not set(_STREAMS).isdisjoint(self.files):
             raise UsageError("- is standard input and comes alone; tag files by another command")
         if self.top < 1 or not 0 <= self.least <= 1:
             raise UsageError(f"top is {self.top} and least is {self.least}; choose 1 or more, and 0 to 1")
@@ -134,7 +135,7 @@ class TagConfig:
     @property
     def is_live(self) -> bool:
         """Whether to hear standard input."""
-        return self.files == (STREAM,)
+        return len(self.files) == 1 and self.files[0] in _STREAMS
 
 
 def run(config: Annotated[TagConfig, Parameter(name="*")]) -> list[TaggedWindow]:
@@ -152,7 +153,6 @@ def run(config: Annotated[TagConfig, Parameter(name="*")]) -> list[TaggedWindow]
         PipelineError: the checkpoint can't be used, or a sound could not be decoded.
     """
     form = choose_format("windows" if config.json else config.format, config.out)
-    _refuse_options(config.files)
     sounds = None if config.is_live else find_sounds(config.files)
     models = load_models(config)
     kept: deque[TaggedWindow] = deque(maxlen=_KEPT_WINDOWS)
@@ -172,13 +172,6 @@ def run(config: Annotated[TagConfig, Parameter(name="*")]) -> list[TaggedWindow]
     if failures:
         raise _failed(failures, 1 if sounds is None else len(sounds))
     return list(kept)
-
-
-def _refuse_options(files: Sequence[str]) -> None:
-    """Tell flags that are none from files whose names begin with a hyphen, as YouTube's ids do."""
-    for file in files:
-        if file.startswith("-") and file != STREAM and not storage.local_path(file).exists():
-            raise UsageError(f"{file}: no such option, and no such file")
 
 
 def _tag(
