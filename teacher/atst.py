@@ -15,6 +15,7 @@ from torch import Generator, Tensor, nn
 
 from teacher.any_length import AnyLengthTransformer
 from teacher.audio_transformer import TransformerConfig
+from teacher.blocks import PooledNorm
 from teacher.spelling import Spelling
 
 
@@ -39,7 +40,7 @@ class ATSTFrame(AnyLengthTransformer):
         return Block(config.embed_dim, config.num_heads, qkv_bias=False, norm_layer=norm_layer)
 
     def build_head_norm(self) -> nn.Module:
-        return nn.BatchNorm1d(self.pooled_dim, affine=False)
+        return PooledNorm(self.pooled_dim)
 
     def used_frames(self, frames: int) -> int:
         pieces, rest = divmod(frames, self.piece_frames)

@@ -1,7 +1,21 @@
-"""Blocks of transformers that timm does not have."""
+"""Layers of transformers that timm does not have."""
 
 from timm.models.vision_transformer import Block
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class PooledNorm(nn.BatchNorm1d):
+    """Normalises pooled vectors, in training by the batch; a batch of one clip by the running statistics, as ever."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(dim, affine=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """(batch, dim) → the same."""
+        if self.training and len(input) == 1:
+            return F.batch_norm(input, self.running_mean, self.running_var, eps=self.eps)
+        return super().forward(input)
 
 
 class PostNormBlock(Block):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from teacher.any_length import AnyLengthTransformer
 from teacher.audio_transformer import TransformerConfig
+from teacher.blocks import PooledNorm
 from teacher.spelling import Spelling
 
 
@@ -37,7 +38,7 @@ class M2D(AnyLengthTransformer):
         self.init_weights()
 
     def build_head_norm(self) -> nn.Module:
-        return nn.BatchNorm1d(self.config.embed_dim, affine=False)
+        return PooledNorm(self.config.embed_dim)
 
     def normalise(self, features: Tensor, frames: Tensor | None) -> Tensor:
         mean, deviation = self.norm_stats

@@ -91,3 +91,9 @@ def test_training_normalises_the_pooled_vector_by_the_batch(clips: Callable[...,
 @pytest.mark.parametrize(("frames", "used"), [(1, 16), (16, 16), (17, 32), (993, 992), (1001, 992), (1002, 1017)])
 def test_a_last_patch_is_filled_up_and_what_is_no_patch_of_a_piece_is_left(frames: int, used: int) -> None:
     assert small().used_frames(frames) == used
+
+
+def test_a_step_of_one_clip_trains_all_the_same(clips: Callable[..., Tensor]) -> None:
+    model = small().train()
+    features = model.front_end(clips(16000, 1.0))[:1]
+    torch.testing.assert_close(model(features), model.eval()(features))
