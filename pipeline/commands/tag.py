@@ -52,8 +52,7 @@ class TagConfig:
     _: KW_ONLY
     checkpoint: Annotated[str | tuple[str, ...], Parameter(n_tokens=-1)]
     """File of weights, a path or URL, or a released model's name, such as mn10_as, which is fetched once. NAME=FILE
-    names the model in a file that does not say it. A .onnx of `pipeline export` runs without torch. Several are an
-    ensemble, the mean of their logits."""
+    names the model in a file that does not say it. Several are an ensemble, the mean of their logits."""
     model: str | None = None
     """Registered name of the model in a file that does not say it, such as mn10_as for a released file."""
     model_options: dict[str, Any] = field(default_factory=dict)
@@ -139,7 +138,7 @@ class TagConfig:
 
 
 def run(config: Annotated[TagConfig, Parameter(name="*")]) -> list[TaggedWindow]:
-    """Tag sounds with a checkpoint, an ensemble or an exported model.
+    """Tag sounds with a checkpoint or an ensemble.
 
     A CNN hears a sound as long as it is, up to 5 minutes, at once; --window cuts it into windows, one after the other,
     and the last one is as long as what is left. A transformer hears no more than its length at once, 10 s for most, so
@@ -350,7 +349,7 @@ def load_models(config: TagConfig) -> Ensemble:
     Raises:
         PipelineError: one can't be used, or their classes differ.
     """
-    # torch takes more than a second to import, and whoever has exported a model may not have it.
+    # torch takes more than a second to import, which a refused command need not wait for.
     from pipeline.models.device import choose_device
     from pipeline.models.loading import load_model
     from pipeline.scoring.tagging import TorchTagger
