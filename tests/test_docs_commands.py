@@ -34,7 +34,7 @@ def words_of(command: str) -> list[str]:
     words = list(lexer)
     words = words[words.index("pipeline") + 1 :]
     end = next((at for at, word in enumerate(words) if word in {"|", ";", "&&", "&", ">", "<", ">&"}), len(words))
-    return [word for word in words[:end] if word != "--"]
+    return ["/dev/stdin" if word == "-" else word for word in words[:end] if word != "--"]  # as `cli` passes it on
 
 
 CASES = [
