@@ -17,7 +17,7 @@ class CED(AnyLengthTransformer):
     Short clips use the first time encodings. A clip longer than the encodings is cut into pieces, the last padded with
     zeros after normalisation, and its logit is that of the mean probability over the pieces.
 
-    In training mode of a short clip as large a share of the patches is left out as of one with all time encodings.
+    In training mode of a shorter clip as large a share of the patches is left out as of one of `input_seconds`.
     """
 
     def __init__(self, config: TransformerConfig, num_classes: int) -> None:
@@ -40,7 +40,9 @@ class CED(AnyLengthTransformer):
         return normalised.mT
 
     def patchout(self, time_patches: int) -> tuple[int, int]:
-        share = min(1.0, time_patches / self.time_pos_embed.shape[-1])
+        frames = self.front_end.frames(torch.tensor([round(self.input_seconds * self.sample_rate_hz)]))
+        assert frames is not None  # its front end doesn't bring clips to one length
+        share = min(1.0, time_patches * self.config.stride / self.used_frames(int(frames)))
         return int(self.config.s_patchout_t * share), int(self.config.u_patchout * share)
 
     def used_frames(self, frames: int) -> int:

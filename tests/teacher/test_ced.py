@@ -77,7 +77,7 @@ def test_a_clip_in_training_loses_the_same_patches_whoever_its_neighbours_are(cl
 
 def test_a_short_clip_loses_its_share_of_the_patches_and_never_all() -> None:
     model = teacher.create_model("ced_tiny", num_classes=3, depth=1, s_patchout_t=40, u_patchout=20)
-    columns = model.config.frames // 16
-    assert model.patchout(columns) == (40, 20)
+    columns = 62  # of 10 s; there are time encodings for one more
+    assert model.patchout(columns) == model.patchout(model.config.frames // 16) == (40, 20)
     assert model.patchout(columns // 2) == (int(40 * (columns // 2) / columns), int(20 * (columns // 2) / columns))
     assert all(model.patchout(few)[0] < few for few in range(1, columns))
