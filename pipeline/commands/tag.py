@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import KW_ONLY, dataclass, field
 from difflib import get_close_matches
@@ -22,8 +22,9 @@ from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.progress import ProgressBar, progress_bar
 from pipeline.runtime.recipes import read_options
 from pipeline.runtime.stopping import StoppedError, stop_on_signals
-from pipeline.scoring.events import Event, EventFinder, EventRule
-from pipeline.scoring.listening import Ensemble, Heard, listen, plan_windows
+from pipeline.scoring.events import EventRule
+from pipeline.scoring.listening import Ensemble, listen, plan_windows
+from pipeline.scoring.tag_picker import TagPicker
 from pipeline.scoring.tagged_windows import Format, TaggedWindow, TagWriter, choose_format, open_writer
 from pipeline.scoring.thresholds import read_thresholds
 from pipeline.storage import files as storage
@@ -180,7 +181,7 @@ def _tag(
     frames = _takes_frames(config, models)
     window, hop = _window_and_hop(config, frames=frames)
     plan = plan_windows(models, window=window, hop=hop, frames=frames)
-    picker = _Picker(config, models.vocabulary)
+    picker = _picker(config, models.vocabulary)
     failures: list[str] = []
     with ExitStack() as stack:
         if sounds is None:
@@ -267,55 +268,22 @@ def _window_and_hop(config: TagConfig, *, frames: bool) -> tuple[float | None, f
     return window, hop
 
 
-class _Picker:
-    """Chooses what is told of what was heard."""
+def _picker(config: TagConfig, vocabulary: Vocabulary) -> TagPicker:
+    own = np.full(len(vocabulary), np.nan)
+    if config.thresholds is not None:
+        own = read_thresholds(config.thresholds, vocabulary)
+    left_out = ~np.isin(np.arange(len(vocabulary)), kept_classes(config, vocabulary))
 
-    def __init__(self, config: TagConfig, vocabulary: Vocabulary) -> None:
-        self._names = vocabulary.names
-        self._top, self._is_of_events = config.top, config.events
-        own = np.full(len(vocabulary), np.nan)
-        if config.thresholds is not None:
-            own = read_thresholds(config.thresholds, vocabulary)
-        kept = np.isin(np.arange(len(vocabulary)), kept_classes(config, vocabulary))
-        self._least = np.where(kept, np.where(np.isnan(own), config.least, own), np.inf)
-        onset = np.where(kept, np.where(np.isnan(own), config.onset, own), np.inf)
+    def limits(otherwise: float, scale: float = 1.0) -> np.ndarray:
+        """(classes,): a class's own threshold, or what the others have; infinite for those that are left out."""
+        return np.where(left_out, np.inf, np.where(np.isnan(own), otherwise, own) * scale)
+
+    rule = None
+    if config.events:
         share = config.offset / config.onset if config.onset else 0.0
-        offset = np.where(np.isinf(onset), np.inf, onset * share)
-        self._rule = EventRule(onset=onset, offset=offset, shortest_seconds=config.shortest)
-
-    def pick(
-        self, heard: Iterable[Heard], name: Callable[[int], str], sample_rate_hz: int
-    ) -> Iterator[tuple[int, TaggedWindow | str]]:
-        """Yields (number of the sound, what is told), and at each sound's end, why it can't be decoded to its end."""
-        finder = EventFinder(self._rule)
-        for step in heard:
-            file = name(step.sound)
-            if step.cell is None:
-                for event in finder.end():
-                    yield step.sound, self._event(file, event)
-                finder = EventFinder(self._rule)
-                yield step.sound, step.failure
-                continue
-            start, end = step.cell.start / sample_rate_hz, step.cell.end / sample_rate_hz
-            if self._is_of_events:
-                for event in finder.add(start, end, step.cell.probabilities):
-                    yield step.sound, self._event(file, event)
-            else:
-                yield step.sound, self._window(file, start, end, step.cell.probabilities)
-
-    def _window(self, file: str, start: float, end: float, probabilities: np.ndarray) -> TaggedWindow:
-        counts = np.flatnonzero(probabilities >= self._least)
-        best = counts[np.argsort(-probabilities[counts], kind="stable")][: self._top]
-        tags = tuple((self._names[index], float(probabilities[index])) for index in best)
-        return TaggedWindow(file=file, start_seconds=start, end_seconds=end, tags=tags)
-
-    def _event(self, file: str, event: Event) -> TaggedWindow:
-        return TaggedWindow(
-            file=file,
-            start_seconds=event.start_seconds,
-            end_seconds=event.end_seconds,
-            tags=((self._names[event.class_index], event.probability),),
-        )
+        onset, offset = limits(config.onset), limits(config.onset, share)
+        rule = EventRule(onset=onset, offset=offset, shortest_seconds=config.shortest)
+    return TagPicker(vocabulary.names, least=limits(config.least), top=config.top, rule=rule)
 
 
 def _tokens(value: str | Sequence[str] | None) -> tuple[str, ...]:

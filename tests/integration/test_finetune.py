@@ -12,6 +12,7 @@ import numpy as np
 import published_layouts as layouts
 import pytest
 import torch
+from fixed_logits import FixedLogits
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -201,17 +202,6 @@ def test_wrong_settings_are_told_before_a_set_is_copied(clips: Path, tmp_path: P
     assert not (tmp_path / "run").exists()
 
 
-class Says(nn.Module):
-    """A network that has its mind made up."""
-
-    def __init__(self, logits: torch.Tensor) -> None:
-        super().__init__()
-        self.logits = nn.Parameter(logits)
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.logits
-
-
 def batch_of(labels: torch.Tensor, label_mask: torch.Tensor | None) -> TrainingBatch:
     clips, classes = labels.shape
     return TrainingBatch(
@@ -243,7 +233,7 @@ def test_classes_that_nobody_judged_teach_nothing_mixed_or_not() -> None:
     labels = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]])
     label_mask = torch.tensor([[True, True, False], [True, True, False], [False, True, False], [True, True, False]])
     for settings in (STILL, {}):
-        says = Says(torch.linspace(-2, 2, 12).view(4, 3))
+        says = FixedLogits(nn.Parameter(torch.linspace(-2, 2, 12).view(4, 3)))
         learner("multi-label", 3, **settings).loss(says, batch_of(labels, label_mask), torch.Generator()).backward()
         assert says.logits.grad is not None
         assert says.logits.grad[:, 2].abs().max() == 0  # even where it is called positive
@@ -256,7 +246,7 @@ def test_classes_that_nobody_judged_teach_nothing_mixed_or_not() -> None:
 
 
 def test_single_label_loss_is_cross_entropy_with_targets_mixed_as_the_sounds_are() -> None:
-    labels, says = torch.eye(4), Says(torch.linspace(-2, 2, 16).view(4, 4))
+    labels, says = torch.eye(4), FixedLogits(nn.Parameter(torch.linspace(-2, 2, 16).view(4, 4)))
     smooth = learner("single-label", 4, **STILL, label_smoothing=0.1)
     still = smooth.loss(says, batch_of(labels, None), torch.Generator())
     torch.testing.assert_close(still, nn.functional.cross_entropy(says.logits, torch.arange(4), label_smoothing=0.1))

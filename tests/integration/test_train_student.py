@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import soundfile
 import torch
+from fixed_logits import FixedLogits
 from made_stores import stamp_for
 from safetensors.torch import load_file
-from torch import nn
 
 import student
 from pipeline import cli
@@ -98,17 +98,6 @@ def test_clips_without_logits_are_told(config: TrainStudentConfig, caplog: pytes
     assert "2 of 8 clips have no logits" in caplog.text
 
 
-class Says(nn.Module):
-    """A network that has its mind made up."""
-
-    def __init__(self, logits: torch.Tensor) -> None:
-        super().__init__()
-        self.logits = logits
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.logits
-
-
 def test_pure_distillation_follows_the_teacher_and_the_labels_where_there_is_none(config: TrainStudentConfig) -> None:
     # The teacher of this store contradicts every label, and never saw the last two clips.
     manifest, model = read_manifest(config.data), student.create_model("mn01", num_classes=4)
@@ -120,7 +109,7 @@ def test_pure_distillation_follows_the_teacher_and_the_labels_where_there_is_non
     def loss(opinion: torch.Tensor, teacher_weight: float) -> float:
         distill = student.DistillConfig(teacher_weight=teacher_weight)
         learner = StudentLearner(model, distill, student.MixupConfig(alpha=0), student.AugmentConfig())
-        return float(learner.loss(Says(opinion), batch, torch.Generator()))
+        return float(learner.loss(FixedLogits(opinion), batch, torch.Generator()))
 
     assert loss(as_taught, 1.0) < 0.01 < 1 < loss(as_labelled, 1.0)
     assert loss(as_labelled, 0.0) < 0.01 < 1 < loss(as_taught, 0.0)

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from fixed_logits import FixedLogits
 from made_stores import fill_store
 from safetensors.torch import load_file
 from several_ranks import run_ranks
-from torch import nn
 from torch.nn import functional as F
 
 import student
@@ -72,17 +72,6 @@ def config(data: Path, store: str, tmp_path: Path) -> TrainStudentConfig:
     )
 
 
-class Says(nn.Module):
-    """A network that has its mind made up."""
-
-    def __init__(self, logits: torch.Tensor) -> None:
-        super().__init__()
-        self.logits = logits
-
-    def forward(self, features: torch.Tensor) -> torch.Tensor:
-        return self.logits
-
-
 @pytest.mark.parametrize("alpha", [0.0, 0.3])
 def test_each_clip_learns_from_what_is_known_of_it(config: TrainStudentConfig, alpha: float) -> None:
     manifest = read_manifest(config.data).with_label_share(SHARE)
@@ -91,7 +80,7 @@ def test_each_clip_learns_from_what_is_known_of_it(config: TrainStudentConfig, a
     batch, mixup = open_clips(config, manifest, model, logits)[np.arange(CLIPS)], student.MixupConfig(alpha=alpha)
     opinion = torch.randn(CLIPS, CLASSES, generator=torch.Generator().manual_seed(1))
     learner = StudentLearner(model, student.DistillConfig(teacher_weight=0.8), mixup, student.AugmentConfig())
-    loss = learner.loss(Says(opinion), batch, torch.Generator().manual_seed(3))
+    loss = learner.loss(FixedLogits(opinion), batch, torch.Generator().manual_seed(3))
 
     mix = student.draw_mix(student.Randomness.of_batch(CLIPS, torch.Generator().manual_seed(3)), mixup)
     true_labels = torch.eye(CLASSES)[torch.arange(CLIPS) % CLASSES]
