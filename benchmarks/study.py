@@ -298,7 +298,7 @@ def read_options() -> tuple[Study, argparse.Namespace]:
 
 def train(study: Study) -> list[str]:
     """Train all students, seed by seed; returns what went wrong, one line a run."""
-    todo = [
+    unfinished = [
         (condition, seed)
         for seed in study.seeds
         for condition in study.conditions
@@ -306,7 +306,7 @@ def train(study: Study) -> list[str]:
     ]
     faults: list[str] = []
     with ThreadPoolExecutor(study.jobs) as pool:
-        for run in [pool.submit(study.run, condition, seed) for condition, seed in todo]:
+        for run in [pool.submit(study.run, condition, seed) for condition, seed in unfinished]:
             try:
                 run.result()
             except PipelineError as error:

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import sys
+from abc import abstractmethod
 from contextlib import suppress
 from functools import cache
 from typing import IO, Any, cast
@@ -134,8 +135,9 @@ class _Stream(io.TextIOBase):
         except OSError as error:
             self._fail(error)
 
+    @abstractmethod
     def _fail(self, error: OSError) -> None:
-        raise NotImplementedError
+        """Do what is to be done where it can't be written to."""
 
 
 class _Results(_Stream):

@@ -33,7 +33,7 @@ def one_writer(location: str | Path) -> Iterator[None]:
     lock = FileLock(folder / WRITER_LOCK_NAME)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with suppress(NotImplementedError):  # no locks on this file system
+        with suppress(NotImplementedError):  # how filelock says that this file system has no locks
             lock.acquire(blocking=False)
     except Timeout as error:
         raise UsageError(

@@ -14,6 +14,7 @@ from typing import BinaryIO, cast
 
 import psutil
 import pytest
+from own_children import decoding_processes
 from toy_reader import KILLED, LOST_IN_A_CALL, REFUSED, SLOW, STOPPED, UNSPEAKABLE, Answer, ToyReader
 
 from pipeline.decoding.messages import Begin, Channel
@@ -24,15 +25,11 @@ from pipeline.runtime.stopping import StopRequestedError
 SOME = [[number, number + 1, number + 2] for number in range(12)]
 
 
-def children() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
-
-
 @pytest.fixture(autouse=True)
 def nobody_is_left() -> Iterator[None]:
-    before = {child.pid for child in children()}
+    before = {child.pid for child in decoding_processes()}
     yield
-    assert {child.pid for child in children()} <= before
+    assert {child.pid for child in decoding_processes()} <= before
 
 
 def firsts(answers: list[Answer]) -> list[list[int]]:
@@ -87,7 +84,7 @@ def test_processes_share_a_reader_s_arrays() -> None:
     reader = ToyReader(size=20_000_000)  # 160 MB
     with DecodingPool(2) as pool:
         list(pool.load(reader, [[number] for number in range(0, 20_000_000, 100_000)]))
-        for child in children():
+        for child in decoding_processes():
             assert child.memory_full_info().uss < 60_000_000
 
 
@@ -112,7 +109,7 @@ def test_a_process_that_is_killed_is_named_within_seconds() -> None:
 def test_a_process_that_is_killed_while_nobody_waits_is_told_when_it_is_needed() -> None:
     with DecodingPool(1) as pool:
         list(pool.load(ToyReader(), SOME))
-        [child] = children()
+        [child] = decoding_processes()
         child.kill()
         while child.status() != psutil.STATUS_ZOMBIE:
             time.sleep(0.01)
@@ -154,7 +151,7 @@ def test_a_crash_says_in_which_call(tmp_path: Path) -> None:
     with DecodingPool(1) as pool:
         answers = pool.load(ToyReader(), [[1], [SLOW, SLOW], [1]])
         next(answers)
-        [child] = children()
+        [child] = decoding_processes()
         time.sleep(0.2)
         child.send_signal(signal.SIGSEGV)
         with pytest.raises(LostProcessError, match=r"was ended by SIGSEGV: it is at trouble \(.*toy_reader.py:\d+\)"):
@@ -188,7 +185,7 @@ def test_a_request_larger_than_a_pipe_holds_waits_for_nobody() -> None:
 
 def test_signals_for_the_process_that_wants_the_work_leave_its_helpers_alone() -> None:
     with DecodingPool(2) as pool:
-        for child in children():  # they may not even have begun
+        for child in decoding_processes():  # they may not even have begun
             child.send_signal(signal.SIGTERM)
             child.send_signal(signal.SIGINT)
         assert len(list(pool.load(ToyReader(), SOME))) == len(SOME)

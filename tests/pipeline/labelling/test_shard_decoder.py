@@ -8,6 +8,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from own_children import decoding_processes
 from toy_reader import TellingReader
 
 from pipeline.dataset.manifest import Manifest
@@ -62,7 +63,7 @@ def test_following_shard_is_decoded_while_the_first_is_used_up(manifest: Manifes
     alone.close()
     ahead = decoder_of(manifest)
     list(ahead.batches(FIRST, following=SECOND))
-    while not all(has_open(child, SECOND) for child in psutil.Process().children()):
+    while not all(has_open(child, SECOND) for child in decoding_processes()):
         time.sleep(0.01)
     (Path(manifest.location) / SECOND).unlink()  # it is open already, and needs nobody to open it any more
     assert equal(list(ahead.batches(SECOND)), expected)
@@ -158,7 +159,7 @@ def lost(decoder: ShardDecoder, end: signal.Signals) -> str:
     """Send a signal to the process that decodes, and give what whoever waits for it is told."""
     batches = decoder.batches(FIRST, following=SECOND)
     next(batches)
-    [child] = psutil.Process().children()
+    [child] = decoding_processes()
     assert decoder._pool is not None
     decoder._pool._patience = 0.5  # from now on: starting a process may take long on a busy machine
     child.send_signal(end)
@@ -192,7 +193,7 @@ def test_what_nobody_asks_for_any_more_takes_no_room(build_dataset: Callable, ma
         next(decoder.batches(FIRST, following=SECOND))
     assert [batch.rows for batch in decoder.batches(SECOND)] == [[row, row + 1] for row in range(20, 40, 2)]
     decoder.close()
-    assert not psutil.Process().children()
+    assert not decoding_processes()
 
 
 def test_a_process_that_decodes_needs_neither_torch_nor_arrow(manifest: Manifest) -> None:
