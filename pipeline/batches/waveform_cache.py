@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pipeline.dataset.audio import decoding_identity
 from pipeline.errors import UsageError
 from pipeline.storage.cache import CacheFolder, bytes_on_disk
 from pipeline.storage.descriptors import open_descriptor, read_at, write_at
@@ -33,7 +34,7 @@ class WaveformCache:
 
     Args:
         cache: the folder, and its limit; it may be cleared when no run uses it.
-        manifest: the dataset; other bytes or other rows have another file.
+        manifest: the dataset; other bytes or other rows have another file, and so has what was decoded otherwise.
         sample_rate_hz: of the waveforms.
         samples: a waveform's length.
         own_lengths: clips are as long as they are, and those of more than `samples` are not kept.
@@ -54,7 +55,8 @@ class WaveformCache:
         self._samples = samples
         self._record_bytes = _HEADER.size + 4 * samples
         self._descriptor: int | None = None
-        key = [manifest.rows_identity, str(sample_rate_hz), str(samples), *(["own lengths"] if own_lengths else [])]
+        key = [manifest.rows_identity, decoding_identity(), str(sample_rate_hz), str(samples)]
+        key += ["own lengths"] if own_lengths else []
         self.path = cache.folder / f"waveforms-{hashlib.sha256(' '.join(key).encode()).hexdigest()[:32]}.f32"
         self._check_room(len(manifest), cache)
         self._open()

@@ -6,6 +6,8 @@ What a file is goes by its content, never by its name, and how long it is by wha
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
 from typing import Literal
 
 import numpy as np
@@ -21,6 +23,8 @@ LOUDEST_PEAK = 4.0
 """Lossy codecs overshoot full scale, and the models were trained on that. A peak beyond 12 dB over full scale is no
 overshoot but a file in other units; it is scaled down to 1."""
 
+_DECODING_EDITION = 2
+"""Raised whenever the same bytes may become other samples, be it in the last bit: another decoder, another mix."""
 _LOOK_AHEAD_SECONDS = 0.1
 """What the resampler's filter sees behind the cut: a clip's last samples don't depend on where reading stopped."""
 _CANCELLED = 0.01
@@ -58,6 +62,13 @@ class SoundFacts:
     has_video: bool = False
     notes: tuple[str, ...] = ()
     """What is worth a word: `CANCEL_OUT`, `SHORTER`, `LONGER`."""
+
+
+@cache
+def decoding_identity() -> str:
+    """Returns what changes whenever bytes may become other samples, for keys of what was decoded and kept."""
+    packages = (f"{name} {version(name)}" for name in ("soundfile", "av", "soxr"))
+    return f"decoding {_DECODING_EDITION}, {', '.join(packages)}"
 
 
 def decode(data: bytes, *, max_seconds: float | None = None) -> Sound:

@@ -2,12 +2,14 @@ import pickle
 import shutil
 from collections import namedtuple
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pipeline.batches.waveform_cache import WaveformCache
+from pipeline.dataset import audio
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import UsageError
 from pipeline.storage.cache import CacheFolder
@@ -58,6 +60,19 @@ def test_other_clips_rates_and_lengths_have_another_file(
         WaveformCache(CacheFolder(tmp_path, 1e9), manifest, sample_rate_hz=16000, samples=100).path,
     }
     assert len(paths) == 4
+
+
+def test_what_other_decoders_made_is_decoded_again(
+    tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    open_cache(tmp_path, manifest).write(0, np.ones(100, np.float32))
+    assert open_cache(tmp_path, manifest).read(0) is not None
+    monkeypatch.setattr(audio, "version", lambda package: "0.0.1" if package == "av" else version(package))
+    audio.decoding_identity.cache_clear()
+    try:
+        assert open_cache(tmp_path, manifest).read(0) is None
+    finally:
+        audio.decoding_identity.cache_clear()
 
 
 def test_a_disk_without_room_is_refused_before_the_run(
