@@ -24,7 +24,9 @@ def pack_shards(
 ) -> Iterator[int]:
     """Pack shards on the running Ray; gives the number of clips of each as it is done.
 
-    Each shard is published with its ledger by whoever packs it, so that nothing but names and labels travels.
+    Each shard is published with its ledger by whoever packs it, so that nothing but names and labels travels. Where one
+    can't be packed, those under way go on until they are done or this process ends, which Ray sees to: Ray 2.60 aborts
+    a process that cancels a task which is done at that very moment ("Tried to complete task that was not pending").
 
     Args:
         dataset: the folder, an absolute path or a URL that all machines see.
@@ -50,9 +52,6 @@ def pack_shards(
     except RayError as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise PipelineError(f"Ray gave up: {reason}. The same command goes on with what is missing.") from error
-    finally:
-        for task in under_way:  # nobody waits for them any more
-            ray.cancel(task, force=True)
 
 
 @ray.remote(num_cpus=1, max_retries=_TRIES - 1)
