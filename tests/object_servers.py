@@ -116,6 +116,7 @@ class Proxy:
     """(method, path with query) of each."""
     connections: int = 0
     at_once: int = 0
+    """Requests that have come and whose answer has not begun: whoever has an answer may ask for the next thing."""
     most_at_once: int = 0
     gather: int = 0
     """Requests are held until so many have been here at once, however slowly they come."""
@@ -156,6 +157,7 @@ def proxy_before(port: int) -> Iterator[Proxy]:
 
         def handle_any(self) -> None:
             with proxy.lock:
+                self.under_way = True
                 proxy.at_once += 1
                 proxy.most_at_once = max(proxy.most_at_once, proxy.at_once)
                 proxy.lock.notify_all()
@@ -163,8 +165,12 @@ def proxy_before(port: int) -> Iterator[Proxy]:
             try:
                 self.pass_on(proxy.take_fault(self.command, self.path))
             finally:
-                with proxy.lock:
-                    proxy.at_once -= 1
+                self.count_as_answered()
+
+        def count_as_answered(self) -> None:
+            with proxy.lock:
+                proxy.at_once -= self.under_way
+                self.under_way = False
 
         def pass_on(self, fault: Fault | None) -> None:
             time.sleep(proxy.latency_seconds + (fault.value if fault and fault.what == "stall" else 0))
@@ -195,6 +201,7 @@ def proxy_before(port: int) -> Iterator[Proxy]:
             self.close_connection = True
 
         def answer(self, status: int, headers: dict[str, str], content: bytes, cut: int | None = None) -> None:
+            self.count_as_answered()
             self.send_response_only(status)
             sized = {"Content-Length": str(len(content))} if self.command != "HEAD" else {}
             for name, value in {**headers, **sized}.items():
