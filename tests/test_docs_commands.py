@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from cyclopts import CycloptsError, MissingArgumentError
+from cyclopts.config import Toml
 from torch.distributed.run import get_args_parser
 
 from pipeline.cli import COMMANDS, build_app
@@ -52,13 +53,17 @@ def test_commands_are_found() -> None:
 @pytest.mark.parametrize(("command", "whole"), CASES)
 def test_a_shown_command_has_flags_that_there_are(command: str, whole: bool) -> None:
     words = words_of(command)
+    app = build_app()
+    recipe = ROOT / words[words.index("--config") + 1] if "--config" in words else None
+    if recipe is not None and recipe.is_file():
+        app.config = (Toml(recipe, must_exist=True, use_commands_as_keys=False),)
     for flag, values in FOR_ALL.items():
         if flag in words:
             del words[words.index(flag) : words.index(flag) + 1 + values]
     words = [word for word in words if not re.fullmatch(r"…|\[[-…].*|[^\[]*\]", word)]
     assert any(f"{name} ".startswith(f"{' '.join(words)} "[: len(name) + 1]) for name in COMMANDS)
     try:
-        build_app().parse_args(words, exit_on_error=False, print_error=False)
+        app.parse_args(words, exit_on_error=False, print_error=False)
     except MissingArgumentError:
         if whole:
             raise
