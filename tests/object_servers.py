@@ -15,6 +15,9 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from obstore.store import S3Store
 
 ACCESS_KEY, SECRET_KEY = "test-access-key", "test-secret-key-0123456789"
 BUCKET = "distill"
@@ -22,7 +25,7 @@ BUCKET = "distill"
 
 @dataclass(frozen=True, slots=True)
 class S3Server:
-    """A running `rclone serve s3`, behind a proxy that mends the one thing in which it differs from S3."""
+    """A running `rclone serve s3`, behind a proxy that mends what differs from S3: ranges, conditional puts."""
 
     endpoint: str
     port: int
@@ -121,6 +124,8 @@ class Proxy:
     gather: int = 0
     """Requests are held until so many have been here at once, however slowly they come."""
     lock: threading.Condition = field(default_factory=threading.Condition)
+    conditional: threading.Lock = field(default_factory=threading.Lock)
+    """Held while a put with a condition is under way."""
 
     def reset(self) -> None:
         with self.lock:
@@ -134,6 +139,17 @@ class Proxy:
                 if fault.fits(method, path):
                     fault.times -= 1
                     return fault
+        return None
+
+
+def version_behind(port: int, path: str) -> str | None:
+    """Returns the ETag of an object of the server at `port`, None where there is none."""
+    bucket, _, key = unquote(urlsplit(path).path).strip("/").partition("/")
+    keys: Any = {"access_key_id": ACCESS_KEY, "secret_access_key": SECRET_KEY, "region": "us-east-1"}
+    store = S3Store(bucket, endpoint=f"http://127.0.0.1:{port}", client_options={"allow_http": True}, **keys)
+    try:
+        return store.head(key)["e_tag"]
+    except FileNotFoundError:
         return None
 
 
@@ -182,13 +198,28 @@ def proxy_before(port: int) -> Iterator[Proxy]:
             if fault and fault.what == "status":
                 self.answer(int(fault.value), {"Content-Type": "application/xml"}, b"")
                 return
-            self.behind.request(self.command, self.path, body, dict(self.headers.items()))
-            response = self.behind.getresponse()
-            content = response.read()
+            response, content = self.ask_conditionally(body)
+            if response is None:
+                self.answer(412, {"Content-Type": "application/xml"}, b"<Error><Code>PreconditionFailed</Code></Error>")
+                return
             headers = {name: value for name, value in response.getheaders() if name.lower() != "transfer-encoding"}
             cut = int(fault.value) if fault and fault.what == "cut-answer" else None
             ranged = response.status == 200 and "Content-Range" in headers  # what rclone answers where S3 says 206
             self.answer(206 if ranged else response.status, headers, content, cut)
+
+        def ask_conditionally(self, body: bytes) -> tuple[http.client.HTTPResponse | None, bytes]:
+            """Ask the server, unless a put's condition does not hold, for which rclone has no ear."""
+            version = self.headers.get("If-Match")  # where nothing may be there, If-None-Match comes instead
+            if self.command != "PUT" or not (version or self.headers.get("If-None-Match")):
+                return self.ask(self.command, body)
+            with proxy.conditional:
+                there = version_behind(port, self.path)
+                return self.ask(self.command, body) if there == version else (None, b"")
+
+        def ask(self, method: str, body: bytes) -> tuple[http.client.HTTPResponse, bytes]:
+            self.behind.request(method, self.path, body, dict(self.headers.items()))
+            response = self.behind.getresponse()
+            return response, response.read()
 
         def send_half(self, length: int, fault: Fault) -> None:
             """Hand on the request and a part of its body, then let both ends hang up."""

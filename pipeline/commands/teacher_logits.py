@@ -157,7 +157,7 @@ def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
 
         write_failures(store, list(finished_parts(store, stamp).values()))
         storage.write_listing(store)
-        _conclude(manifest, store, list(finished_shards(store, stamp, manifest).values()), errors, config.max_failed)
+        _conclude(manifest, store, finished_shards(store, stamp, manifest), errors, config.max_failed)
 
 
 def _stamp(config: TeacherLogitsConfig, teachers: StoreStamp) -> StoreStamp:
@@ -240,9 +240,10 @@ def _log_speed(outcomes: Sequence["ShardOutcome"], seconds: float) -> None:
 
 
 def _conclude(
-    manifest: Manifest, store: str, parts: Sequence[LogitPart], errors: Mapping[str, str], limit: float
+    manifest: Manifest, store: str, finished: Mapping[str, LogitPart], errors: Mapping[str, str], limit: float
 ) -> None:
     """Log how complete the store is, and fail where it is not complete enough."""
+    parts = list(finished.values())
     failures = Counter(failure.reason for part in parts for failure in part.failures)
     reasons = ", ".join(f"{count} {reason}" for reason, count in failures.most_common())
     clips, failed = len(manifest), failures.total()
@@ -255,6 +256,11 @@ def _conclude(
         raise PipelineError(
             f"{len(errors)} of {len(manifest.shards)} shards could not be done. {shard}: {error} "
             "The others are in the store; the same command does what is missing."
+        )
+    if missing := [shard for shard in manifest.shards if shard not in finished]:
+        raise PipelineError(
+            f"{len(missing)} of {len(manifest.shards)} shards were done, but their parts are not in {store} any more, "
+            f"such as that of {missing[0]}: somebody else writes there, or removed them. The same command makes them."
         )
     if failed > limit * clips:
         raise TooManyFailuresError(

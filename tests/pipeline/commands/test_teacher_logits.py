@@ -307,6 +307,15 @@ def test_too_many_failures_end_in_an_error_with_the_store_kept(
     run(replace(config, max_failed=0.14))
 
 
+def test_a_store_whose_parts_somebody_removed_meanwhile_is_no_success(
+    build_dataset: Callable, clips: Clips, make_teacher: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = build_dataset("data", clips)
+    monkeypatch.setattr("pipeline.commands.teacher_logits._label", lambda *given: {})  # all went well
+    with pytest.raises(PipelineError, match=r"3 of 3 shards were done, but their parts are not in .*tiny-000000"):
+        run(configure(manifest, tmp_path / "store", make_teacher("passt_tiny")))
+
+
 @pytest.mark.usefixtures("no_ray")
 def test_failed_clips_are_tried_again_when_asked_for(
     build_dataset: Callable, clips: Clips, make_teacher: Callable, tmp_path: Path

@@ -56,6 +56,6 @@ def test_a_place_that_can_t_be_written_is_one_error(tmp_path: Path) -> None:
         pass
 
 
-def test_urls_have_no_lock() -> None:
-    with one_writer("s3://bucket/folder"):
+def test_what_knows_neither_locks_nor_leases_keeps_nobody_out() -> None:
+    with one_writer("memory://folder"), one_writer("memory://folder"):
         pass
