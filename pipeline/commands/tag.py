@@ -318,7 +318,7 @@ def load_models(config: TagConfig) -> Ensemble:
         PipelineError: one can't be used, or their classes differ.
     """
     # torch takes more than a second to import, which a refused command need not wait for.
-    from pipeline.models.device import choose_device
+    from pipeline.models.device import choose_device, compute_in
     from pipeline.models.loading import load_model
     from pipeline.scoring.tagging import TorchTagger
 
@@ -327,6 +327,7 @@ def load_models(config: TagConfig) -> Ensemble:
         raise UsageError(f"--classes: {' and '.join(lists)} are two class lists; give one")
     classes = read_vocabulary(lists[0]) if lists else None
     device = choose_device(config.device)
+    compute_in("float32", [])
     models = [
         TorchTagger(
             load_model(

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 from cyclopts import Parameter
 
@@ -18,10 +18,10 @@ from pipeline.labelling.shard_labeller import LabellerConfig
 from pipeline.labelling.teacher_spec import TeacherSpec, parse_teachers, stamp_teachers
 from pipeline.logits.filling import check_part_names, claim_store, finished_shards
 from pipeline.logits.stamp import StoreStamp
-from pipeline.logits.store import FAILED_NAME, LogitPart, finished_parts, write_failures
+from pipeline.logits.store import FAILED_NAME, LogitPart, finished_parts, read_stamp, write_failures
 from pipeline.models.device import Precision, PrecisionChoice, choose_device, fastest_precision
 from pipeline.runtime.progress import progress_bar
-from pipeline.runtime.ray_address import check_address
+from pipeline.runtime.ray_address import check_address, cluster_address
 from pipeline.runtime.stopping import stop_on_signals
 from pipeline.runtime.watching import PATIENCE_SECONDS
 from pipeline.storage import files as storage
@@ -59,9 +59,10 @@ class TeacherLogitsConfig:
     precision: PrecisionChoice = "auto"
     """What the networks' matrix products compute in; front ends, norms and the last layer always compute in float32,
     and logits are stored as float16. auto goes on with what the store was begun with; a new store gets bfloat16 where
-    the GPU, or without one the CPU, of the machine that starts the run has instructions for it, float16 on older GPUs,
-    and float32 on other CPUs. |Difference| to float32 in the logits, median and 99.9th percentile, of trained teachers
-    on real clips: bfloat16 0.002 and 0.012, float16 0.0001 and 0.001."""
+    the GPUs, or without any the CPUs, of all machines that the teachers run on have instructions for it, float16 where
+    some GPUs are older, and float32 on other CPUs. tf32 rounds what a GPU multiplies to 10 bits. |Difference| to
+    float32 in the logits, median and 99.9th percentile, of trained teachers on real clips: bfloat16 0.002 and 0.012,
+    float16 0.0001 and 0.001."""
     decode_workers: int = 0
     """Processes an actor decodes with, ahead of the teachers; 0 is one for each of its cores."""
     patience: float = PATIENCE_SECONDS
@@ -130,7 +131,8 @@ def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
     specs = tuple(map(_with_absolute_path, parse_teachers(config.teacher, config.trust_remote_code)))
     manifest = read_manifest(data)
     check_part_names(manifest)
-    stamp = _stamp(config, stamp_teachers(specs, manifest, _precision(config)))
+    stamp = _stamp(config, stamp_teachers(specs, manifest, "float32"))
+    stamp = replace(stamp, precision=_precision(config, read_stamp(store)))
     auto = config.precision == "auto"
     stamp = stamp_to_go_on_with(store, stamp, manifest, any_precision=auto, overwrite=config.overwrite)
     if auto:
@@ -174,11 +176,17 @@ def _stamp(config: TeacherLogitsConfig, teachers: StoreStamp) -> StoreStamp:
     )
 
 
-def _precision(config: TeacherLogitsConfig) -> Precision:
-    """Returns the precision that is asked for, or the fastest on this machine."""
+def _precision(config: TeacherLogitsConfig, begun: StoreStamp | None) -> Precision:
+    """Returns the precision that is asked for, or of a store that was begun, or the fastest where the teachers run."""
     if config.precision != "auto":
         return config.precision
-    return fastest_precision("cpu" if config.gpus_per_actor == 0 else choose_device("auto"))
+    if begun is not None and begun.precision in get_args(Precision) and not config.overwrite:
+        return cast("Precision", begun.precision)
+    if cluster_address(config.address) is None:
+        return fastest_precision("cpu" if config.gpus_per_actor == 0 else choose_device("auto"))
+    from pipeline.labelling.cluster_precision import fastest_on_cluster  # Ray takes seconds to import
+
+    return fastest_on_cluster(config.address, config.gpus_per_actor, config.patience)
 
 
 def _absolute(location: str) -> str:

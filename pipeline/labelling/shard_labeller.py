@@ -4,6 +4,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import cast
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from pipeline.labelling.teacher_spec import TeacherSpec
 from pipeline.logits.forms import mean_of_members
 from pipeline.logits.stamp import StoreStamp
 from pipeline.logits.store import ClipFailure, part_stem, publish_part
+from pipeline.models.device import Precision, choose_device, compute_in, tensor_dtype
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.watching import PATIENCE_SECONDS
 
@@ -71,13 +73,14 @@ class ShardLabeller:
     def __init__(self, config: LabellerConfig) -> None:
         if config.device == "cpu":
             keep_freed_memory()
+        choose_device(config.device)  # says why, where it can't be used
         self._config = config
         self._manifest: Manifest = read_manifest(config.data)
+        precision = cast("Precision", config.stamp.precision)
         self._ensemble = teacher.Ensemble(
-            self._load_teachers(),
-            [spec.weight for spec in config.teachers],
-            getattr(torch, config.stamp.precision),
+            self._load_teachers(), [spec.weight for spec in config.teachers], tensor_dtype(precision)
         )
+        compute_in(precision, self._ensemble.members)
         self._on_gpu = config.device.startswith("cuda")
         self._decoder = ShardDecoder(
             self._manifest,

@@ -1,35 +1,48 @@
 """Where models compute, and in which precision."""
 
+from collections.abc import Iterable
 from typing import Literal
 
 import torch
+from torch import nn
 
 from pipeline.errors import UsageError
+from pipeline.models.nvidia_driver import why_torch_misses_a_gpu
 
-Precision = Literal["float32", "bfloat16", "float16"]
-"""In what the networks compute; front ends always compute in float32."""
+Precision = Literal["float32", "tf32", "bfloat16", "float16"]
+"""In what the networks compute; front ends always compute in float32. tf32 is float32 whose products NVIDIA's GPUs
+round to 10 bits first; elsewhere it is float32."""
 
-PrecisionChoice = Literal["auto", "float32", "bfloat16", "float16"]
+PrecisionChoice = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
 """`auto` is what `fastest_precision` finds."""
+
+_FASTEST_FIRST: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
 
 
 def choose_device(name: str) -> torch.device:
-    """Turn `auto`, `cpu`, `cuda`, `cuda:1`, `mps` … into a device that is there; `auto` takes a GPU if there is one.
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1`, `mps` … into a device that works; `auto` takes a GPU if there is one.
 
-    That is a GPU of NVIDIA's or AMD's (both `cuda` to torch) or Apple's (`mps`).
+    That is a GPU of NVIDIA's or AMD's (both `cuda` to torch) or Apple's (`mps`). A numbered one becomes this thread's
+    own, so that nothing is put on the first one beside it.
 
     Raises:
-        UsageError: there is no such device on this machine.
+        UsageError: there is no such device on this machine, or `auto` would pass over a GPU that torch can't use.
     """
     if name == "auto":
         there = {"cuda": torch.cuda.is_available, "mps": torch.backends.mps.is_available}
-        return torch.device(next((kind for kind, is_available in there.items() if is_available()), "cpu"))
+        found = next((kind for kind, is_available in there.items() if is_available()), "cpu")
+        if found == "cpu" and (reason := why_torch_misses_a_gpu()):
+            raise UsageError(f"--device auto: {reason}; or go on without it by --device cpu")
+        return torch.device(found)
     try:
         device = torch.device(name)
+        if device.type == "cuda" and device.index is not None:
+            torch.cuda.set_device(device)
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+    except (RuntimeError, AssertionError, ValueError) as error:
         reason = str(error).splitlines()[0]
-        raise UsageError(f"--device {name}: not usable on this machine; choose auto or cpu ({reason})") from error
+        why = (why_torch_misses_a_gpu() if name.startswith("cuda") else "") or reason
+        raise UsageError(f"--device {name}: not usable on this machine; choose auto or cpu ({why})") from error
     return device
 
 
@@ -48,3 +61,43 @@ def fastest_precision(device: torch.device | str) -> Precision:
         able = torch.cpu.get_capabilities()
         return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
     return "float32"
+
+
+def common_precision(fastest: Iterable[Precision]) -> Precision:
+    """Returns the precision for machines whose fastest ones differ: the one that none of them has to imitate."""
+    return max(fastest, key=_FASTEST_FIRST.index)
+
+
+def tensor_dtype(precision: Precision) -> torch.dtype:
+    """Returns in what tensors are kept for a precision."""
+    return torch.float32 if precision == "tf32" else getattr(torch, precision)
+
+
+def autocast(device_type: str, precision: Precision) -> torch.autocast:
+    """Returns a context in which networks compute in a precision; see `compute_in` for tf32."""
+    dtype = tensor_dtype(precision)
+    lower = dtype != torch.float32
+    return torch.autocast(device_type, dtype if lower else None, enabled=lower)
+
+
+def compute_in(precision: Precision, models: Iterable[nn.Module]) -> None:
+    """Let float32 mean float32 in this process, and tf32 TF32 in the networks of some models but not in front ends.
+
+    torch by itself rounds what cuDNN convolves to TF32, and what cuBLAS multiplies not.
+
+    Args:
+        precision: what networks compute in.
+        models: each with a `front_end`.
+    """
+    _allow_tf32(precision == "tf32")
+    if precision != "tf32":
+        return
+    for model in models:
+        front_end = model.get_submodule("front_end")
+        front_end.register_forward_pre_hook(lambda *_: _allow_tf32(False))
+        front_end.register_forward_hook(lambda *_: _allow_tf32(True), always_call=True)
+
+
+def _allow_tf32(allowed: bool) -> None:
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed

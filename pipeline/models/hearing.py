@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
-from pipeline.models.device import Precision
+from pipeline.models.device import Precision, autocast
 
 
 class AudioModel(Protocol):
@@ -55,12 +54,12 @@ def tag_waveforms(
         waveforms: (batch, samples), on its device.
         lengths: (batch,), int64, on the CPU: the samples of each row that are the clip, for models whose input has
             `own_lengths`; None: all are.
-        precision: other than float32 means autocast around the network.
+        precision: of the network.
     """
     own, frames = {}, None
     front_end = model.get_submodule("front_end")
     if lengths is not None:
         own, frames = {"lengths": lengths}, front_end.frames(lengths)  # pyright: ignore[reportCallIssue]
     features = front_end(waveforms, **own)
-    with torch.autocast(waveforms.device.type, getattr(torch, precision), enabled=precision != "float32"):
+    with autocast(waveforms.device.type, precision):
         return model(features, **({} if frames is None else {"frames": frames})).float()

@@ -14,7 +14,7 @@ from pipeline.batches.join import JoinedDataset, PaddedClips, TrainingBatch, bat
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ManifestError, TooManyFailuresError
 from pipeline.logits.store import LogitStore
-from pipeline.models.device import Precision
+from pipeline.models.device import Precision, compute_in
 from pipeline.models.hearing import AudioModel, model_input
 from pipeline.models.loading import LoadedModel
 from pipeline.models.weights import Task
@@ -66,6 +66,7 @@ def run_models(
         device: where the models are.
         precision: of the networks.
     """
+    compute_in(precision, [model.network for model in models])
     systems: dict[int, System] = {}
     inputs = [model_input(cast("AudioModel", model.network)) for model in models]
     for shared in dict.fromkeys(inputs):

@@ -15,7 +15,7 @@ from pipeline.errors import UsageError
 from pipeline.ingest.ingesting import IngestConfig, ingest
 from pipeline.ingest.published_sets import PublishedSet, Round
 from pipeline.ingest.sources import local_folder
-from pipeline.models.device import choose_device
+from pipeline.models.device import choose_device, compute_in
 from pipeline.models.loading import load_model
 from pipeline.runtime.output import print_table
 from pipeline.runtime.progress import read_metrics
@@ -157,6 +157,7 @@ def _test(config: PublishedSetConfig, published: PublishedSet, run: str, part: s
     manifest = join_manifests(config.parts_folder, [part])
     device = choose_device(config.device)
     model = load_model(storage.join_path(run, BEST_NAME), manifest, device=device)
+    compute_in(config.precision, [model.network])
     evaluation = Evaluation(
         dataset=open_clips(config, manifest, model),
         score=FinetuneLearner(model.network, published.task, config).score,  # pyright: ignore[reportArgumentType]

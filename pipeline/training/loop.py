@@ -25,7 +25,7 @@ from pipeline.batches.join import TrainingBatch
 from pipeline.batches.sampling import EpochSampler, Sampling, StreamConfig, seed_for
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import UsageError
-from pipeline.models.device import Precision
+from pipeline.models.device import Precision, autocast, compute_in
 from pipeline.runtime.ray_address import check_address
 from pipeline.runtime.watching import PATIENCE_SECONDS
 from pipeline.storage.cache import GIGABYTE, CacheFolder
@@ -296,6 +296,7 @@ class Trainer:
             )
         self._peak = config.learning_rate * config.batch_size / config.optimizer.reference_batch
         self._model = learner.model.to(device)
+        compute_in(config.precision, [self._model])
         if config.channels_last:
             self._model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._average = _build_average(self._model, config.average)
@@ -434,8 +435,7 @@ class Trainer:
         for number, layer in enumerate(self._dropouts):
             layer.draw_for(seed_for(seed, self.step, 2, number), part.positions, part.global_batch_size)
         generator = torch.Generator().manual_seed(seed_for(seed, self.step, 1))
-        dtype = torch.float16 if config.precision == "float16" else torch.bfloat16
-        with torch.autocast(self._device.type, dtype, enabled=config.precision != "float32"):
+        with autocast(self._device.type, config.precision):
             return self._learner.loss(self._network, part.to(self._device), generator)
 
     def _begin_epoch(self, epoch: int) -> None:

@@ -238,7 +238,8 @@ def start_seconds(patience: float) -> float:
 def _join(patience: float, device: str) -> None:
     seconds = start_seconds(patience)
     try:
-        dist.init_process_group(backend(device), timeout=timedelta(seconds=seconds))
+        on_gpus = device != "cpu" and torch.cuda.is_available()
+        dist.init_process_group(backend(on_gpus=on_gpus), timeout=timedelta(seconds=seconds))
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         if not timed_out(error):
@@ -253,6 +254,6 @@ def _join(patience: float, device: str) -> None:
         ) from error
 
 
-def backend(device: str) -> str:
-    """Returns the names of torch's backends: NCCL between GPUs, Gloo between CPUs."""
-    return "cpu:gloo,cuda:nccl" if device != "cpu" and torch.cuda.is_available() else "gloo"
+def backend(*, on_gpus: bool) -> str:
+    """Returns the names of torch's backends for ranks that each have a GPU, or none: NCCL's and Gloo's."""
+    return "cpu:gloo,cuda:nccl" if on_gpus else "gloo"

@@ -71,7 +71,8 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
                 "folder": str(Path.cwd()),
             },
             scaling_config=ScalingConfig(num_workers=config.ranks, use_gpu=gpus > 0),
-            torch_config=TorchConfig(backend=backend("auto" if gpus else "cpu"), timeout_s=int(patience)),
+            # The ranks' machines have GPUs or not; this one need have none.
+            torch_config=TorchConfig(backend=backend(on_gpus=gpus > 0), timeout_s=int(patience)),
             # Checkpoints are the run's own; Ray Train needs a folder for its notes all the same. It would try again for
             # ever where the ranks can't start, or a machine is taken away.
             run_config=RunConfig(

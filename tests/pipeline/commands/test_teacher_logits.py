@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -389,6 +390,22 @@ def test_auto_begins_a_store_in_the_fastest_precision(
     with pytest.raises(ImportError, match="actor_pool"):  # there is work
         run(replace(config, gpus_per_actor=0))
     assert open_store(config.store).stamp.precision == fastest
+
+
+@pytest.mark.usefixtures("no_ray")
+def test_auto_asks_the_machines_that_label_not_the_one_that_starts_the_run(
+    build_dataset: Callable, clips: Clips, make_teacher: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str | None, float | None]] = []
+    answers = ModuleType("cluster_precision")
+    answers.fastest_on_cluster = lambda address, gpus, patience: asked.append((address, gpus)) or "float16"  # pyright: ignore
+    monkeypatch.setitem(sys.modules, "pipeline.labelling.cluster_precision", answers)
+    config = configure(build_dataset("data", clips), tmp_path / "store", make_teacher("passt_tiny"), precision="auto")
+    for _ in range(2):  # the second time the store says it
+        with pytest.raises(ImportError, match="actor_pool"):  # there is work
+            run(replace(config, address="10.0.0.1:6379"))
+    assert open_store(config.store).stamp.precision == "float16"
+    assert asked == [("10.0.0.1:6379", None)]
 
 
 @pytest.mark.usefixtures("no_ray")

@@ -27,7 +27,7 @@ from pipeline.training import heartbeats
 from pipeline.training.checkpoints import list_checkpoints
 from pipeline.training.heartbeats import Heartbeats
 from pipeline.training.loop import AverageConfig, Learner, OptimizerConfig, TrainingConfig
-from pipeline.training.ranks import Ranks, process_group
+from pipeline.training.ranks import Ranks, backend, process_group
 from pipeline.training.run import RunResult, open_clips, run_training
 from pipeline.training.student_learner import StudentLearner
 
@@ -220,6 +220,12 @@ def test_a_student_on_two_ranks_in_two_pieces_has_the_curve_of_one_rank(data: Pa
     outcomes = run_ranks(2, train, replace(base, run=str(tmp_path / "two")), SmallStudent, mixup)
     assert [outcome.steps for outcome in outcomes] == [2, 2]
     np.testing.assert_allclose(curve(tmp_path / "two"), curve(tmp_path / "alone"), rtol=1e-4)
+
+
+def test_ranks_on_gpus_meet_by_nccl_whatever_the_machine_that_starts_them_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert backend(on_gpus=True) == "cpu:gloo,cuda:nccl"
+    assert backend(on_gpus=False) == "gloo"
 
 
 def test_without_whole_batch_statistics_ranks_resume_to_the_same_bits_too(data: Path, tmp_path: Path) -> None:
