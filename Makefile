@@ -8,7 +8,7 @@ OUT ?= runs/demo
 RECIPE ?= manifests/recipes/sample_mn04.toml
 TEACHERS := --teacher passt_tiny=manifests/sample/passt_tiny.safetensors ast_tiny=manifests/sample/ast_tiny.safetensors
 
-.PHONY: demo study test check ffmpeg lock clean
+.PHONY: demo study test check ffmpeg chromium lock clean
 
 demo: .venv/ready
 	rm -rf $(OUT)
@@ -32,14 +32,15 @@ study: .venv/ready
 	$(BIN)/python -m benchmarks.study --data $(DATA) --out $(OUT) --recipe $(RECIPE) --seeds $(SEEDS) --jobs $(JOBS) --parts $(PARTS) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(TEACHER_STORE),--store $(TEACHER_STORE),$(TEACHERS)) $(STUDY_FLAGS)
 
 # Two processes with a thread each: on two cores half the time, and no more memory than a laptop has.
-test: .venv/ready ffmpeg
+test: .venv/ready ffmpeg chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# FFmpeg's command line is the independent decoder of the tests; those that need it skip where it can't be had.
-ffmpeg:
-	@command -v ffmpeg > /dev/null \
-		|| { export DEBIAN_FRONTEND=noninteractive; timeout 300 sh -c 'apt-get update && apt-get install --yes --no-install-recommends ffmpeg' > /dev/null 2>&1; } \
-		|| echo 'make: no ffmpeg, and apt-get could not install it: tests that compare with it skip'
+# FFmpeg's command line is the independent decoder of the tests, Chromium opens the pages that are written; the tests that
+# need one skip where it can't be had.
+ffmpeg chromium:
+	@command -v $@ > /dev/null \
+		|| { export DEBIAN_FRONTEND=noninteractive; timeout 300 sh -c 'apt-get update && apt-get install --yes --no-install-recommends $@' > /dev/null 2>&1; } \
+		|| echo 'make: no $@, and apt-get could not install it: tests that need it skip'
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -58,6 +58,7 @@ COMMANDS = {
     "finetune dataset": ("finetune_dataset", "Any dataset, with one class a clip or any number of them."),
     "evaluate": ("evaluate", "mAP, ROC AUC, d' and a per-class table of checkpoints and stores."),
     "compare": ("compare", "Several runs and their teachers side by side: one table, one picture."),
+    "report": ("report", "What runs learned, as one HTML file that opens without a network."),
     "tag": ("tag", "What is to be heard in sound files."),
     "teachers": ("teachers", "The teachers that can be named: cost, published mAP, licence, cached or not."),
     "students": ("students", "The students that can be named: cost, published mAP, licence, cached or not."),

@@ -1,23 +1,21 @@
-"""`pipeline compare`: what distillation brought. Runs and their teachers in one table and one picture."""
+"""`pipeline compare`: what distillation brought. Runs and their teachers in one table, one picture and one page."""
 
 from dataclasses import dataclass
 from typing import Annotated
 
 from cyclopts import Parameter
 
-from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import UsageError
-from pipeline.logits.store import open_store
-from pipeline.models.device import choose_device
-from pipeline.models.loading import load_model
+from pipeline.pages.documents import EXTRA, NEEDED
+from pipeline.pages.report_page import ReportLimits, report_page
+from pipeline.pages.scored_runs import score_runs
+from pipeline.runtime.extras import missing_packages
 from pipeline.runtime.output import print_line, print_table
 from pipeline.scoring.pictures import read_curves, training_picture
 from pipeline.scoring.report import EvaluationReport, score_table, write_report
-from pipeline.scoring.scoring import System, read_store, run_models, score
 from pipeline.storage import files as storage
-from pipeline.training.folder import finished_weights
 
-PICTURE_NAME = "comparison.png"
+PICTURE_NAME, PAGE_NAME = "comparison.png", "report.html"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,7 +29,7 @@ class CompareConfig:
     store: str | None = None
     """Logit store of the teachers on that dataset, to score beside the runs."""
     out: str
-    """Folder that receives comparison.png, report.json and per_class.csv."""
+    """Folder that receives comparison.png, report.json, per_class.csv and, with the extra `report`, report.html."""
     batch_size: int = 32
     """Clips a forward pass, 1 or more."""
     workers: int = 2
@@ -50,36 +48,36 @@ def run(config: Annotated[CompareConfig, Parameter(name="*")]) -> EvaluationRepo
     """Score finished runs and their teachers on the same clips, and draw how the runs went.
 
     The picture shows each run's training loss and mAP by epoch, and each class's average precision beside the
-    teachers'. Scores are those of `pipeline evaluate`.
+    teachers'. Scores are those of `pipeline evaluate`; the page is that of `pipeline report`.
 
     Raises:
         PipelineError: a folder holds no finished run, or the runs, the store and the dataset don't fit.
     """
-    manifest = read_manifest(config.data)
-    device = choose_device(config.device)
-    weights = [finished_weights(folder) for folder in config.run]
-    models = [load_model(path, manifest, device=device) for path in weights]
-    systems: list[System] = [] if config.store is None else [read_store(open_store(config.store), manifest)]
-    systems += run_models(
-        models,
-        manifest,
+    scored = score_runs(
+        config.run,
+        data=config.data,
+        store=config.store,
         batch_size=config.batch_size,
         workers=config.workers,
-        device=device,
-        precision="float32",
+        device=config.device,
+        max_failed=config.max_failed,
     )
-    report = score(systems, manifest, max_failed=config.max_failed)
-    teachers, students = report.systems[: -len(weights)], report.systems[-len(weights) :]
-    picture = storage.join_path(config.out, PICTURE_NAME)
+    report = scored.report
+    picture, page = (storage.join_path(config.out, name) for name in (PICTURE_NAME, PAGE_NAME))
     training_picture(
         picture,
-        runs=[read_curves(folder, system.name) for folder, system in zip(config.run, students, strict=True)],
-        students=students,
-        teachers=teachers[0] if teachers else None,
+        runs=[read_curves(run, system.name) for run, system in zip(config.run, scored.students, strict=True)],
+        students=scored.students,
+        teachers=scored.teachers,
         class_names=report.class_names,
         positives=report.positives,
     )
     print_table(score_table(report))
     for location in (*write_report(config.out, report), picture):
         print_line(f"wrote {location}")
+    if missing := missing_packages(*NEEDED, extra=EXTRA):
+        print_line(f"left out {page}, which needs {missing}")
+    else:
+        storage.publish_bytes(page, report_page(scored, ReportLimits()))
+        print_line(f"wrote {page}")
     return report

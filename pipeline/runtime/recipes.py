@@ -39,7 +39,7 @@ def differences(old: str, new: str, *, free: frozenset[str]) -> list[str]:
         new: the present ones.
         free: top-level keys that may differ.
     """
-    before, after = _flat(tomllib.loads(old)), _flat(tomllib.loads(new))
+    before, after = flat_settings(tomllib.loads(old)), flat_settings(tomllib.loads(new))
     before = {RENAMED.get(key, key): value for key, value in before.items()}
     before = {key: value for key, value in ADDED.items() if key in after} | before
     return [
@@ -49,10 +49,11 @@ def differences(old: str, new: str, *, free: frozenset[str]) -> list[str]:
     ]
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat_settings(table: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested settings as one table: `{"optimizer": {"kind": "adam"}}` → `{"optimizer.kind": "adam"}`."""
     flat: dict[str, Any] = {}
     for key, value in table.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+        flat |= flat_settings(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
     return flat
 
 

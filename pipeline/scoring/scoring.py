@@ -183,7 +183,7 @@ def score(systems: Sequence[System], manifest: Manifest, *, max_failed: float) -
     for system in systems:
         failures.update({row: reason for row, reason in system.failures.items() if row not in failures})
     _check_share(failures, manifest, max_failed)
-    rows = np.setdiff1d(np.arange(len(manifest)), np.fromiter(failures, np.int64, len(failures)))
+    rows = scored_rows(systems, manifest)
     everything = np.arange(len(manifest))
     labels = manifest.label_matrix(everything, dtype=bool)  # (clips, classes)
     label_mask = manifest.label_mask(everything)
@@ -199,13 +199,23 @@ def score(systems: Sequence[System], manifest: Manifest, *, max_failed: float) -
     )
 
 
+def scored_rows(systems: Sequence[System], manifest: Manifest) -> np.ndarray:
+    """Returns the rows of the clips that all systems have logits for, (clips,) int64, ascending."""
+    failed = {row for system in systems for row in system.failures}
+    return np.setdiff1d(np.arange(len(manifest)), np.fromiter(failed, np.int64, len(failed)))
+
+
+def probabilities_of(system: System, rows: np.ndarray) -> np.ndarray:
+    """Returns a system's probabilities at some rows, (rows, classes) float32, 0 to 1."""
+    logits = torch.from_numpy(np.asarray(system.logits[rows])).float()
+    return (logits.softmax(dim=1) if system.task == "single-label" else logits.sigmoid()).numpy()
+
+
 def thresholds_of(system: System, manifest: Manifest) -> ClassThresholds:
     """Returns the thresholds that maximise a system's F1 in each class, on the clips that it has logits for."""
-    rows = np.setdiff1d(np.arange(len(manifest)), np.fromiter(system.failures, np.int64, len(system.failures)))
-    logits = torch.from_numpy(system.logits[rows]).float()  # (clips, classes)
-    probabilities = logits.softmax(dim=1) if system.task == "single-label" else logits.sigmoid()
+    rows = scored_rows([system], manifest)
     labels, mask = manifest.label_matrix(rows, dtype=bool), manifest.label_mask(rows)
-    return best_thresholds(probabilities.numpy(), labels, mask)
+    return best_thresholds(probabilities_of(system, rows), labels, mask)
 
 
 def _check_share(failures: Mapping[int, str], manifest: Manifest, max_failed: float) -> None:
