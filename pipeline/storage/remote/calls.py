@@ -3,7 +3,7 @@
 import os
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from functools import partial
 from queue import SimpleQueue
 from typing import Any, TypeVar
@@ -14,6 +14,9 @@ from pipeline.storage.remote.stores import open_store
 
 CONCURRENCY = 16
 """Requests under way at the same time, in each process."""
+
+_LOOK_UP_SECONDS = 1.0
+"""A signal that comes just before a thread falls asleep waits for it to wake: nobody sleeps longer than this."""
 
 Result = TypeVar("Result")
 Action = Callable[[Any, str], Result]
@@ -64,6 +67,8 @@ def _do(tasks: Sequence[Callable[[], Result]]) -> list[Result]:
     for request in zip(answers, tasks, strict=True):
         queue.put(request)
     try:
+        while wait(answers, _LOOK_UP_SECONDS).not_done:
+            pass  # `stores` limits how long a silent server is waited for
         return [answer.result() for answer in answers]
     except BaseException:  # somebody wants this process to stop
         for answer in answers:

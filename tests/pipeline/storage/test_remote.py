@@ -163,7 +163,10 @@ def test_a_listing_shows_what_others_published_since(s3_folder: str) -> None:
     assert storage.list_files(s3_folder) == []
 
 
-def _read_in_child(reader: storage.RangeReader, queue: "multiprocessing.SimpleQueue[object]") -> None:
+def _read_in_child(
+    reader: storage.RangeReader, queue: "multiprocessing.SimpleQueue[object]", environment: dict[str, str]
+) -> None:
+    os.environ.update(environment)  # a fork server that an earlier test has started has that time's
     try:
         queue.put(reader.read("a.bin", 100, 50))
     except PipelineError as error:
@@ -187,7 +190,7 @@ def test_started_processes_make_their_own_connections_and_leave_the_parents_alon
 
     thread = threading.Thread(target=keep_reading)
     thread.start()
-    children = [context.Process(target=_read_in_child, args=(reader, queue)) for _ in range(3)]
+    children = [context.Process(target=_read_in_child, args=(reader, queue, dict(os.environ))) for _ in range(3)]
     for child in children:
         child.start()
     answers = [queue.get() for _ in children]
@@ -207,7 +210,7 @@ def test_a_process_forked_from_one_that_read_says_so_rather_than_wait_for_ever(s
     storage.publish_bytes(storage.join_path(s3_folder, "a.bin"), CONTENT)
     fork = multiprocessing.get_context("fork")
     queue = fork.SimpleQueue()
-    child = fork.Process(target=_read_in_child, args=(storage.RangeReader(s3_folder), queue))
+    child = fork.Process(target=_read_in_child, args=(storage.RangeReader(s3_folder), queue, {}))
     child.start()
     assert "Let processes be started by multiprocessing's 'forkserver' or 'spawn'" in str(queue.get())
     child.join(30)
