@@ -62,6 +62,7 @@ COMMANDS = {
     "tag": ("tag", "What is to be heard in sound files."),
     "teachers": ("teachers", "The teachers that can be named: cost, published mAP, licence, cached or not."),
     "students": ("students", "The students that can be named: cost, published mAP, licence, cached or not."),
+    "plan": ("plan", "Hours, GPU hours and bytes of both stages, from measured speeds, before anything runs."),
     "inspect": ("inspect_path", "What a dataset, a store or a run holds; coverage of one by the other."),
     "verify": ("verify_path", "Read a dataset, a store or a run again, list every fault, and repair what can be."),
 }

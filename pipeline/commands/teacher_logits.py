@@ -14,6 +14,7 @@ from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.views import MAX_VIEWS, ViewConfig, ViewsStamp
 from pipeline.errors import PipelineError, TooManyFailuresError, UsageError
 from pipeline.labelling.begun_stores import stamp_to_go_on_with
+from pipeline.labelling.labelling_speed import LabellingSpeed, write_speed
 from pipeline.labelling.shard_labeller import LabellerConfig
 from pipeline.labelling.teacher_spec import TeacherSpec, parse_teachers, stamp_teachers
 from pipeline.logits.filling import check_part_names, claim_store, finished_shards
@@ -229,14 +230,15 @@ def _label(
             if outcome.ends_run:
                 raise PipelineError(outcome.error)
             done.append(outcome)
-    _log_speed(done, perf_counter() - started)
+    _note_speed(labeller.store, done, perf_counter() - started)
     return {outcome.shard: outcome.error for outcome in done if outcome.error}
 
 
-def _log_speed(outcomes: Sequence["ShardOutcome"], seconds: float) -> None:
+def _note_speed(store: str, outcomes: Sequence["ShardOutcome"], seconds: float) -> None:
     clips = sum(outcome.clips for outcome in outcomes)
     busy = sum(outcome.seconds for outcome in outcomes)
     if busy:
+        write_speed(store, LabellingSpeed(clips=clips, busy_seconds=busy, seconds=seconds))
         _log.info(
             "%d clips in %.0f s, starting Ray included: %.1f clips/s an actor; its teachers waited for decoded clips "
             "%.1f %% of the time",

@@ -422,7 +422,7 @@ class TrainingRun:
     def _end_epoch(self, stop: StopRequest, pool: DecodingPool) -> None:
         """Evaluate, write the epoch's metrics and start the next one. Only then does a checkpoint count it as done."""
         epoch, epochs = self._epochs_closed, self._config.epochs
-        values = self._epoch.values()
+        values = self._epoch.values() | {"epoch/ranks": float(self._ranks.world_size)}
         is_last = epoch + 1 == epochs
         if self._evaluation is not None and (is_last or (epoch + 1) % self._config.evaluate_every == 0):
             if self._bar is not None:

@@ -19,6 +19,7 @@ from pipeline.commands.teacher_logits import TeacherLogitsConfig, run
 from pipeline.dataset.manifest import Manifest, write_manifest
 from pipeline.dataset.views import ViewConfig, ViewsStamp
 from pipeline.errors import CheckpointError, PipelineError, TooManyFailuresError, UsageError
+from pipeline.labelling.labelling_speed import read_speed
 from pipeline.labelling.shard_labeller import LabellerConfig, ShardLabeller
 from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
 from pipeline.logits.store import (
@@ -90,6 +91,9 @@ def test_ray_makes_the_store_that_plain_labelling_makes(
     assert contents(tmp_path / "store") == contents(tmp_path / "plain")
     [failed] = pq.read_table(tmp_path / "store" / FAILED_NAME).to_pylist()
     assert (failed["part"], failed["clip_id"], failed["reason"]) == ("tiny-000001", "essay", "not audio")
+    noted = read_speed(str(tmp_path / "store"))
+    assert noted is not None
+    assert noted.clips == len(clips)
 
 
 @pytest.mark.ray
