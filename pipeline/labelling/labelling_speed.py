@@ -60,9 +60,7 @@ def read_speed(store: str) -> LabellingSpeed | None:
             raise ValueError("no time was noted")
         return speed
     except (ValueError, TypeError) as error:
-        raise LogitStoreError(
-            f"{location}: not a note of stage 1's speed ({error}). Measure with another run"
-        ) from error
+        raise LogitStoreError(f"{location}: not a note of a speed ({error}). Measure with another run") from error
 
 
 def measure_labelling(

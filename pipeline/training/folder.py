@@ -16,12 +16,24 @@ from torch import nn
 
 from pipeline.errors import UsageError
 from pipeline.runtime.recipes import differences, to_toml
-from pipeline.storage.files import exists, is_remote, is_staged, join_path, local_path, publish_bytes, remove_staged
+from pipeline.storage.files import (
+    exists,
+    is_remote,
+    is_staged,
+    join_path,
+    local_path,
+    publish_bytes,
+    read_bytes,
+    remove_staged,
+)
 from pipeline.training.checkpoints import CHECKPOINTS_FOLDER, load_newest_checkpoint, save_checkpoint, save_weights
 from pipeline.training.loop import TrainingConfig
 from pipeline.training.mirror import RunMirror
 
 CONFIG_NAME, LAST_NAME, BEST_NAME, FAILED_NAME = "config.toml", "last.safetensors", "best.safetensors", "failed.csv"
+
+LAUNCH_NAME = "launch.txt"
+"""Which launch of ranks began the run: where torchrun or Ray Train starts them again, they go on with it."""
 
 SUMMARY_NAME = "summary.json"
 """In the folder of a run of several rounds, such as the folds of `pipeline finetune`: what each round scored."""
@@ -42,6 +54,7 @@ FREE_SETTINGS = frozenset(
             "epochs",
             "device",
             "ranks",
+            "max_restarts",
             "address",
             "workers",
             "patience",
@@ -59,18 +72,20 @@ class RunFolder:
 
     Args:
         config: the run's settings.
+        launch: what all starts of this run's ranks by one launcher have in common; None where it has none.
 
     Raises:
-        UsageError: the folder holds something and `resume` is off.
+        UsageError: the folder holds something, `resume` is off, and it was not begun by the same launch.
         StorageError: it is a URL that can't be read or written.
     """
 
-    def __init__(self, config: TrainingConfig) -> None:
-        self._mirror = RunMirror(config.run, resume=config.resume) if is_remote(config.run) else None
+    def __init__(self, config: TrainingConfig, launch: str | None = None) -> None:
+        self._launch, self._resume = launch, config.resume or _was_begun_by(config.run, launch)
+        self._mirror = RunMirror(config.run, resume=self._resume) if is_remote(config.run) else None
         self.path = local_path(config.run) if self._mirror is None else self._mirror.path
         """Where its files are, on this machine."""
         self._config = config
-        if not config.resume and self.path.is_dir() and not all(is_staged(path.name) for path in self.path.iterdir()):
+        if not self._resume and self.path.is_dir() and not all(is_staged(path.name) for path in self.path.iterdir()):
             raise UsageError(
                 f"--run {config.run}: is not empty. Add --resume to go on with what it holds, or choose another folder"
             )
@@ -84,7 +99,7 @@ class RunFolder:
         """
         found = load_newest_checkpoint(self.path)
         if found is None:
-            if self._config.resume:
+            if self._resume:
                 _log.info("%s holds no checkpoint yet: starting from the beginning", self.path)
             return None
         path, state = found
@@ -100,6 +115,8 @@ class RunFolder:
         """Write the settings down, and clear away what a killed process left half-written."""
         for folder in (self.path, self.path / CHECKPOINTS_FOLDER):
             remove_staged(folder)
+        if self._launch is not None:
+            publish_bytes(self.path / LAUNCH_NAME, self._launch.encode())
         publish_bytes(self.path / CONFIG_NAME, to_toml(self._config).encode())
 
     def publish(self) -> None:
@@ -135,6 +152,11 @@ class RunFolder:
         csv.writer(text).writerows([("clip_id", "reason", "detail"), *failures])
         publish_bytes(self.path / FAILED_NAME, text.getvalue().encode())
         return self.path / FAILED_NAME
+
+
+def _was_begun_by(run: str, launch: str | None) -> bool:
+    noted = join_path(run, LAUNCH_NAME)
+    return launch is not None and exists(noted) and read_bytes(noted).decode() == launch
 
 
 def finished_weights(run: str) -> str:

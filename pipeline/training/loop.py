@@ -140,6 +140,9 @@ class TrainingConfig:
     ranks: int = 1
     """Processes that train together, one a GPU, started by Ray Train. Leave it at 1 under torchrun, which has its own
     --nproc-per-node. The clips of a step are the same."""
+    max_restarts: int = 3
+    """With --ranks: how often all ranks are started again, from the newest checkpoint, where one of them or its machine
+    is lost; 0 or more. torchrun has its own --max-restarts."""
     address: str | None = None
     """With --ranks: the Ray cluster to train on, such as auto; without it Ray runs on this machine."""
     workers: int = 4
@@ -171,7 +174,7 @@ class TrainingConfig:
         for name in (*counts, "evaluate_every", "keep_checkpoints", "log_every"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; choose 1 or more")
-        for name in ("seed", "workers", "checkpoint_minutes", "read_window"):
+        for name in ("seed", "workers", "checkpoint_minutes", "read_window", "max_restarts"):
             if getattr(self, name) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; choose 0 or more")
         if self.sampling == "stream" and self.read_window:

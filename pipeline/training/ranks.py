@@ -23,6 +23,10 @@ from pipeline.training.heartbeats import Heartbeats, timed_out
 
 T = TypeVar("T")
 
+LAUNCH_VARIABLE = "TORCHELASTIC_RUN_ID"
+"""Of the environment: what all starts of the ranks by one launcher have in common. torchrun sets it."""
+_NO_LAUNCH = "none"
+"""What torchrun calls a launch that was given no --rdzv-id, as are all such."""
 _START_SECONDS = 60.0
 """How long a rank may at least take to start, which is no matter of its signs of life."""
 _ENDED_GROUPS: list[object] = []
@@ -228,6 +232,12 @@ def process_group(patience: float = PATIENCE_SECONDS, device: str = "auto") -> I
             # that while it holds Python's lock, which those threads may need: the process would never end.
             _ENDED_GROUPS.extend((world, heartbeats))
             dist.destroy_process_group()
+
+
+def launch_id() -> str | None:
+    """Returns what tells this launch of ranks from others, however often it starts them; None where nothing does."""
+    found = os.environ.get(LAUNCH_VARIABLE)
+    return None if found == _NO_LAUNCH else found
 
 
 def start_seconds(patience: float) -> float:

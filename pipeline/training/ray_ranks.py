@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
@@ -24,24 +25,25 @@ import torch
 from ray.exceptions import RayError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.stopping import stop_on_event, stop_on_signals
 from pipeline.training.loop import TrainingConfig
-from pipeline.training.ranks import backend, start_seconds
+from pipeline.training.rank_board import ANSWER_SECONDS, Board, News, may_be_mended, start_board, told_to
+from pipeline.training.ranks import LAUNCH_VARIABLE, backend, start_seconds
 from pipeline.training.run import RunResult
 
 _log = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=TrainingConfig)
-_POLL_SECONDS = 0.5
-_ANSWER_SECONDS = 60.0
-"""How long the board may take to answer; it only notes what it is told."""
+_POLL_SECONDS = 0.2
+_NEWS_SECONDS = 1.0
 
 
 def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunResult:
     """Run a training command in `config.ranks` processes, each with a GPU where the cluster has any.
+
+    Where one is lost, or its machine, all are started again, and go on from the run's newest checkpoint.
 
     Args:
         command: the command's `run`.
@@ -59,15 +61,14 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
         kind, there = ("GPU", gpus) if gpus else ("CPU", int(resources.get("CPU", 0)))
         if config.ranks > there:
             raise UsageError(f"--ranks {config.ranks}: the cluster has {there} {kind}s; a rank needs one of its own")
-        # Beside this process, so that no other machine's end is its end.
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        board = _Board.options(scheduling_strategy=here).remote()  # pyright: ignore[reportAttributeAccessIssue]
+        board = start_board()
         trainer = TorchTrainer(
             _train_one_rank,
             train_loop_config={
                 "command": command,
                 "config": replace(config, ranks=1),
                 "board": board,
+                "launch": uuid.uuid4().hex,
                 "folder": str(Path.cwd()),
             },
             scaling_config=ScalingConfig(num_workers=config.ranks, use_gpu=gpus > 0),
@@ -78,29 +79,33 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
             run_config=RunConfig(
                 storage_path=scratch,
                 name="ranks",
-                failure_config=FailureConfig(controller_failure_limit=0, max_preemption_failures=0),
+                failure_config=FailureConfig(
+                    max_failures=config.max_restarts,
+                    max_preemption_failures=config.max_restarts,
+                    controller_failure_limit=0,
+                ),
             ),
         )
         try:
-            _fit(trainer, board)
+            _fit(trainer, board, config.max_restarts)
         except (TrainingFailedError, RayError, RuntimeError, ValueError) as error:
             _raise_if_told(board)
             reason = str(error).strip().splitlines()[-1]
             if "startup timed out" in reason:
                 raise PipelineError(
                     f"--ranks {config.ranks}: the cluster has had no room for them within {patience:g} s. End what "
-                    "else runs there, or allow more by --patience"
+                    "else runs there, or allow more by --patience; --resume goes on with what is saved"
                 ) from error
             raise PipelineError(f"Ray Train gave up: {reason}. The same command with --resume goes on") from error
-        _raise_if_told(board)
-        result = cast("RunResult", ray.get(board.result.remote(), timeout=_ANSWER_SECONDS))
-        if not result.finished:  # what the ranks log stays with Ray
-            _log.warning("stopped after step %d; all is saved, and --resume goes on", result.steps)
+        result = cast("RunResult | None", ray.get(board.result.remote(), timeout=ANSWER_SECONDS))
+        if result is None:
+            _raise_if_told(board)
+            raise PipelineError("the ranks ended without a word. The same command with --resume goes on")
         return result
 
 
-def _fit(trainer: TorchTrainer, board: Any) -> None:
-    """Train in a thread, and pass on to the ranks that this process is asked to end.
+def _fit(trainer: TorchTrainer, board: Board, max_restarts: int) -> None:
+    """Train in a thread; meanwhile tell what the ranks tell, and pass on to them that this process is asked to end.
 
     In the main thread Ray Train would take Ctrl-C for itself, and save nothing.
     """
@@ -114,15 +119,45 @@ def _fit(trainer: TorchTrainer, board: Any) -> None:
             done.set_exception(error)
 
     threading.Thread(target=fit, name="Ray Train", daemon=True).start()
+    told = _News(board, max_restarts)
     with stop_on_signals() as stop:
         while not wait([done], timeout=_POLL_SECONDS).done:
             if stop.requested:
                 board.stop.remote()
+            told.look()
+    told.look()
     done.result()
+
+
+class _News:
+    """Logs what the ranks log, and that they were started again.
+
+    Args:
+        board: where they say so.
+        max_restarts: how often they may be.
+    """
+
+    def __init__(self, board: Board, max_restarts: int) -> None:
+        self._board, self._max_restarts, self._starts = board, max_restarts, 1
+
+    def look(self) -> None:
+        """Look once, and wait for it only where the board does not answer."""
+        try:
+            news = cast("News", ray.get(self._board.news.remote(), timeout=_NEWS_SECONDS))
+        except RayError:  # it is no reason to fail
+            return
+        if news.starts > self._starts:
+            self._starts = news.starts
+            reason = f"{news.loss}. " if news.loss else "a rank was lost. "
+            times = f"{news.starts - 1} of at most {self._max_restarts} times"
+            _log.warning("%sAll ranks were started again (%s), from the newest checkpoint", reason, times)
+        for level, line in news.lines:
+            _log.log(level, "%s", line)
 
 
 def _train_one_rank(settings: dict[str, Any]) -> None:
     board, config = settings["board"], settings["config"]
+    os.environ[LAUNCH_VARIABLE] = settings["launch"]
     with suppress(OSError):  # on another machine there may be no such folder; then paths are absolute or URLs
         os.chdir(settings["folder"])
     if torch.cuda.is_available() and config.device == "auto":
@@ -131,67 +166,42 @@ def _train_one_rank(settings: dict[str, Any]) -> None:
     torch.set_num_threads(
         min(torch.get_num_threads(), max(1, usable_cores() // ray.train.get_context().get_local_world_size()))
     )
-    is_first = ray.train.get_context().get_world_rank() == 0
-    with _stopped_by(board):
+    rank = ray.train.get_context().get_world_rank()
+    if not ray.get(board.begin.remote(rank), timeout=ANSWER_SECONDS):
+        return  # what ended the ranks before would end these
+    with _stopped_by(board), told_to(board, rank):
         try:
             result = settings["command"](config)
         except PipelineError as error:
-            with suppress(RayError):
-                ray.get(board.fail.remote(error, is_first), timeout=_ANSWER_SECONDS)
-            raise
-    if is_first:
-        ray.get(board.finish.remote(result), timeout=_ANSWER_SECONDS)
+            # Ray Train starts the ranks again where one of them raises something.
+            mendable = ray.get(board.fail.remote(error, rank), timeout=ANSWER_SECONDS)
+            if may_be_mended(error) and mendable:
+                raise
+            return
+    if rank == 0:
+        ray.get(board.finish.remote(result), timeout=ANSWER_SECONDS)
 
 
-@ray.remote(num_cpus=0)
-class _Board:
-    """Where the command says that it is to stop, and the ranks say how they ended."""
-
-    def __init__(self) -> None:
-        self._stopping = False
-        self._result: RunResult | None = None
-        self._error: PipelineError | None = None
-
-    def stop(self) -> None:
-        self._stopping = True
-
-    def stopping(self) -> bool:
-        return self._stopping
-
-    def finish(self, result: RunResult) -> None:
-        self._result = result
-
-    def result(self) -> RunResult | None:
-        return self._result
-
-    def fail(self, error: PipelineError, of_the_first_rank: bool) -> None:
-        if of_the_first_rank or self._error is None:
-            self._error = error  # the first rank also says what is saved
-
-    def error(self) -> PipelineError | None:
-        return self._error
-
-
-def _raise_if_told(board: Any) -> None:
-    error = cast("PipelineError | None", ray.get(board.error.remote(), timeout=_ANSWER_SECONDS))
+def _raise_if_told(board: Board) -> None:
+    error = cast("PipelineError | None", ray.get(board.error.remote(), timeout=ANSWER_SECONDS))
     if error is not None:
         raise error
 
 
 @contextmanager
-def _stopped_by(board: Any) -> Iterator[None]:
+def _stopped_by(board: Board) -> Iterator[None]:
     """Let the board stop what runs in the block: Ray runs it outside the main thread, where no signal arrives."""
-    event = threading.Event()
-
-    ended = threading.Event()
+    event, ended = threading.Event(), threading.Event()
 
     def look() -> None:
-        while not ended.wait(_POLL_SECONDS):
-            with suppress(RayError):
-                if ray.get(board.stopping.remote(), timeout=_ANSWER_SECONDS):
+        while not (ended.is_set() or event.is_set()):
+            try:
+                if ray.get(board.stopping.remote(), timeout=ANSWER_SECONDS):
                     event.set()
+            except RayError:  # the board is started again
+                ended.wait(_POLL_SECONDS)
 
-    threading.Thread(target=look, daemon=True).start()
+    threading.Thread(target=look, name="asked to stop", daemon=True).start()
     try:
         with stop_on_event(event):
             yield

@@ -42,7 +42,7 @@ from pipeline.storage.one_writer import one_writer
 from pipeline.training.evaluation import Evaluation
 from pipeline.training.folder import BEST_NAME, LAST_NAME, RunFolder
 from pipeline.training.loop import Learner, StepReport, Trainer, TrainingConfig
-from pipeline.training.ranks import Ranks, process_group
+from pipeline.training.ranks import Ranks, launch_id, process_group
 
 _log = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def run_training(
         def open_folder() -> dict[str, Any] | None:
             nonlocal folder
             stack.enter_context(one_writer(config.run))
-            folder = RunFolder(config)
+            folder = RunFolder(config, launch_id())
             return folder.newest_state()
 
         state = ranks.broadcast(open_folder)
