@@ -1,6 +1,7 @@
 """The students: small CNNs that tag sounds, and how they learn. Tensors in, tensors out."""
 
 from student.augment import AugmentConfig, augment_features, augment_waveforms
+from student.bootstrap import bootstrap_mean_average_precision
 from student.complexity import Complexity, count_complexity
 from student.dymn import DyMN, kernel_temperature
 from student.front_end import FRONT_END_KEYWORDS, FrontEndConfig, LogMelFrontEnd
@@ -65,6 +66,7 @@ __all__ = [
     "augment_waveforms",
     "average_precision",
     "blend_targets",
+    "bootstrap_mean_average_precision",
     "card_of_file",
     "class_accuracy",
     "clip_bce",

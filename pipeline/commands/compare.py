@@ -1,6 +1,6 @@
 """`pipeline compare`: what distillation brought. Runs and their teachers in one table, one picture and one page."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated
 
 from cyclopts import Parameter
@@ -11,8 +11,9 @@ from pipeline.pages.report_page import ReportLimits, report_page
 from pipeline.pages.scored_runs import score_runs
 from pipeline.runtime.extras import missing_packages
 from pipeline.runtime.output import print_line, print_table
+from pipeline.scoring.intervals import BootstrapConfig
 from pipeline.scoring.pictures import read_curves, training_picture
-from pipeline.scoring.report import EvaluationReport, score_table, write_report
+from pipeline.scoring.report import EvaluationReport, differences, score_table, write_report
 from pipeline.storage import files as storage
 
 PICTURE_NAME, PAGE_NAME = "comparison.png", "report.html"
@@ -38,6 +39,8 @@ class CompareConfig:
     """cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one."""
     max_failed: float = 0.01
     """Largest share, 0 to 1, of the clips that may be undecodable or missing from the store."""
+    resampling: Annotated[BootstrapConfig, Parameter(name="*")] = field(default_factory=BootstrapConfig)
+    """How often the clips are resampled."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0 or not 0 <= self.max_failed <= 1:
@@ -48,7 +51,8 @@ def run(config: Annotated[CompareConfig, Parameter(name="*")]) -> EvaluationRepo
     """Score finished runs and their teachers on the same clips, and draw how the runs went.
 
     The picture shows each run's training loss and mAP by epoch, and each class's average precision beside the
-    teachers'. Scores are those of `pipeline evaluate`; the page is that of `pipeline report`.
+    teachers'. Scores are those of `pipeline evaluate`; the page is that of `pipeline report`. A line says whether the
+    first run is above each of the others by more than the choice of evaluation clips explains.
 
     Raises:
         PipelineError: a folder holds no finished run, or the runs, the store and the dataset don't fit.
@@ -61,6 +65,7 @@ def run(config: Annotated[CompareConfig, Parameter(name="*")]) -> EvaluationRepo
         workers=config.workers,
         device=config.device,
         max_failed=config.max_failed,
+        resampling=config.resampling,
     )
     report = scored.report
     picture, page = (storage.join_path(config.out, name) for name in (PICTURE_NAME, PAGE_NAME))
@@ -73,6 +78,8 @@ def run(config: Annotated[CompareConfig, Parameter(name="*")]) -> EvaluationRepo
         positives=report.positives,
     )
     print_table(score_table(report))
+    for difference in differences(scored.students):
+        print_line(str(difference))
     for location in (*write_report(config.out, report), picture):
         print_line(f"wrote {location}")
     if missing := missing_packages(*NEEDED, extra=EXTRA):

@@ -11,6 +11,7 @@ from pipeline.pages.report_page import ReportLimits, report_page
 from pipeline.pages.scored_runs import score_runs
 from pipeline.runtime.extras import check_packages
 from pipeline.runtime.output import print_line, print_table
+from pipeline.scoring.intervals import BootstrapConfig
 from pipeline.scoring.report import EvaluationReport, score_table
 from pipeline.storage import files as storage
 
@@ -38,6 +39,8 @@ class ReportConfig:
     """cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one."""
     max_failed: float = 0.01
     """Largest share, 0 to 1, of the clips that may be undecodable or missing from the store."""
+    resampling: Annotated[BootstrapConfig, Parameter(name="*")] = field(default_factory=BootstrapConfig)
+    """How often the clips are resampled."""
 
     def __post_init__(self) -> None:
         if self.batch_size < 1 or self.workers < 0 or not 0 <= self.max_failed <= 1:
@@ -63,6 +66,7 @@ def run(config: Annotated[ReportConfig, Parameter(name="*")]) -> EvaluationRepor
         workers=config.workers,
         device=config.device,
         max_failed=config.max_failed,
+        resampling=config.resampling,
     )
     page = report_page(scored, config.limits)
     storage.publish_bytes(config.out, page)

@@ -8,6 +8,7 @@ from pipeline.logits.stamp import StoreStamp
 from pipeline.logits.store import open_store
 from pipeline.models.device import choose_device
 from pipeline.models.loading import LoadedModel, load_model
+from pipeline.scoring.intervals import BootstrapConfig
 from pipeline.scoring.report import EvaluationReport, SystemScores
 from pipeline.scoring.scoring import System, read_store, run_models, score
 from pipeline.training.folder import finished_weights
@@ -49,6 +50,7 @@ def score_runs(
     workers: int,
     device: str,
     max_failed: float,
+    resampling: BootstrapConfig,
 ) -> ScoredRuns:
     """Score runs by their best weights, or their last where nothing was evaluated, as `pipeline evaluate` does.
 
@@ -60,6 +62,7 @@ def score_runs(
         workers: decoding processes; 0 decodes in this one.
         device: `auto`, or torch's name of one.
         max_failed: largest share, 0 to 1, of the clips that may have no logits.
+        resampling: how often the clips are resampled.
 
     Raises:
         PipelineError: a folder holds no finished run, or the runs, the store and the dataset don't fit.
@@ -76,5 +79,5 @@ def score_runs(
         models=tuple(models),
         stamp=None if opened is None else opened.stamp,
         systems=tuple(systems),
-        report=score(systems, manifest, max_failed=max_failed),
+        report=score(systems, manifest, max_failed=max_failed, resampling=resampling),
     )

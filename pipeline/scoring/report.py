@@ -5,7 +5,8 @@ import hashlib
 import io
 import json
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from pipeline.scoring.intervals import CONFIDENCE, Difference, Interval
 from pipeline.storage import files as storage
 
 
@@ -42,6 +44,13 @@ class SystemScores:
     """(classes,), float64; NaN where `roc_auc` is."""
     accuracy: float | None = None
     """Share of the clips whose one class has the highest score, 0 to 1; None where clips may have several classes."""
+    replicates: np.ndarray = field(default_factory=lambda: np.empty(0))
+    """(replicates,), float64: the mAP on clips drawn anew, of the same draws for all systems of a report."""
+
+    @property
+    def interval(self) -> Interval | None:
+        """The 95 % interval of the mAP; None where nothing was resampled."""
+        return Interval.of(self.replicates)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -80,6 +89,24 @@ class EvaluationReport:
         """
         return {system.name: system for system in self.systems}[name]
 
+    @property
+    def replicates(self) -> int:
+        """How often the clips were drawn anew; 0 where they were not."""
+        return max((len(system.replicates) for system in self.systems), default=0)
+
+
+def differences(systems: Sequence[SystemScores]) -> list[Difference]:
+    """Returns what the first of some systems of a report is above each of the others; nothing without replicates."""
+    found = []
+    for baseline in systems[1:]:
+        first, interval = systems[0], Interval.of(systems[0].replicates - baseline.replicates)
+        if interval is not None:
+            gain = first.mean_average_precision - baseline.mean_average_precision
+            found.append(
+                Difference(system=first.name, baseline=baseline.name, mean_average_precision=gain, interval=interval)
+            )
+    return found
+
 
 def hash_of_ids(clip_ids: pa.Array) -> str:
     """Returns the SHA-256 of a set of clip ids, whatever their order: the ids sorted by their bytes, one a line.
@@ -100,12 +127,18 @@ def score_table(report: EvaluationReport) -> Group:
     lines += [f"{count:,} clips not scored: {reason}" for reason, count in report.failures_by_reason.items()]
     table = Table("system")
     accurate = any(system.accuracy is not None for system in report.systems)
-    for heading in ("mAP", "ROC AUC", "d′", *(["accuracy"] if accurate else [])):
+    intervals = [system.interval for system in report.systems]
+    resampled = [f"{100 * CONFIDENCE:.0f} % interval"] if any(intervals) else []
+    if resampled:
+        lines.append(f"intervals from {report.replicates:,} draws of the {report.clips:,} clips, with replacement")
+    for heading in ("mAP", *resampled, "ROC AUC", "d′", *(["accuracy"] if accurate else [])):
         table.add_column(heading, justify="right")
-    for system in report.systems:
+    for system, interval in zip(report.systems, intervals, strict=True):
+        shown = "" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
         table.add_row(
             Text(system.name),
             f"{system.mean_average_precision:.4f}",
+            *([shown] if resampled else []),
             f"{system.mean_roc_auc:.4f}",
             f"{system.d_prime:.3f}",
             *(["" if system.accuracy is None else f"{system.accuracy:.4f}"] if accurate else []),
@@ -128,11 +161,24 @@ def report_json(report: EvaluationReport) -> bytes:
                 "source": system.source,
                 "sha256": system.sha256 or None,
                 "mAP": _number(system.mean_average_precision),
+                "mAP_interval": _ends(system.interval),
                 "roc_auc": _number(system.mean_roc_auc),
                 "d_prime": _number(system.d_prime),
                 **({} if system.accuracy is None else {"accuracy": _number(system.accuracy)}),
             }
             for system in report.systems
+        ],
+        "bootstrap": {"replicates": report.replicates, "confidence": CONFIDENCE},
+        "differences": [
+            {
+                "system": difference.system,
+                "baseline": difference.baseline,
+                "mAP": difference.mean_average_precision,
+                "mAP_interval": _ends(difference.interval),
+                "beyond_chance": difference.beyond_chance,
+            }
+            for first in range(len(report.systems))
+            for difference in differences(report.systems[first:])
         ],
         "clips_not_scored": report.failures_by_reason,
         "not_scored": [{"clip_id": clip_id, "reason": reason} for clip_id, reason in report.failures],
@@ -163,6 +209,10 @@ def write_report(folder: str | Path, report: EvaluationReport) -> list[str]:
     for location, content in zip(locations, files.values(), strict=True):
         storage.publish_bytes(location, content)
     return locations
+
+
+def _ends(interval: Interval | None) -> list[float] | None:
+    return None if interval is None else [interval.low, interval.high]
 
 
 def _number(value: float, digits: int | None = None) -> float | None:

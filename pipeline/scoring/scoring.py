@@ -2,7 +2,8 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import cast
 
@@ -20,12 +21,13 @@ from pipeline.models.loading import LoadedModel
 from pipeline.models.weights import Task
 from pipeline.redaction import redact
 from pipeline.runtime.progress import ProgressBar, progress_bar
+from pipeline.scoring.intervals import BootstrapConfig
 from pipeline.scoring.predictions import iter_predictions
 from pipeline.scoring.report import EvaluationReport, SystemScores, hash_of_ids
 from pipeline.scoring.tagging_metrics import ranking_scores
 from pipeline.scoring.thresholds import ClassThresholds, best_thresholds
 from pipeline.storage.mapped_arrays import scratch_array
-from student import accuracy, d_prime, tagging_scores
+from student import accuracy, bootstrap_mean_average_precision, d_prime, tagging_scores
 
 _ROWS_AT_ONCE = 1 << 14
 
@@ -168,13 +170,16 @@ def _teachers_name(store: LogitStore) -> str:
     return " + ".join(names) if len(names) <= 3 else f"{len(names)} teachers"
 
 
-def score(systems: Sequence[System], manifest: Manifest, *, max_failed: float) -> EvaluationReport:
+def score(
+    systems: Sequence[System], manifest: Manifest, *, max_failed: float, resampling: BootstrapConfig
+) -> EvaluationReport:
     """Score systems on the clips that all of them have logits for, so that the metrics can be compared.
 
     Args:
         systems: at least one.
         manifest: the dataset that they were run on.
         max_failed: largest share of the dataset's clips, 0 to 1, that may be without logits.
+        resampling: how often the clips are resampled, for intervals.
 
     Raises:
         TooManyFailuresError: more clips than that.
@@ -187,6 +192,9 @@ def score(systems: Sequence[System], manifest: Manifest, *, max_failed: float) -
     everything = np.arange(len(manifest))
     labels = manifest.label_matrix(everything, dtype=bool)  # (clips, classes)
     label_mask = manifest.label_mask(everything)
+    named = _with_unlike_names(systems)
+    with _resampling_bar(resampling, len(named) * labels.shape[1]) as advance:
+        scored = [_score_one(system, rows, labels, label_mask, resampling, advance) for system in named]
     return EvaluationReport(
         data=redact(manifest.location),
         clips=len(rows),
@@ -195,7 +203,7 @@ def score(systems: Sequence[System], manifest: Manifest, *, max_failed: float) -
         class_names=manifest.vocabulary.names,
         positives=manifest.label_counts(rows),
         failures=tuple((manifest.clip_ids[row].as_py(), failures[row]) for row in sorted(failures)),
-        systems=tuple(_score_one(system, rows, labels, label_mask) for system in _with_unlike_names(systems)),
+        systems=tuple(scored),
     )
 
 
@@ -234,7 +242,24 @@ def _check_share(failures: Mapping[int, str], manifest: Manifest, max_failed: fl
     )
 
 
-def _score_one(system: System, rows: np.ndarray, labels: np.ndarray, label_mask: np.ndarray | None) -> SystemScores:
+@contextmanager
+def _resampling_bar(resampling: BootstrapConfig, classes: int) -> Iterator[Callable[[int], None]]:
+    """Show how many of all systems' classes are resampled; nothing where nothing is."""
+    if not resampling.bootstrap:
+        yield lambda classes: None
+        return
+    with progress_bar(f"{resampling.bootstrap:,} resamples", classes, unit="classes") as bar:
+        yield bar.advance
+
+
+def _score_one(
+    system: System,
+    rows: np.ndarray,
+    labels: np.ndarray,
+    label_mask: np.ndarray | None,
+    resampling: BootstrapConfig,
+    advance: Callable[[int], None],
+) -> SystemScores:
     logits, accurate = ranking_scores(system.logits, system.task), None
     if system.task == "single-label":
         one_each = bool((labels[rows].sum(axis=1) == 1).all())
@@ -251,6 +276,15 @@ def _score_one(system: System, rows: np.ndarray, labels: np.ndarray, label_mask:
         roc_auc=scores.roc_auc,
         class_d_prime=d_prime(scores.roc_auc),
         accuracy=accurate,
+        replicates=bootstrap_mean_average_precision(
+            logits,
+            labels,
+            rows,
+            label_mask=label_mask,
+            replicates=resampling.bootstrap,
+            seed=resampling.seed,
+            advance=advance,
+        ),
     )
 
 

@@ -67,13 +67,15 @@ def test_tars_under_foreign_names_train_after_an_index(
     assert load_file(f"{run}/best.safetensors")
 
     out = tmp_path / "report"
-    compare = ["compare", "--run", run, "--store", store, "--data", dataset, "--out", str(out), "--workers", "0"]
+    compare = ["compare", "--run", run, run, "--store", store, "--data", dataset, "--out", str(out), "--workers", "0"]
     assert cli.run(compare) == 0
     systems = {system["name"]: system for system in json.loads((out / "report.json").read_text())["systems"]}
     assert systems["ideal"]["mAP"] == 1.0
     assert 0 < systems["run"]["mAP"] <= 1
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
-    assert "ideal" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "ideal" in shown
+    assert "run above run (2): mAP +0.0000, 95 % interval +0.0000 to +0.0000: within chance" in shown
 
     sound = str(tmp_path / "files" / "some folder" / "Sample no. 000.wav")
     assert cli.run(["tag", sound, "--checkpoint", f"{run}/best.safetensors", "--json"]) == 0

@@ -22,6 +22,7 @@ from pipeline.dataset.vocabulary import LabelClass, Vocabulary
 from pipeline.errors import CheckpointError, LogitStoreError, ManifestError, TooManyFailuresError, UsageError
 from pipeline.logits.stamp import ImportStamp, StoreStamp
 from pipeline.logits.store import publish_part, write_stamp
+from pipeline.scoring.intervals import BootstrapConfig
 from pipeline.scoring.report import EvaluationReport
 from pipeline.training.checkpoints import save_weights
 
@@ -102,6 +103,31 @@ def test_scores_equal_those_computed_by_hand(data: Manifest, clips: list[TinyCli
     assert system.mean_roc_auc == pytest.approx(np.mean(areas))
     assert 0.2 < system.mean_average_precision < 0.99
     assert system.sha256 == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+def test_systems_are_resampled_on_the_same_draws(
+    data: Manifest, clips: list[TinyClip], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [write_student(tmp_path / f"{seed}.safetensors", data.vocabulary, seed=seed) for seed in (1, 2)]
+    report = evaluate(data, *paths, resampling=BootstrapConfig(bootstrap=20, seed=4))
+    labels = labels_of(clips)
+    draws = [np.random.default_rng([4, number]).integers(len(clips), size=len(clips)) for number in range(20)]
+    for path, system in zip(paths, report.systems, strict=False):
+        logits = logits_by_hand(path, clips)
+        resampled = [student.tagging_scores(logits[drawn], labels[drawn]).mean_average_precision for drawn in draws]
+        np.testing.assert_allclose(system.replicates, resampled, atol=1e-6)
+    shown = capsys.readouterr().out
+    assert len([line for line in shown.splitlines() if "above" in line and "chance" in line]) == 2
+    assert "95 % interval" in shown
+
+
+def test_no_clip_is_drawn_anew_without_bootstrap(
+    data: Manifest, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [write_student(tmp_path / f"{seed}.safetensors", data.vocabulary, seed=seed) for seed in (1, 2)]
+    report = evaluate(data, *paths, resampling=BootstrapConfig(bootstrap=0))
+    assert report.replicates == 0
+    assert "interval" not in capsys.readouterr().out
 
 
 def test_classes_without_positives_are_left_out_and_counted(data: Manifest, tmp_path: Path) -> None:

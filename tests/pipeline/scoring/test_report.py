@@ -2,6 +2,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from rich.console import Console
 from pipeline.scoring.report import (
     EvaluationReport,
     SystemScores,
+    differences,
     per_class_csv,
     report_json,
     score_table,
@@ -20,7 +22,9 @@ from pipeline.scoring.report import (
 NAN = float("nan")
 
 
-def system(name: str, average_precision: list[float], sha256: str = "") -> SystemScores:
+def system(
+    name: str, average_precision: list[float], sha256: str = "", replicates: tuple[float, ...] = ()
+) -> SystemScores:
     scores = np.array(average_precision)
     return SystemScores(
         name=name,
@@ -32,6 +36,7 @@ def system(name: str, average_precision: list[float], sha256: str = "") -> Syste
         average_precision=scores,
         roc_auc=np.where(np.isnan(scores), NAN, 0.75),
         class_d_prime=np.where(np.isnan(scores), NAN, 0.954),
+        replicates=np.array(replicates),
     )
 
 
@@ -59,6 +64,42 @@ def test_the_table_puts_the_systems_side_by_side_over_the_clips_they_share(repor
     assert "4 clips of runs/[eval], ids sha256 0123456789ab" in words
     assert "2 of 3 classes; the 1 without positives left out" in words
     assert words.index("2 clips not scored: no sound") < words.index("1 clips not scored: cut short")
+
+
+def test_intervals_stand_beside_the_scores_and_differences_are_paired(report: EvaluationReport) -> None:
+    shaky = (0.1, 0.3, 0.5, 0.7, 0.9)
+    first, second = system("a", [0.6], replicates=shaky), system("b", [0.5], replicates=tuple(x - 0.1 for x in shaky))
+    resampled = replace(report, systems=(first, second))
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(score_table(resampled))
+    text = console.export_text()
+    assert "95 % interval" in text
+    assert re.search(r"a\W+0\.6000\W+0\.1200 to 0\.8800\W+0\.7500", text)
+    assert "intervals from 5 draws of the 4 clips, with replacement" in " ".join(text.split())
+    (difference,) = differences(resampled.systems)
+    assert difference.beyond_chance  # however shaky the scores, the one is above the other on any clips
+    found = json.loads(report_json(resampled))
+    assert found["systems"][1]["mAP_interval"] == pytest.approx([0.02, 0.78])
+    assert found["differences"] == [
+        {
+            "system": "a",
+            "baseline": "b",
+            "mAP": pytest.approx(0.1),
+            "mAP_interval": pytest.approx([0.1, 0.1]),
+            "beyond_chance": True,
+        }
+    ]
+    assert found["bootstrap"] == {"replicates": 5, "confidence": 0.95}
+
+
+def test_without_replicates_no_interval_is_shown(report: EvaluationReport) -> None:
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(score_table(report))
+    assert "interval" not in console.export_text()
+    assert differences(report.systems) == []
+    found = json.loads(report_json(report))
+    assert found["differences"] == []
+    assert found["systems"][0]["mAP_interval"] is None
 
 
 def test_the_csv_has_a_row_a_class_and_leaves_absent_scores_empty(report: EvaluationReport) -> None:
