@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from student.front_end import MEL_SCALE, MEL_SHIFT
-from student.randomness import Randomness
+from student.randomness import Randomness, send
 
 MASKED = MEL_SHIFT / MEL_SCALE  # a log power of 0 in the student's features: what EfficientAT writes into a mask
 
@@ -79,7 +79,7 @@ def roll(waveforms: Tensor, max_samples: int, randomness: Randomness, lengths: T
 def gain(waveforms: Tensor, max_db: float, randomness: Randomness) -> Tensor:
     """Amplify each of (batch, samples) by -max_db to max_db decibels."""
     decibels = max_db * (2 * randomness.rand(1) - 1)  # (batch, 1)
-    return waveforms * (10 ** (decibels / 20)).to(waveforms)
+    return waveforms * send(10 ** (decibels / 20), waveforms.device).to(waveforms.dtype)
 
 
 def mask(features: Tensor, max_size: int, randomness: Randomness, *, dim: int, own: Tensor | None = None) -> Tensor:
@@ -93,9 +93,9 @@ def mask(features: Tensor, max_size: int, randomness: Randomness, *, dim: int, o
         own: (batch,): how much of the axis each clip fills, from its start; None is all of it.
     """
     batch, size = len(features), features.shape[dim]
-    draws = randomness.rand(2).to(features.device)  # (batch, 2)
+    draws = send(randomness.rand(2), features.device)  # (batch, 2)
     filled = torch.full((batch,), size) if own is None else own  # (batch,)
-    filled = filled.to(features.device)
+    filled = send(filled, features.device)
     length = draws[:, 0] * filled.clamp(max=max_size)
     start = (draws[:, 1] * (filled - length)).floor()  # (batch,)
     index = torch.arange(size, device=features.device)

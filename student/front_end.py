@@ -131,8 +131,7 @@ def mel_filters(
     The values are those of `torchaudio.compliance.kaldi.get_mel_banks`: edges in double, bands in single precision.
     """
     low_mel, high_mel = (
-        1127.0 * (1.0 + torch.as_tensor(hz, dtype=finest_dtype(device), device=device)[..., None] / 700.0).log()
-        for hz in (low_hz, high_hz)
+        1127.0 * (1.0 + _on_device(hz, device)[..., None] / 700.0).log() for hz in (low_hz, high_hz)
     )  # (1,) or (batch, 1)
     step = (high_mel - low_mel) / (config.mels + 1)
     edges = low_mel.float() + step.float() * torch.arange(config.mels + 2, device=device)  # (…, mels + 2)
@@ -141,6 +140,13 @@ def mel_filters(
     bins_mel = 1127.0 * (1.0 + bins_hz / 700.0).log()  # (bins - 1,)
     rising, falling = (bins_mel - left) / (center - left), (right - bins_mel) / (right - center)  # (…, mels, bins - 1)
     return F.pad(torch.minimum(rising, falling).clamp(min=0.0), (0, 1))  # (…, mels, bins)
+
+
+def _on_device(hz: float | Tensor, device: torch.device | str | None) -> Tensor:
+    # A number that a kernel fills in need not be copied, which a GPU's host would wait for.
+    if isinstance(hz, Tensor):
+        return hz.to(device, finest_dtype(device))
+    return torch.full((), hz, dtype=finest_dtype(device), device=device)
 
 
 def finest_dtype(device: torch.device | str | None) -> torch.dtype:
@@ -272,6 +278,9 @@ class LogMelFrontEnd(nn.Module):
     def _moved_filters(self, edge_shifts_hz: Tensor) -> Tensor:
         """Build a bank for each clip: (batch, mels, bins)."""
         config, device = self.config, self.filters.device
-        edges_hz = torch.tensor([config.low_hz, config.high_hz], dtype=finest_dtype(device), device=device)
-        edges_hz = (edges_hz + edge_shifts_hz.to(device)).clamp(0, config.sample_rate_hz / 2)  # (batch, 2)
-        return mel_filters(config, edges_hz[:, 0], edges_hz[:, 1], device)
+        shifts_hz = edge_shifts_hz.to(device, finest_dtype(device))  # (batch, 2)
+        low_hz, high_hz = (
+            (edge_hz + shifts_hz[:, side]).clamp(0, config.sample_rate_hz / 2)  # (batch,)
+            for side, edge_hz in enumerate((config.low_hz, config.high_hz))
+        )
+        return mel_filters(config, low_hz, high_hz, device)

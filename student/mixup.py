@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from student.randomness import Randomness
+from student.randomness import Randomness, send
 
 MixedThing = Literal["spectrogram", "waveform"]
 
@@ -42,6 +42,10 @@ class Mix:
 
     lam: Tensor
     """(batch,), float32, 0.5 to 1: mixup's lambda, what each row keeps of itself; the partner has the rest."""
+
+    def on(self, device: torch.device) -> "Mix":
+        """Copy to a device, once for all that is mixed there."""
+        return Mix(send(self.partner, device), send(self.lam, device))
 
     def of(self, rows: Tensor) -> Tensor:
         """Mix anything that has a row for each clip: waveforms, spectrograms or targets; shape and device stay."""

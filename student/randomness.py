@@ -7,6 +7,11 @@ import torch
 from torch import Tensor
 
 
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a few drawn numbers from the CPU to a device without waiting until it has done all else."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
+
+
 @dataclass(frozen=True, slots=True)
 class Randomness:
     """A generator, and which clips of a training step's global batch are at hand.

@@ -26,9 +26,12 @@ from pipeline.decoding.shared_memory import Arena
 from pipeline.decoding.worker import Reader
 from pipeline.errors import StorageUnavailableError, TooManyFailuresError
 from pipeline.logits.alignment import AlignedLogits
+from pipeline.models.transfer import DeviceCopies, PackedTensors
 from pipeline.runtime.cores import usable_cores
 from pipeline.storage.cache import ShardMirror
 
+_COUNTING = ("rows", "positions", "lengths", "valid")
+"""Of a batch's tensors, those that a device does not need."""
 _VIEW_DRAW = 2
 """Tells the draw of the views from a step's other draws, 0 and 1 (`pipeline.training.loop`)."""
 
@@ -60,7 +63,7 @@ class PaddedClips:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingBatch:
-    """Waveforms, labels and teacher logits of some clips; tensors, on one device."""
+    """Waveforms, labels and teacher logits of some clips; tensors, on one device but for those that only count."""
 
     rows: Tensor
     """(batch,), int64: rows in the manifest."""
@@ -74,7 +77,7 @@ class TrainingBatch:
     has_teacher: Tensor
     """(batch,), bool."""
     valid: Tensor
-    """(batch,), bool: False where the clip could not be decoded."""
+    """(batch,), bool, on the CPU: False where the clip could not be decoded."""
     label_mask: Tensor | None = None
     """(batch, classes), bool: where the label is known; None where all are."""
     lengths: Tensor | None = None
@@ -87,6 +90,8 @@ class TrainingBatch:
     """Why, for each clip that is not valid."""
     edge_shifts_hz: Tensor | None = None
     """(batch, 2): how far each clip's view moves the edges of the mel bands; None where clips are shown as they are."""
+    packed: PackedTensors | None = None
+    """Where all that a device needs lies in one piece; None where it does not."""
 
     @classmethod
     def of(cls, read: ReadBatch) -> "TrainingBatch":
@@ -115,13 +120,21 @@ class TrainingBatch:
         return self if self.valid.all() else self.only(self.valid)
 
     def only(self, clips: Tensor | slice) -> "TrainingBatch":
-        """Take some of the clips: a mask, (batch,) bool, or a slice."""
-        chosen = {name: tensor[clips] for name, tensor in self._tensors().items() if name != "waveforms"}
+        """Take some of the clips: a mask, (batch,) bool on the CPU, or a slice."""
+        if isinstance(clips, slice) and clips == slice(0, len(self)):
+            return self
+        numbers = torch.arange(len(self))[clips]
+        there = clips if isinstance(clips, slice) else numbers.to(self.waveforms.device)
+        chosen = {
+            name: tensor[clips if name in _COUNTING else there]
+            for name, tensor in self._tensors().items()
+            if name != "waveforms"
+        }
         if self.lengths is None:
-            return replace(self, waveforms=self.waveforms[clips], **chosen)
-        sounds, numbers = self._sounds(), torch.arange(len(self))[clips].tolist()
-        waveforms = torch.cat([self.waveforms[:0], *(sounds[number] for number in numbers)])
-        return replace(self, waveforms=waveforms, **chosen)
+            return replace(self, waveforms=self.waveforms[there], packed=None, **chosen)
+        sounds = self._sounds()
+        waveforms = torch.cat([self.waveforms[:0], *(sounds[number] for number in numbers.tolist())])
+        return replace(self, waveforms=waveforms, packed=None, **chosen)
 
     def padded(self) -> Tensor:
         """Returns the waveforms as rows, (batch, samples), with zeros behind those shorter than the longest."""
@@ -144,15 +157,22 @@ class TrainingBatch:
         """Returns the same clips as those from position `first` on of a global batch."""
         return replace(self, positions=torch.arange(first, first + len(self)), global_batch_size=global_batch_size)
 
-    def to(self, device: torch.device) -> "TrainingBatch":
-        """Copy to a device, from pinned memory without waiting for the copy; what only counts stays on the CPU."""
-        staying = ("rows", "positions", "lengths")
-        moving = {name: tensor for name, tensor in self._tensors().items() if name not in staying}
-        return replace(self, **{name: tensor.to(device, non_blocking=True) for name, tensor in moving.items()})
+    def to(self, device: torch.device | DeviceCopies) -> "TrainingBatch":
+        """Copy to a device; what only counts stays on the CPU."""
+        copies = device if isinstance(device, DeviceCopies) else DeviceCopies(device)
+        if self.packed is not None:
+            packed = self.packed.over(copies)
+            return replace(self, packed=packed, **packed.tensors())
+        moving = self._moving()
+        return replace(self, **dict(zip(moving, copies.copy(list(moving.values())), strict=True)))
 
-    def pin_memory(self) -> "TrainingBatch":
-        """Copy to page-locked memory; the loader calls this where a GPU is fed."""
-        return replace(self, **{name: tensor.pin_memory() for name, tensor in self._tensors().items()})
+    def pack(self, *, pin_memory: bool) -> "TrainingBatch":
+        """Copy what a device needs into one piece, page-locked where that is a GPU; the loader calls this."""
+        packed = PackedTensors.of(self._moving(), pin_memory=pin_memory)
+        return replace(self, packed=packed, **packed.tensors())
+
+    def _moving(self) -> dict[str, Tensor]:
+        return {name: tensor for name, tensor in self._tensors().items() if name not in _COUNTING}
 
     def _sounds(self) -> list[Tensor]:
         return list(self.waveforms.split([] if self.lengths is None else self.lengths.tolist()))
@@ -271,7 +291,7 @@ def load_batches(
 
     def pinned(read: ReadBatch) -> TrainingBatch:
         with torch.cuda.device(device):  # or a thread would claim memory of the first GPU
-            return TrainingBatch.of(read).pin_memory()
+            return TrainingBatch.of(read).pack(pin_memory=True)
 
     yield from pool.load(reader, requests, processes=processes, receive=pinned)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pipeline.models.device import Precision
 from pipeline.models.hearing import tag_waveforms
+from pipeline.models.transfer import DeviceCopies
 
 
 class WaveformBatch(Protocol):
@@ -83,15 +84,32 @@ def iter_predictions(
     precision: Precision = "float32",
 ) -> Iterator[Predictions]:
     """Yields what `predict` returns, batch by batch, with nothing gathered; a batch without a valid clip is skipped."""
+    copies, before = DeviceCopies(device), None
     with _evaluation_mode(models), torch.inference_mode():
         for batch in batches:
             valid = batch.valid
             if not valid.any():
                 continue
-            waveforms = batch.waveforms[valid].to(device, non_blocking=True)  # (batch, samples)
+            chosen = batch.waveforms if valid.all() else batch.waveforms[valid]
+            [waveforms] = copies.copy([chosen])  # (batch, samples)
             lengths = None if batch.lengths is None else batch.lengths[valid]
             logits = torch.stack([tag_waveforms(model, waveforms, lengths, precision) for model in models])
-            yield Predictions(rows=batch.rows[valid].numpy(), logits=logits.cpu().numpy())
+            # A GPU goes on with the next batch while the logits of the last one are fetched.
+            if before is not None:
+                yield before.fetched()
+            before = _Computed(batch.rows[valid].numpy(), logits)
+        if before is not None:
+            yield before.fetched()
+
+
+@dataclass(frozen=True, slots=True)
+class _Computed:
+    rows: np.ndarray
+    logits: Tensor
+    """(models, clips, classes), on the device."""
+
+    def fetched(self) -> Predictions:
+        return Predictions(rows=self.rows, logits=self.logits.cpu().numpy())
 
 
 @contextmanager

@@ -107,16 +107,17 @@ class DistillationLearner(Learner):
         randomness = student.Randomness(generator, batch.positions, batch.global_batch_size)
         lengths, front_end, own, frames = batch.lengths, self.model.front_end, {}, None
         waveforms = student.augment_waveforms(batch.padded(), self._augment, randomness, lengths)  # (batch, samples)
-        mix = student.draw_mix(randomness, self._mixup)
+        drawn = student.draw_mix(randomness, self._mixup)
+        mix = drawn.on(waveforms.device)
         if self._mixup.of == "waveform":
             # Heard through the bands of the clip with the larger share.
             waveforms = mix.of_waveforms(waveforms, lengths)
-            lengths = None if lengths is None else mix.of_lengths(lengths)
+            lengths = None if lengths is None else drawn.of_lengths(lengths)
         if lengths is not None and isinstance(front_end, teacher.FrontEnd):
             own, frames = {"lengths": lengths}, front_end.frames(lengths)  # (batch,)
         features = self.mask(front_end(waveforms, generator, batch.edge_shifts_hz, **own), randomness, frames)
         if self._mixup.of == "spectrogram":
-            features, frames = mix.of(features), None if frames is None else mix.of_lengths(frames)
+            features, frames = mix.of(features), None if frames is None else drawn.of_lengths(frames)
         return MixedFeatures(features, frames, mix)
 
     @abstractmethod

@@ -144,9 +144,10 @@ class FinetuneLearner(Learner):
         with torch.no_grad():
             waveforms = student.augment_waveforms(batch.waveforms, config.augment, randomness)  # (batch, samples)
             # Twice the same partner would be one mix: the second time, pairs mix that are no neighbours.
+            device = waveforms.device
             mixes = [
-                (student.draw_mix(randomness, config.wavmix, distance=2), config.wavmix.of),
-                (student.draw_mix(randomness, config.mixup), config.mixup.of),
+                (student.draw_mix(randomness, config.wavmix, distance=2).on(device), config.wavmix.of),
+                (student.draw_mix(randomness, config.mixup).on(device), config.mixup.of),
             ]
             for mix in (mix for mix, of in mixes if of == "waveform"):
                 waveforms = mix.of_waveforms(waveforms)

@@ -35,7 +35,9 @@ class GlobalBatchDropout(nn.Dropout):
         assert self._positions is not None, "draw_for comes before a training step"
         generator = torch.Generator(features.device).manual_seed(self._seed)
         drawn = torch.rand(self._global_batch_size, *features.shape[1:], generator=generator, device=features.device)
-        kept = drawn[self._positions.to(features.device)] >= self.p  # (batch, …)
+        if len(self._positions) < self._global_batch_size:  # or else they are all there, in their order
+            drawn = drawn[self._positions.to(features.device)]
+        kept = drawn >= self.p  # (batch, …)
         return kept.to(features.dtype) / (1 - self.p)
 
 

@@ -26,6 +26,7 @@ from pipeline.batches.sampling import EpochSampler, Sampling, StreamConfig, seed
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import UsageError
 from pipeline.models.device import Precision, autocast, compute_in
+from pipeline.models.transfer import DeviceCopies, LateNumbers
 from pipeline.runtime.ray_address import check_address
 from pipeline.runtime.watching import PATIENCE_SECONDS
 from pipeline.storage.cache import GIGABYTE, CacheFolder
@@ -250,15 +251,26 @@ class StepReport:
     """From 0."""
     clips: int
     """Clips that it learned from, over all ranks."""
-    loss: float
-    """Mean over those clips, in nats; 0 where none could be decoded and nothing was learned."""
-    gradient_norm: float
-    """Euclidean norm over all weights, before clipping; infinite or no number in a step that was skipped."""
     learning_rate: float
     ends_epoch: bool
     """Whether it was the last of its epoch."""
-    skipped: bool = False
-    """Whether a gradient scaled for float16 overflowed, so that no weight was changed."""
+    numbers: LateNumbers
+    """Loss and gradient norm, perhaps still on their way from a GPU."""
+
+    @property
+    def loss(self) -> float:
+        """Mean over those clips, in nats; 0 where none could be decoded and nothing was learned."""
+        return self.numbers.read()[0]
+
+    @property
+    def gradient_norm(self) -> float:
+        """Euclidean norm over all weights, before clipping; infinite or no number in a step that was skipped."""
+        return self.numbers.read()[1]
+
+    @property
+    def skipped(self) -> bool:
+        """Whether a gradient scaled for float16 overflowed, so that no weight was changed."""
+        return not math.isfinite(self.gradient_norm)
 
 
 class Trainer:
@@ -302,6 +314,11 @@ class Trainer:
         compute_in(config.precision, [self._model])
         if config.channels_last:
             self._model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self._copies = DeviceCopies(device)
+        # Ranks have to know that a step's collectives gave what is true, and float16 whether its scale was too large.
+        self._settles_late = device.type == "cuda" and self._ranks.world_size == 1 and config.precision != "float16"
+        self._unsettled: StepReport | None = None
+        self._lost: Tensor | None = None
         self._average = _build_average(self._model, config.average)
         self._dropouts = convert_dropout(self._model)
         self._network = self._wrap(self._model)
@@ -347,7 +364,22 @@ class Trainer:
             LostProcessError: another rank is gone or does not answer. All is as it was before that step.
         """
         for batch in batches:
-            yield self._training_step(batch.within(self.positions.start, self._config.batch_size))
+            report = self._training_step(batch.within(self.positions.start, self._config.batch_size))
+            self.settle()
+            self._unsettled = report if self._settles_late else None
+            yield report
+        self.settle()
+
+    def settle(self) -> None:
+        """Check what a GPU has made of the last step, which nobody waited for when the next one was begun.
+
+        Raises:
+            FloatingPointError: its loss or its gradient is not finite, and since then no weight has changed.
+        """
+        report, self._unsettled = self._unsettled, None
+        if report is not None and not all(map(math.isfinite, report.numbers.read())):
+            self.step = report.step - 1
+            raise _not_finite(*report.numbers.read())
 
     def _training_step(self, batch: TrainingBatch) -> StepReport:
         epoch = self._sampler.epoch_of(self.step)
@@ -355,9 +387,7 @@ class Trainer:
         learning_rate = self._peak * self._schedule(epoch)
         (clips,) = self._ranks.all_reduce([int(batch.valid.sum())])
         with self._ranks.step(), self._statistics_kept():
-            loss, norm = self._optimizer_step(batch, clips, learning_rate) if clips else (0.0, 0.0)
-        skipped = not math.isfinite(norm)
-        self.skipped_steps += skipped
+            numbers = self._optimizer_step(batch, clips, learning_rate) if clips else LateNumbers(torch.zeros(2))
         self.step += 1
         ends_epoch = self.step % self._sampler.steps_per_epoch == 0
         if self._average is not None and self._config.average.counts_step(epoch, ends_epoch):
@@ -366,11 +396,9 @@ class Trainer:
             step=self.step,
             epoch=epoch,
             clips=clips,
-            loss=loss,
-            gradient_norm=norm,
             learning_rate=learning_rate,
             ends_epoch=ends_epoch,
-            skipped=skipped,
+            numbers=numbers,
         )
 
     @contextmanager
@@ -384,28 +412,43 @@ class Trainer:
                 buffer.copy_(value)
             raise
 
-    def _optimizer_step(self, batch: TrainingBatch, clips: int, learning_rate: float) -> tuple[float, float]:
+    def _optimizer_step(self, batch: TrainingBatch, clips: int, learning_rate: float) -> LateNumbers:
         """Make one optimizer step with the mean over all ranks' `clips`; returns the loss and the gradient's norm."""
         self._model.train()
         self._optimizer.zero_grad(set_to_none=True)
-        loss = self._ranks.all_reduce_tensor(self._backward(batch, clips))
+        loss = self._ranks.all_reduce_tensor(self._backward(batch.to(self._copies), clips))
         self._scaler.unscale_(self._optimizer)
         norm = get_total_norm(weight.grad for weight in self._model.parameters() if weight.grad is not None)
-        loss_value, norm_value = torch.stack([loss, norm.float()]).tolist()
-        self._ranks.check()
+        values = torch.stack([loss, norm.float()])
+        numbers = LateNumbers(values)
         # Never a step with what is not finite: from then on every weight would be lost, and so would the checkpoints.
-        # The one exception is a gradient that overflows only because float16 had it scaled up: a smaller scale helps.
-        overflowed = self._scaler.is_enabled() and self._scaler.get_scale() >= 1
-        if not math.isfinite(loss_value) or not (math.isfinite(norm_value) or overflowed):
-            raise FloatingPointError(f"the loss is {loss_value} and the norm of its gradient {norm_value}")
-        if math.isfinite(norm_value):
-            if self._config.optimizer.max_gradient_norm is not None:
-                clip_grads_with_norm_(self._model.parameters(), self._config.optimizer.max_gradient_norm, norm)
-            for group in self._optimizer.param_groups:
-                group["lr"] = learning_rate * group.get("lr_scale", 1.0)
-            self._optimizer.step()
+        if self._settles_late:
+            self._keep_weights_from(values)
+        elif not self._allows_step(*numbers.read()):
+            self._scaler.update()
+            self.skipped_steps += 1
+            return numbers
+        if self._config.optimizer.max_gradient_norm is not None:
+            clip_grads_with_norm_(self._model.parameters(), self._config.optimizer.max_gradient_norm, norm)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate * group.get("lr_scale", 1.0)
+        self._optimizer.step()
         self._scaler.update()
-        return loss_value, norm_value
+        return numbers
+
+    def _allows_step(self, loss: float, norm: float) -> bool:
+        """Whether to change the weights; not where a gradient overflows only because float16 had it scaled up."""
+        self._ranks.check()
+        overflowed = self._scaler.is_enabled() and self._scaler.get_scale() >= 1  # then a smaller scale helps
+        if not math.isfinite(loss) or not (math.isfinite(norm) or overflowed):
+            raise _not_finite(loss, norm)
+        return math.isfinite(norm)
+
+    def _keep_weights_from(self, values: Tensor) -> None:
+        """Let the device itself leave out the step, and all that follow, where a value is not finite."""
+        lost = (~values.isfinite()).any().float()
+        self._lost = lost if self._lost is None else torch.maximum(self._lost, lost)
+        self._optimizer.found_inf = self._lost  # pyright: ignore[reportAttributeAccessIssue]
 
     def _backward(self, batch: TrainingBatch, clips: int) -> Tensor:
         """Accumulate the gradient of the mean loss of all ranks' `clips`; returns this rank's part of that loss.
@@ -439,7 +482,7 @@ class Trainer:
             layer.draw_for(seed_for(seed, self.step, 2, number), part.positions, part.global_batch_size)
         generator = torch.Generator().manual_seed(seed_for(seed, self.step, 1))
         with autocast(self._device.type, config.precision):
-            return self._learner.loss(self._network, part.to(self._device), generator)
+            return self._learner.loss(self._network, part, generator)
 
     def _begin_epoch(self, epoch: int) -> None:
         """Set what depends on the epoch: a function of its number alone, so that there is nothing to restore."""
@@ -455,7 +498,12 @@ class Trainer:
                     torch.distributed.broadcast(buffer, src=0)
 
     def state_dict(self) -> dict[str, Any]:
-        """Returns all that a later process needs to go on: tensors and plain values."""
+        """Returns all that a later process needs to go on: tensors and plain values.
+
+        Raises:
+            FloatingPointError: see `settle`.
+        """
+        self.settle()
         return {
             "step": self.step,
             "skipped_steps": self.skipped_steps,
@@ -517,6 +565,10 @@ def check_compiler(device: torch.device) -> None:
             f"--compile: torch.compile does not work on this machine ({reason}). Install a C++ compiler, such as "
             "g++, or leave --compile out: the steps are then slower, and nothing else changes"
         ) from error
+
+
+def _not_finite(loss: float, norm: float) -> FloatingPointError:
+    return FloatingPointError(f"the loss is {loss} and the norm of its gradient {norm}")
 
 
 def _build_optimizer(learner: Learner, config: OptimizerConfig) -> torch.optim.Optimizer:

@@ -299,6 +299,7 @@ class TrainingRun:
         self._failures_reported = 0
         self._saved_at = time.monotonic()
         self._saved_path: Path | None = None
+        self._unread: StepReport | None = None
         self._evaluation: Evaluation | None = None
         if eval_dataset is not None:
             self._evaluation = Evaluation(
@@ -376,6 +377,7 @@ class TrainingRun:
                         self._save()
             except FloatingPointError as error:
                 raise self._diverged(error) from error
+            self._read_last()
 
     def _accounted(self, loaded: Iterator[TrainingBatch], total: int, stop: StopRequest) -> Iterator[TrainingBatch]:
         """Pass this rank's batches on; count all ranks' failed clips, and the time spent waiting for data.
@@ -403,6 +405,14 @@ class TrainingRun:
             yield batch
 
     def _record(self, report: StepReport) -> None:
+        """Note a step. Its loss is read a step later, or before an epoch or the run ends: a GPU may not have it yet."""
+        self._read_last()
+        self._unread = report
+
+    def _read_last(self) -> None:
+        report, self._unread = self._unread, None
+        if report is None:
+            return
         self._epoch.add(report)
         if self._bar is not None:
             note = f"epoch {report.epoch + 1}/{self._config.epochs} loss {report.loss:.4f}"
@@ -421,6 +431,8 @@ class TrainingRun:
 
     def _end_epoch(self, stop: StopRequest, pool: DecodingPool) -> None:
         """Evaluate, write the epoch's metrics and start the next one. Only then does a checkpoint count it as done."""
+        self._read_last()
+        self._trainer.settle()
         epoch, epochs = self._epochs_closed, self._config.epochs
         values = self._epoch.values() | {"epoch/ranks": float(self._ranks.world_size)}
         is_last = epoch + 1 == epochs
@@ -459,11 +471,16 @@ class TrainingRun:
         )
 
     def _save(self) -> None:
+        self._read_last()
         if self._folder is None:
             return
         assert self._metrics is not None
+        try:
+            trained = self._trainer.state_dict()
+        except FloatingPointError as error:
+            raise self._diverged(error) from error
         state = {
-            **self._trainer.state_dict(),
+            **trained,
             "epochs_closed": self._epochs_closed,
             "epoch": self._epoch.state_dict(),
             "best_score": self._best_score,
