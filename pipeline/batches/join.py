@@ -4,6 +4,7 @@ The logits were brought into the manifest's order once, when the store was opene
 memory-mapped array.
 """
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -32,6 +33,9 @@ from pipeline.storage.cache import ShardMirror
 
 _COUNTING = ("rows", "positions", "lengths", "valid")
 """Of a batch's tensors, those that a device does not need."""
+MAX_SCORED = 64
+"""Clips in a batch of which nothing is learned: a GPU is busy with this many."""
+_CPU_SCORED, _CPU_WORKERS = 32, 4
 _VIEW_DRAW = 2
 """Tells the draw of the views from a step's other draws, 0 and 1 (`pipeline.training.loop`)."""
 
@@ -243,16 +247,30 @@ class JoinedDataset(Dataset[TrainingBatch]):
         return TrainingBatch.of(self.reader.load(wanted, Arena(), lambda row: None))
 
 
-def loader_processes(workers: int) -> int:
-    """Returns how many processes load where `workers` are asked for: no more than there are usable cores."""
-    return min(workers, usable_cores())
+def loader_processes(workers: int | None, device: torch.device | None = None) -> int:
+    """Returns how many processes load: no more than there are usable cores for each of the machine's ranks.
+
+    Args:
+        workers: how many are asked for; None is what feeds `device`: a GPU all the cores, which have nothing else to
+            do, a CPU, which has, up to 4.
+        device: what is fed; None is a CPU.
+    """
+    cores = max(1, usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    if workers is None:
+        workers = _CPU_WORKERS if device is None or device.type == "cpu" else cores
+    return min(workers, cores)
+
+
+def scoring_batch(batch_size: int | None, device: torch.device) -> int:
+    """Returns how many clips are scored at once where `batch_size` are asked for; None is what a device likes."""
+    return batch_size or (_CPU_SCORED if device.type == "cpu" else MAX_SCORED)
 
 
 def batch_loader(
     dataset: JoinedDataset,
     batches: Iterable[Wanted],
     *,
-    workers: int | DecodingPool,
+    workers: int | DecodingPool | None,
     device: torch.device | None = None,
 ) -> Iterator[TrainingBatch]:
     """Load `dataset[batch]` for each of `batches`, in order, ahead of time.
@@ -260,20 +278,24 @@ def batch_loader(
     Args:
         dataset: the clips.
         batches: which; none is larger than the first one.
-        workers: processes that load, or how many to start, at most one a core, for as long as the iteration lasts. With
-            0 each batch is loaded when it is asked for.
+        workers: processes that load, or how many to start for as long as the iteration lasts, see `loader_processes`.
+            With 0 each batch is loaded when it is asked for.
         device: where the batches go; for a GPU they are put into page-locked memory.
 
     Raises:
         LostProcessError: a process died or does not answer.
     """
-    with decoding_pool(workers) as pool:
+    with decoding_pool(workers, device) as pool:
         yield from load_batches(dataset.reader, batches, pool=pool, device=device)
 
 
-def decoding_pool(workers: int | DecodingPool) -> AbstractContextManager[DecodingPool]:
+def decoding_pool(
+    workers: int | DecodingPool | None, device: torch.device | None = None
+) -> AbstractContextManager[DecodingPool]:
     """Returns somebody's pool, to be used in a `with` block and left open, or one that is for the block alone."""
-    return nullcontext(workers) if isinstance(workers, DecodingPool) else DecodingPool(loader_processes(workers))
+    if isinstance(workers, DecodingPool):
+        return nullcontext(workers)
+    return DecodingPool(loader_processes(workers, device))
 
 
 def load_batches(

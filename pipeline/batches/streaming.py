@@ -23,7 +23,7 @@ def load_steps(
     first_step: int = 0,
     end_step: int | None = None,
     positions: slice = slice(None),
-    workers: int | DecodingPool,
+    workers: int | DecodingPool | None,
     device: torch.device | None = None,
 ) -> Iterator[TrainingBatch]:
     """Load one rank's part of each step's batch, in the way that the sampler wants the shards read.
@@ -50,7 +50,7 @@ def load_steps(
         replace(request, wanted=dataset.request(request.rows, seed=sampler.seed, step=step))
         for step, request in enumerate(in_turn, start=first_step)
     )
-    with decoding_pool(workers) as pool:
+    with decoding_pool(workers, device) as pool:
         processes = stream_workers(sampler.stream.readers, pool.size)
         reader = StreamReader(dataset.reader)
         yield from load_batches(reader, requests, pool=pool, processes=processes, device=device)

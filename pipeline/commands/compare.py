@@ -31,10 +31,11 @@ class CompareConfig:
     """Logit store of the teachers on that dataset, to score beside the runs."""
     out: str
     """Folder that receives comparison.png, report.json, per_class.csv and, with the extra `report`, report.html."""
-    batch_size: int = 32
-    """Clips a forward pass, 1 or more."""
-    workers: int = 2
-    """Processes that read and decode; 0 decodes between the forward passes."""
+    batch_size: int | None = None
+    """Clips a forward pass, 1 or more; by default 64 on a GPU, 32 without one."""
+    workers: int | None = None
+    """Processes that read and decode, at most one a core; 0 decodes between the forward passes. By default one for each
+    core where a GPU is fed, and up to 4 without one."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one."""
     max_failed: float = 0.01
@@ -43,7 +44,8 @@ class CompareConfig:
     """How often the clips are resampled."""
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1 or self.workers < 0 or not 0 <= self.max_failed <= 1:
+        positive = self.batch_size is None or self.batch_size >= 1
+        if not positive or (self.workers or 0) < 0 or not 0 <= self.max_failed <= 1:
             raise UsageError("batch_size must be 1 or more, workers 0 or more, max_failed a share from 0 to 1")
 
 

@@ -42,10 +42,11 @@ class EvaluateConfig:
     thresholds: str | None = None
     """CSV that receives the probability of each class from which on a clip counts as having it so that F1 is highest on
     these clips, for `pipeline tag --thresholds`; of the ensemble where there are several checkpoints."""
-    batch_size: int = 32
-    """Clips a forward pass, 1 or more."""
-    workers: int = 2
-    """Processes that read and decode; 0 decodes between the forward passes."""
+    batch_size: int | None = None
+    """Clips a forward pass, 1 or more; by default 64 on a GPU, 32 without one."""
+    workers: int | None = None
+    """Processes that read and decode, at most one a core; 0 decodes between the forward passes. By default one for each
+    core where a GPU is fed, and up to 4 without one."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one."""
     precision: Precision = "float32"
@@ -58,9 +59,9 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         if not self.checkpoint and self.store is None:
             raise UsageError("nothing to score: give --checkpoint, --store, or both")
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"batch_size is {self.batch_size}; choose 1 or more")
-        if self.workers < 0:
+        if self.workers is not None and self.workers < 0:
             raise UsageError(f"workers is {self.workers}; choose 0 or more")
         if not 0 <= self.max_failed <= 1:
             raise UsageError(f"max_failed is {self.max_failed}; choose a share from 0 to 1")

@@ -37,6 +37,7 @@ _STREAMS = (STREAM, "/dev/stdin")
 _STREAM_WINDOW, _STREAM_HOP = 2.0, 1.0
 _EVENT_WINDOW, _EVENT_HOP = 2.0, 0.5
 _MAX_WORKERS = 4
+_GPU_WINDOWS, _CPU_WINDOWS = 64, 16
 _KEPT_WINDOWS = 100_000
 _TOLD_FAILURES = 5
 
@@ -97,10 +98,11 @@ class TagConfig:
     out: str | None = None
     """File to write instead of standard output, a path or URL; for Audacity's labels of several sounds a folder."""
     workers: int | None = None
-    """Processes that decode ahead of the model; 0 decodes in between. As many as there are cores and sounds, up to 4,
-    unless given; none for one short sound."""
-    batch_size: int = 16
-    """Windows that go through the model together, 1 or more; those of several sounds mix."""
+    """Processes that decode ahead of the model; 0 decodes in between. As many as there are cores and sounds, up to 4
+    where the model is on a CPU, unless given; none for one short sound."""
+    batch_size: int | None = None
+    """Windows that go through the model together, 1 or more; those of several sounds mix. By default 64 on a GPU, 16
+    without one."""
     rate: int | None = None
     """Samples a second, in hertz, of standard input that has no header; without it a WAV header is expected."""
     channels: int = 1
@@ -125,7 +127,7 @@ class TagConfig:
             raise UsageError(f"offset is {self.offset} and onset {self.onset}; choose 0 to 1, the onset not lower")
         if not 0 <= self.shortest < math.inf:
             raise UsageError(f"shortest is {self.shortest}; choose a number of seconds, 0 or more")
-        if self.batch_size < 1 or (self.workers or 0) < 0:
+        if (self.batch_size is not None and self.batch_size < 1) or (self.workers or 0) < 0:
             raise UsageError(f"batch_size is {self.batch_size} and workers {self.workers}; choose 1 and 0 or more")
         if self.channels < 1 or (self.rate is not None and self.rate < 1):
             raise UsageError(f"rate is {self.rate} and channels {self.channels}; choose 1 or more")
@@ -181,6 +183,7 @@ def _tag(
     frames = _takes_frames(config, models)
     window, hop = _window_and_hop(config, frames=frames)
     plan = plan_windows(models, window=window, hop=hop, frames=frames)
+    on_gpu = is_gpu(config.device)
     picker = _picker(config, models.vocabulary)
     failures: list[str] = []
     with ExitStack() as stack:
@@ -189,11 +192,11 @@ def _tag(
             heard_after = (plan.length or 0) / models.sample_rate_hz
             _log.info("listening; a sound is told up to %.1f s after it was heard, Ctrl-C ends", heard_after)
         else:
-            workers = _workers(config, sounds)
+            workers = _workers(config, sounds, on_gpu=on_gpu)
             parts = parts_ahead(sounds, sample_rate_hz=models.sample_rate_hz, processes=workers)
             total, name = len(sounds), sounds.name
         bar = None if sounds is None else stack.enter_context(progress_bar("tagging", total, unit="sounds"))
-        batch_size = 1 if sounds is None else config.batch_size
+        batch_size = 1 if sounds is None else config.batch_size or (_GPU_WINDOWS if on_gpu else _CPU_WINDOWS)
         heard = listen(parts, models, plan, batch_size=batch_size, frames=frames)
         for number, window_ in picker.pick(heard, name, models.sample_rate_hz):
             if isinstance(window_, TaggedWindow):
@@ -235,12 +238,12 @@ def _live_parts(config: TagConfig, sample_rate_hz: int) -> Iterator[SoundPart]:
     yield SoundPart(sound=0, samples=np.empty(0, np.float32), is_end=True, failure=failure)
 
 
-def _workers(config: TagConfig, sounds: Sounds) -> int:
+def _workers(config: TagConfig, sounds: Sounds, *, on_gpu: bool) -> int:
     if config.workers is not None:
         return min(config.workers, len(sounds))
     if len(sounds) == 1 and sounds.encoded_bytes <= MAPPED_BYTES:
         return 0
-    return min(usable_cores(), len(sounds), _MAX_WORKERS)
+    return min(usable_cores(), len(sounds), *(() if on_gpu else (_MAX_WORKERS,)))
 
 
 def _takes_frames(config: TagConfig, models: Ensemble) -> bool:
@@ -309,6 +312,13 @@ def kept_classes(config: TagConfig, vocabulary: Vocabulary) -> list[int]:
             raise UsageError(f"--classes {text}: no such class{f'; did you mean {close}?' if close else ''}")
         found.append(index)
     return found if wanted else list(range(len(vocabulary)))
+
+
+def is_gpu(device: str) -> bool:
+    """Whether a device is none of the CPU's."""
+    from pipeline.models.device import choose_device  # torch takes more than a second to import
+
+    return choose_device(device).type != "cpu"
 
 
 def load_models(config: TagConfig) -> Ensemble:

@@ -14,7 +14,7 @@ Precision = Literal["float32", "tf32", "bfloat16", "float16"]
 round to 10 bits first; elsewhere it is float32."""
 
 PrecisionChoice = Literal["auto", "float32", "tf32", "bfloat16", "float16"]
-"""`auto` is what `fastest_precision` finds."""
+"""`auto` is what `fastest_precision` finds for teachers, and `training_precision` for what learns."""
 
 _FASTEST_FIRST: tuple[Precision, ...] = ("bfloat16", "float16", "float32")
 
@@ -61,6 +61,14 @@ def fastest_precision(device: torch.device | str) -> Precision:
         able = torch.cpu.get_capabilities()
         return "bfloat16" if able.get("avx512_bf16") or able.get("amx_bf16") else "float32"
     return "float32"
+
+
+def training_precision(choice: PrecisionChoice, device: torch.device) -> Precision:
+    """Returns what is chosen to train in; `auto` is bfloat16 on GPUs that have instructions for it, else float32."""
+    if choice != "auto":
+        return choice
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if able else "float32"
 
 
 def common_precision(fastest: Iterable[Precision]) -> Precision:

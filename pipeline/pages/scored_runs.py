@@ -46,8 +46,8 @@ def score_runs(
     *,
     data: str,
     store: str | None,
-    batch_size: int,
-    workers: int,
+    batch_size: int | None,
+    workers: int | None,
     device: str,
     max_failed: float,
     resampling: BootstrapConfig,
@@ -58,8 +58,8 @@ def score_runs(
         runs: folders or URLs.
         data: the dataset.
         store: the teachers' logits of its clips.
-        batch_size: clips a forward pass.
-        workers: decoding processes; 0 decodes in this one.
+        batch_size: clips a forward pass; None is what the device likes.
+        workers: decoding processes; 0 decodes in this one, None is what feeds the device.
         device: `auto`, or torch's name of one.
         max_failed: largest share, 0 to 1, of the clips that may have no logits.
         resampling: how often the clips are resampled.

@@ -15,8 +15,8 @@ from pipeline.errors import UsageError
 from pipeline.models.weights import Task
 from pipeline.scoring.windows import Cell, Timeline, Window, WindowCutter, WindowPlan
 
-_BATCH_SECONDS = 160.0
-"""Of all windows that go through a model together, unless one alone is longer."""
+_BATCH_SECONDS = 10.0
+"""For each of the windows that go through a model together, on average, unless one alone is longer than all that."""
 LONGEST_WHOLE_SECONDS = 300.0
 """A longer sound is not heard in one piece unless somebody asks for windows of that length."""
 
@@ -181,7 +181,9 @@ def listen(
 
 def _is_full(waiting: Sequence[_Waiting], batch_size: int, rate: int) -> bool:
     lengths = [len(window.samples) for _, window, _ in waiting if window is not None]
-    return len(lengths) >= batch_size or sum(lengths) > _BATCH_SECONDS * rate or len(waiting) > 4 * batch_size
+    return (
+        len(lengths) >= batch_size or sum(lengths) > _BATCH_SECONDS * batch_size * rate or len(waiting) > 4 * batch_size
+    )
 
 
 def _hear(waiting: Sequence[_Waiting], model: Ensemble, *, frames: bool) -> Iterator[Heard]:

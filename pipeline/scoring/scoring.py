@@ -11,7 +11,14 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from pipeline.batches.join import JoinedDataset, PaddedClips, TrainingBatch, batch_loader, check_reachable
+from pipeline.batches.join import (
+    JoinedDataset,
+    PaddedClips,
+    TrainingBatch,
+    batch_loader,
+    check_reachable,
+    scoring_batch,
+)
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ManifestError, TooManyFailuresError
 from pipeline.logits.store import LogitStore
@@ -53,8 +60,8 @@ def run_models(
     models: Sequence[LoadedModel],
     manifest: Manifest,
     *,
-    batch_size: int,
-    workers: int,
+    batch_size: int | None,
+    workers: int | None,
     device: torch.device,
     precision: Precision,
 ) -> list[System]:
@@ -63,12 +70,13 @@ def run_models(
     Args:
         models: on `device`, of the dataset's classes.
         manifest: the dataset.
-        batch_size: clips a forward pass.
-        workers: decoding processes; 0 decodes in this one.
+        batch_size: clips a forward pass, see `scoring_batch`.
+        workers: decoding processes, see `loader_processes`; 0 decodes in this one.
         device: where the models are.
         precision: of the networks.
     """
     compute_in(precision, [model.network for model in models])
+    batch_size = scoring_batch(batch_size, device)
     systems: dict[int, System] = {}
     inputs = [model_input(cast("AudioModel", model.network)) for model in models]
     for shared in dict.fromkeys(inputs):

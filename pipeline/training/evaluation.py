@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.batches.join import FailureTally, JoinedDataset, PaddedClips, load_batches
+from pipeline.batches.join import MAX_SCORED, FailureTally, JoinedDataset, PaddedClips, load_batches
 from pipeline.batches.reading import FailedClip
 from pipeline.decoding.pool import DecodingPool
 from pipeline.errors import LostProcessError, TooManyFailuresError
@@ -18,9 +18,6 @@ from pipeline.scoring.predictions import predict
 from pipeline.training.ranks import Ranks
 
 Score = Callable[[np.ndarray, np.ndarray, np.ndarray | None], dict[str, float]]
-
-_MAX_CLIPS = 64
-"""In a batch. Nothing is learned from batches here, and a GPU is busy with this many."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +74,7 @@ class Evaluation:
     def _batches(self, stop: StopRequest, pool: DecodingPool, failures: list[FailedClip]) -> Iterator[PaddedClips]:
         """Load this rank's batches; ask all ranks before each whether to go on."""
         clips, ranks = len(self.dataset.manifest), self.ranks
-        batches = np.array_split(np.arange(clips), math.ceil(clips / min(self.batch_size, _MAX_CLIPS)))
+        batches = np.array_split(np.arange(clips), math.ceil(clips / min(self.batch_size, MAX_SCORED)))
         mine = batches[ranks.rank :: ranks.world_size]
         loaded = load_batches(self.dataset.reader, mine, pool=pool, device=self.device)
         for _ in range(math.ceil(len(batches) / ranks.world_size)):  # rounds, in the last of which some ranks are idle

@@ -15,7 +15,7 @@ from pipeline.errors import UsageError
 from pipeline.ingest.ingesting import IngestConfig, ingest
 from pipeline.ingest.published_sets import PublishedSet, Round
 from pipeline.ingest.sources import local_folder
-from pipeline.models.device import choose_device, compute_in
+from pipeline.models.device import choose_device, compute_in, training_precision
 from pipeline.models.loading import load_model
 from pipeline.runtime.output import print_table
 from pipeline.runtime.progress import read_metrics
@@ -157,17 +157,18 @@ def _test(config: PublishedSetConfig, published: PublishedSet, run: str, part: s
     manifest = join_manifests(config.parts_folder, [part])
     device = choose_device(config.device)
     model = load_model(storage.join_path(run, BEST_NAME), manifest, device=device)
-    compute_in(config.precision, [model.network])
+    precision = training_precision(config.precision, device)
+    compute_in(precision, [model.network])
     evaluation = Evaluation(
         dataset=open_clips(config, manifest, model),
         score=FinetuneLearner(model.network, published.task, config).score,  # pyright: ignore[reportArgumentType]
         batch_size=config.batch_size,
         device=device,
-        precision=config.precision,
+        precision=precision,
         max_failed=config.max_failed,
         ranks=Ranks(),
     )
-    with stop_on_signals() as stop, start_pool(config, stop) as pool:
+    with stop_on_signals() as stop, start_pool(config, device, stop) as pool:
         try:
             return evaluation.run(model.network, stop, pool)
         except StopRequestedError:

@@ -7,6 +7,7 @@ last.safetensors and best.safetensors the weights for everybody else, failed.csv
 import csv
 import io
 import logging
+import tomllib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from torch import nn
 
 from pipeline.errors import UsageError
+from pipeline.models.device import Precision
 from pipeline.runtime.recipes import differences, to_toml
 from pipeline.storage.files import (
     exists,
@@ -157,6 +159,12 @@ class RunFolder:
 def _was_begun_by(run: str, launch: str | None) -> bool:
     noted = join_path(run, LAUNCH_NAME)
     return launch is not None and exists(noted) and read_bytes(noted).decode() == launch
+
+
+def precision_of_run(run: str) -> Precision | None:
+    """Returns the precision that a run was begun in; None where nothing was begun."""
+    location = join_path(run, CONFIG_NAME)
+    return tomllib.loads(read_bytes(location).decode()).get("precision") if exists(location) else None
 
 
 def finished_weights(run: str) -> str:

@@ -25,7 +25,7 @@ from pipeline.batches.join import TrainingBatch
 from pipeline.batches.sampling import EpochSampler, Sampling, StreamConfig, seed_for
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import UsageError
-from pipeline.models.device import Precision, autocast, compute_in
+from pipeline.models.device import Precision, PrecisionChoice, autocast, compute_in, training_precision
 from pipeline.models.transfer import DeviceCopies, LateNumbers
 from pipeline.runtime.ray_address import check_address
 from pipeline.runtime.watching import PATIENCE_SECONDS
@@ -124,9 +124,10 @@ class TrainingConfig:
     """The optimizer."""
     average: AverageConfig = field(default_factory=AverageConfig)
     """Weight averaging."""
-    precision: Precision = "float32"
+    precision: PrecisionChoice = "auto"
     """What the network computes in; weights, front end and loss stay float32. float16 scales the loss, and skips
-    the steps in which a scaled gradient overflows."""
+    the steps in which a scaled gradient overflows. auto is what a resumed run was begun in, or else bfloat16 on GPUs
+    that have instructions for it, and float32 elsewhere."""
     channels_last: bool = False
     """Lay images out with the channels innermost, which convolutions on most machines prefer."""
     compile: bool = False
@@ -146,9 +147,9 @@ class TrainingConfig:
     is lost; 0 or more. torchrun has its own --max-restarts."""
     address: str | None = None
     """With --ranks: the Ray cluster to train on, such as auto; without it Ray runs on this machine."""
-    workers: int = 4
-    """Processes that read and decode for each rank, at most one a core; 0 decodes between the steps. The result is the
-    same."""
+    workers: int | None = None
+    """Processes that read and decode for each rank, at most one a core; 0 decodes between the steps. By default one for
+    each core of a GPU's rank, and up to 4 without a GPU. The result is the same."""
     patience: float = PATIENCE_SECONDS
     """How long a decoding process or another rank may be without a sign of life, in seconds, above 0; then the run is
     saved and ends. Every clip that is begun is one, and of a rank that it computes."""
@@ -176,7 +177,7 @@ class TrainingConfig:
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} is {getattr(self, name)}; choose 1 or more")
         for name in ("seed", "workers", "checkpoint_minutes", "read_window", "max_restarts"):
-            if getattr(self, name) < 0:
+            if (getattr(self, name) or 0) < 0:
                 raise UsageError(f"{name} is {getattr(self, name)}; choose 0 or more")
         if self.sampling == "stream" and self.read_window:
             raise UsageError("read_window is of no use with --sampling stream, which reads whole shards; leave it out")
@@ -311,19 +312,20 @@ class Trainer:
             )
         self._peak = config.learning_rate * config.batch_size / config.optimizer.reference_batch
         self._model = learner.model.to(device)
-        compute_in(config.precision, [self._model])
+        self._precision: Precision = training_precision(config.precision, device)
+        compute_in(self._precision, [self._model])
         if config.channels_last:
             self._model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self._copies = DeviceCopies(device)
         # Ranks have to know that a step's collectives gave what is true, and float16 whether its scale was too large.
-        self._settles_late = device.type == "cuda" and self._ranks.world_size == 1 and config.precision != "float16"
+        self._settles_late = device.type == "cuda" and self._ranks.world_size == 1 and self._precision != "float16"
         self._unsettled: StepReport | None = None
         self._lost: Tensor | None = None
         self._average = _build_average(self._model, config.average)
         self._dropouts = convert_dropout(self._model)
         self._network = self._wrap(self._model)
         self._optimizer = _build_optimizer(learner, config.optimizer)
-        self._scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "float16")
+        self._scaler = torch.amp.GradScaler(device.type, enabled=self._precision == "float16")
         self._begin_epoch(0)
 
     def _wrap(self, model: nn.Module) -> nn.Module:
@@ -475,13 +477,13 @@ class Trainer:
         return loss
 
     def _loss(self, part: TrainingBatch) -> Tensor:
-        seed, config = self._config.seed, self._config
+        seed = self._config.seed
         # What draws from the global generator, as torch's own layers do, at least repeats when the run does.
         torch.manual_seed(seed_for(seed, self.step, 0))
         for number, layer in enumerate(self._dropouts):
             layer.draw_for(seed_for(seed, self.step, 2, number), part.positions, part.global_batch_size)
         generator = torch.Generator().manual_seed(seed_for(seed, self.step, 1))
-        with autocast(self._device.type, config.precision):
+        with autocast(self._device.type, self._precision):
             return self._learner.loss(self._network, part, generator)
 
     def _begin_epoch(self, epoch: int) -> None:

@@ -6,9 +6,10 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -33,6 +34,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.logits.alignment import AlignedLogits
+from pipeline.models.device import Precision, training_precision
 from pipeline.models.hearing import AudioModel, model_input
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.progress import MetricLog, ProgressBar, progress_bar
@@ -40,11 +42,12 @@ from pipeline.runtime.stopping import StopRequest, StopRequestedError, stop_on_s
 from pipeline.storage.cache import ShardMirror
 from pipeline.storage.one_writer import one_writer
 from pipeline.training.evaluation import Evaluation
-from pipeline.training.folder import BEST_NAME, LAST_NAME, RunFolder
+from pipeline.training.folder import BEST_NAME, LAST_NAME, RunFolder, precision_of_run
 from pipeline.training.loop import Learner, StepReport, Trainer, TrainingConfig
 from pipeline.training.ranks import Ranks, launch_id, process_group
 
 _log = logging.getLogger(__name__)
+Config = TypeVar("Config", bound=TrainingConfig)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,14 +91,19 @@ def open_clips(
     )
 
 
-def start_pool(config: TrainingConfig, stop: StopRequest) -> DecodingPool:
+def start_pool(config: TrainingConfig, device: torch.device, stop: StopRequest) -> DecodingPool:
     """Start the processes that read and decode for this rank; waiting for them ends when `stop` asks for an end.
+
+    Args:
+        config: the settings.
+        device: what is fed.
+        stop: asks for an end.
 
     Raises:
         LostProcessError: one can't be started.
     """
     return DecodingPool(
-        loader_processes(config.workers),
+        loader_processes(config.workers, device),
         patience=config.patience,
         interrupted=lambda: stop.requested,
         remedy="Give the machine or container more memory, or take fewer --workers or a smaller --batch-size",
@@ -131,6 +139,8 @@ def run_training(
     if eval_dataset is not None:
         _check_eval(config, manifest, eval_dataset.manifest)
     with process_group(config.patience, config.device) as ranks, ExitStack() as stack:
+        device = ranks.device(config.device)
+        config = ranks.broadcast(partial(with_precision, config, device))
         sampler = build_sampler(
             manifest,
             has_logits=dataset.has_logits,
@@ -151,7 +161,6 @@ def run_training(
             return folder.newest_state()
 
         state = ranks.broadcast(open_folder)
-        device = ranks.device(config.device)
         if device.type == "cpu":
             keep_freed_memory()
         trainer = Trainer(learner, config, sampler, schedule, device, ranks)
@@ -173,6 +182,14 @@ def run_training(
         if folder is not None:
             stack.callback(folder.close)
         return run.go()
+
+
+def with_precision(config: Config, device: torch.device) -> Config:
+    """Returns the settings with what `auto` stands for on a device, or in the run that is to be resumed."""
+    if config.precision != "auto":
+        return config
+    begun = precision_of_run(config.run) if config.resume else None
+    return replace(config, precision=begun or training_precision(config.precision, device))
 
 
 def _check_eval(config: TrainingConfig, manifest: Manifest, eval_manifest: Manifest) -> None:
@@ -307,7 +324,7 @@ class TrainingRun:
                 score=learner.score,
                 batch_size=config.batch_size,
                 device=device,
-                precision=config.precision,
+                precision=cast("Precision", config.precision),
                 max_failed=config.max_failed,
                 ranks=ranks,
             )
@@ -356,7 +373,7 @@ class TrainingRun:
         self._bar = stack.enter_context(progress_bar("training", total * batch, done=step * batch))
 
     def _train(self, total: int, stop: StopRequest) -> None:
-        with start_pool(self._config, stop) as pool:
+        with start_pool(self._config, self._device, stop) as pool:
             if self._trainer.step == (self._epochs_closed + 1) * self._sampler.steps_per_epoch:
                 self._end_epoch(stop, pool)  # it was stopped while its last epoch was evaluated
             loaded = load_steps(
