@@ -214,9 +214,7 @@ class BatchReader:
             waveform = load_whole_waveforms(encoded, sample_rates_hz=(rate,), max_seconds=seconds)[rate]
         else:
             waveform = load_waveform(encoded, sample_rate_hz=rate, seconds=seconds)
-        if self._cache is not None:
-            self._cache.write(row, waveform)
-        return waveform
+        return waveform if self._cache is None else self._cache.write(row, waveform)
 
     def _teacher_logits(self, wanted: Wanted) -> tuple[np.ndarray, np.ndarray]:
         """Returns (batch, classes) float32 and (batch,) bool."""

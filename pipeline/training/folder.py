@@ -62,7 +62,6 @@ FREE_SETTINGS = frozenset(
             "patience",
             "cache",
             "cache_size",
-            "cache_audio",
         ),
         *("max_failed", "evaluate_every", "checkpoint_minutes", "keep_checkpoints", "log_every"),
     )

@@ -72,7 +72,7 @@ def open_clips(
     """Join a dataset's clips with logits, in the form that `model` takes, and in the views that those are of.
 
     Raises:
-        UsageError: decoded audio is to be kept, but the disk has no room for it.
+        UsageError: decoded audio is to be kept, but the disk has no room for a single clip.
     """
     wanted, cache, folder = model_input(model), None, config.cache_folder()
     rate, own_lengths = wanted.sample_rate_hz, wanted.own_lengths

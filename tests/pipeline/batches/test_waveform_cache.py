@@ -24,14 +24,34 @@ def open_cache(folder: Path, manifest: Manifest, samples: int = 100) -> Waveform
     return WaveformCache(CacheFolder(folder, 1e9), manifest, sample_rate_hz=8000, samples=samples)
 
 
+def sixteen_bits() -> np.ndarray:
+    whole = np.random.default_rng(0).integers(-(2**15), 2**15, 100)
+    whole[:2] = -(2**15), 2**15 - 1
+    return (whole / 2**15).astype(np.float32)
+
+
 def test_a_waveform_comes_back_bit_for_bit_in_every_process(tmp_path: Path, manifest: Manifest) -> None:
-    cache, waveform = open_cache(tmp_path, manifest), np.random.default_rng(0).standard_normal(100).astype(np.float32)
+    cache, waveform = open_cache(tmp_path, manifest), sixteen_bits()
     assert cache.read(2) is None
     cache.write(2, waveform)
     for reader in (cache, open_cache(tmp_path, manifest), pickle.loads(pickle.dumps(cache))):
         np.testing.assert_array_equal(reader.read(2), waveform)
         assert reader.read(1) is None
         assert reader.read(3) is None
+
+
+def test_what_is_given_the_first_time_is_what_is_read_again(tmp_path: Path, manifest: Manifest) -> None:
+    cache, waveform = open_cache(tmp_path, manifest), np.random.default_rng(0).uniform(-1, 1, 100).astype(np.float32)
+    given = cache.write(1, waveform)
+    np.testing.assert_array_equal(cache.read(1), given)
+    assert given.dtype == np.float32
+    assert 0 < np.abs(given - waveform).max() <= 2**-16
+
+
+def test_sound_beyond_full_scale_is_not_cut(tmp_path: Path, manifest: Manifest) -> None:
+    cache, loud = open_cache(tmp_path, manifest), np.linspace(-3, 2, 100, dtype=np.float32)
+    cache.write(0, loud)
+    np.testing.assert_allclose(cache.read(0), loud, atol=3 / 2**16)
 
 
 def test_silence_is_a_waveform_too(tmp_path: Path, manifest: Manifest) -> None:
@@ -44,7 +64,7 @@ def test_a_record_that_was_written_in_part_is_not_believed(tmp_path: Path, manif
     cache = open_cache(tmp_path, manifest)
     cache.write(0, np.ones(100, np.float32))
     with cache.path.open("r+b") as stream:
-        stream.seek(300)
+        stream.seek(150)
         stream.write(bytes(8))
     assert cache.read(0) is None
 
@@ -75,14 +95,36 @@ def test_what_other_decoders_made_is_decoded_again(
         audio.decoding_identity.cache_clear()
 
 
-def test_a_disk_without_room_is_refused_before_the_run(
+def test_a_disk_without_room_for_a_clip_is_refused_before_the_run(
     tmp_path: Path, manifest: Manifest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 1631, 1631))
-    with pytest.raises(UsageError, match=r"4 decoded clips take .* GB, but only"):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(10**6, 10**6 - 220, 220))
+    with pytest.raises(UsageError, match=r"no room for a decoded clip .* and 2.2e-07 GB are free"):
         open_cache(tmp_path, manifest)
-    open_cache(tmp_path, manifest, samples=99)
+    open_cache(tmp_path, manifest, samples=90)
+
+
+def test_where_not_all_fits_a_fixed_share_is_kept_and_a_larger_one_contains_it(
+    tmp_path: Path, make_dataset: Callable[..., Path]
+) -> None:
+    manifest = read_manifest(make_dataset(tmp_path / "data", clips=40))
+    kept = {}
+    for clips in (10, 20, 40):
+        cache = WaveformCache(CacheFolder(tmp_path / "cache", clips * 212), manifest, sample_rate_hz=8000, samples=100)
+        for row in range(40):
+            np.testing.assert_array_equal(cache.write(row, sixteen_bits()), sixteen_bits())
+        kept[clips] = {row for row in range(40) if cache.read(row) is not None}
+    assert kept[10] < kept[20] < kept[40] == set(range(40))
+    assert abs(len(kept[10]) - 10) <= 2
+
+
+def test_a_share_that_is_kept_changes_nothing_of_what_is_given(tmp_path: Path, manifest: Manifest) -> None:
+    small = WaveformCache(CacheFolder(tmp_path / "small", 250), manifest, sample_rate_hz=8000, samples=100)
+    waveform = np.random.default_rng(0).uniform(-1, 1, 100).astype(np.float32)
+    rounded = open_cache(tmp_path, manifest).write(0, waveform)
+    for row in range(4):
+        np.testing.assert_array_equal(small.write(row, waveform), rounded)
 
 
 def test_clips_of_own_lengths_come_back_as_long_as_they_were_and_longer_ones_are_decoded_again(
