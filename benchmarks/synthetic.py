@@ -38,14 +38,14 @@ class Members:
     crc32s: np.ndarray
 
 
-def write_dataset(folder: Path, clips: int) -> Manifest:
+def write_dataset(folder: Path, clips: int, clips_per_shard: int = CLIPS_PER_SHARD) -> Manifest:
     """Write shards and manifest of `clips` clips; every clip is ten seconds of Ogg Vorbis at 32 kHz."""
-    members = _write_tar(folder, min(clips, CLIPS_PER_SHARD))
-    shards = [f"train-{number:06d}.tar" for number in range(-(-clips // CLIPS_PER_SHARD))]
+    members = _write_tar(folder, min(clips, clips_per_shard))
+    shards = [f"train-{number:06d}.tar" for number in range(-(-clips // clips_per_shard))]
     for shard in shards:
         (folder / shard).unlink(missing_ok=True)
         os.link(folder / "sounds.shared", folder / shard)
-    return write_manifest(folder, _rows(clips, shards, members), audioset_vocabulary())
+    return write_manifest(folder, _rows(clips, shards, members, clips_per_shard), audioset_vocabulary())
 
 
 def write_store(folder: Path, manifest: Manifest) -> None:
@@ -78,15 +78,15 @@ def long_tailed_labels(clips: int, random: np.random.Generator) -> pa.ListArray:
     return pa.ListArray.from_arrays(indptr.astype(np.int32), (codes % CLASSES).astype(np.int16))
 
 
-def _rows(clips: int, shards: list[str], members: Members) -> pa.Table:
+def _rows(clips: int, shards: list[str], members: Members, clips_per_shard: int) -> pa.Table:
     random = np.random.default_rng(0)
     digits = np.frombuffer(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_", np.uint8)
     numbers = random.permutation(clips) * 2_654_435_761  # spread over the digits
     characters = np.stack([digits[(numbers >> (6 * place)) % 64] for place in range(11)], axis=1)  # (clips, 11)
-    place = np.arange(clips) % CLIPS_PER_SHARD
+    place = np.arange(clips) % clips_per_shard
     columns = {
         "clip_id": pa.array(characters.view("S11").ravel().astype(str)),
-        "shard": pa.array(shards).take(pa.array(np.arange(clips) // CLIPS_PER_SHARD)),
+        "shard": pa.array(shards).take(pa.array(np.arange(clips) // clips_per_shard)),
         "offset": members.offsets[place],
         "size": members.sizes[place],
         "format": pa.array(["ogg"]).take(pa.array(np.zeros(clips, np.int32))),

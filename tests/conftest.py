@@ -13,11 +13,28 @@ import torch
 from hypothesis import settings
 from object_servers import ACCESS_KEY, BUCKET, SECRET_KEY, Proxy, S3Server, proxy_before, s3_server
 
+from pipeline.models.device import compute_in
+
 # A busy machine is no failure; each test's own time limit catches what hangs.
 settings.register_profile("patient", deadline=None)
 settings.load_profile("patient")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what wants a GPU where torch sees none."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="torch sees no GPU"))
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Where the test computes, in float32 that is float32."""
+    compute_in("float32", [])
+    return torch.device(request.param)
 
 
 def _shared(name: str) -> Path:

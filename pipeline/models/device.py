@@ -1,5 +1,6 @@
 """Where models compute, and in which precision."""
 
+import os
 from collections.abc import Iterable
 from typing import Literal
 
@@ -104,6 +105,13 @@ def compute_in(precision: Precision, models: Iterable[nn.Module]) -> None:
         front_end = model.get_submodule("front_end")
         front_end.register_forward_pre_hook(lambda *_: _allow_tf32(False))
         front_end.register_forward_hook(lambda *_: _allow_tf32(True), always_call=True)
+
+
+def repeat_exactly() -> None:
+    """Let this process compute the same bits each time, on a GPU too; what can't be computed so is refused."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read with the first product; see torch's notes
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def _allow_tf32(allowed: bool) -> None:

@@ -14,6 +14,7 @@ RENAMED = {
 
 ADDED = {
     "consistent_views": True,
+    "deterministic": False,
     "distill.teacher_weight": 0.9,
     "distill.temperature": 1.0,
     "distill.without_logits": "full",

@@ -128,6 +128,9 @@ class TrainingConfig:
     """What the network computes in; weights, front end and loss stay float32. float16 scales the loss, and skips
     the steps in which a scaled gradient overflows. auto is what a resumed run was begun in, or else bfloat16 on GPUs
     that have instructions for it, and float32 elsewhere."""
+    deterministic: bool = False
+    """On a GPU: only kernels that give the same bits each time, which are slower; a run that is resumed is then the run
+    that was not stopped. On a CPU it is so anyway."""
     channels_last: bool = False
     """Lay images out with the channels innermost, which convolutions on most machines prefer."""
     compile: bool = False

@@ -34,7 +34,7 @@ from pipeline.errors import (
     UsageError,
 )
 from pipeline.logits.alignment import AlignedLogits
-from pipeline.models.device import Precision, training_precision
+from pipeline.models.device import Precision, repeat_exactly, training_precision
 from pipeline.models.hearing import AudioModel, model_input
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.progress import MetricLog, ProgressBar, progress_bar
@@ -141,6 +141,8 @@ def run_training(
     with process_group(config.patience, config.device) as ranks, ExitStack() as stack:
         device = ranks.device(config.device)
         config = ranks.broadcast(partial(with_precision, config, device))
+        if config.deterministic:
+            repeat_exactly()
         sampler = build_sampler(
             manifest,
             has_logits=dataset.has_logits,

@@ -10,19 +10,20 @@ from student.registry import create_model
 
 @pytest.mark.parametrize(("golden", "name"), [("mn04", "mn04"), ("mn10", "mn10_as"), ("mn10_fc", "mn10_as_fc")])
 def test_waveforms_give_the_reference_logits_and_embeddings(
-    golden_dir, golden_weights, golden_config, fill, golden, name
+    golden_dir, golden_weights, golden_config, fill, golden, name, device
 ) -> None:
     expected = np.load(golden_dir / f"{golden}.npz")
     bound = 1e-4 * golden_config(golden)["checks"]["logit_std"]
     weights = golden_weights(golden)
     model = create_model(name, weights).eval()
     assert list(model.state_dict()) == list(weights)
+    model.to(device)
     for seconds, suffix in ((10, "10s"), (4.3, "4s3")):
         clips = len(expected[f"logits_{suffix}"])
         sounds = torch.stack([torch.from_numpy(fill.waveform(seconds, 32_000, seed)) for seed in range(clips)])
         with torch.no_grad():
-            features = model.front_end(sounds)
-            logits, embedding = model(features), model.embed(features)
+            features = model.front_end(sounds.to(device))
+            logits, embedding = model(features).cpu(), model.embed(features).cpu()
         np.testing.assert_allclose(logits, expected[f"logits_{suffix}"], atol=bound, rtol=0)
         np.testing.assert_allclose(embedding, expected[f"embedding_{suffix}"], atol=1e-4, rtol=1e-4)
 

@@ -32,9 +32,10 @@ def test_passt_answers_as_upstream_also_for_short_and_long_clips(golden, model, 
     golden.assert_answers(model, "mel", duration)
 
 
-def test_passt_answers_as_upstream_when_asked_as_stage_1_asks(golden) -> None:
-    ensemble = teacher.Ensemble([teacher.create_model("passt_s_swa_p16_128_ap476", golden.weights)], [1.0])
-    golden.assert_close(ensemble({32000: golden.clips("4s3")})[0], "logits_4s3")
+def test_passt_answers_as_upstream_when_asked_as_stage_1_asks(golden, device: torch.device) -> None:
+    network = teacher.create_model("passt_s_swa_p16_128_ap476", golden.weights).to(device)
+    ensemble = teacher.Ensemble([network], [1.0])
+    golden.assert_close(ensemble({32000: golden.clips("4s3").to(device)})[0].cpu(), "logits_4s3")
 
 
 @pytest.mark.filterwarnings("ignore:Input image size")

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from pipeline.batches.join import JoinedDataset
 from pipeline.batches.waveform_cache import WaveformCache
 from pipeline.dataset import audio
 from pipeline.dataset.manifest import Manifest, read_manifest
@@ -50,8 +52,21 @@ def test_what_is_given_the_first_time_is_what_is_read_again(tmp_path: Path, mani
 
 def test_sound_beyond_full_scale_is_not_cut(tmp_path: Path, manifest: Manifest) -> None:
     cache, loud = open_cache(tmp_path, manifest), np.linspace(-3, 2, 100, dtype=np.float32)
-    cache.write(0, loud)
-    np.testing.assert_allclose(cache.read(0), loud, atol=3 / 2**16)
+    given = cache.write(0, loud)
+    np.testing.assert_array_equal(cache.read(0), given)
+    np.testing.assert_allclose(given, loud, atol=3 / 2**16)
+
+
+def test_sound_of_16_bits_at_the_models_rate_is_the_same_with_and_without(tmp_path: Path, manifest: Manifest) -> None:
+    cache = WaveformCache(CacheFolder(tmp_path, 1e9), manifest, sample_rate_hz=16000, samples=8000)
+    rows = np.arange(4)
+    without, fills, reads = (
+        JoinedDataset(manifest, sample_rate_hz=16000, seconds=0.5, cache=kept)[rows].waveforms
+        for kept in (None, cache, cache)
+    )
+    assert cache.read(3) is not None
+    assert torch.equal(without, fills)
+    assert torch.equal(without, reads)
 
 
 def test_silence_is_a_waveform_too(tmp_path: Path, manifest: Manifest) -> None:

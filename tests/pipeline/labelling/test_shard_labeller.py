@@ -163,6 +163,27 @@ def test_lower_precision_stays_near_float32(
     np.testing.assert_allclose(found, exact, atol=0.1)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(
+    ("precision", "deviation"), [("float32", 2e-3), ("tf32", 0.02), ("bfloat16", 0.1), ("float16", 0.1)]
+)
+def test_a_gpu_gives_the_logits_of_float32_on_a_cpu(
+    build_dataset: Callable,
+    clips: list,
+    make_teacher: Callable,
+    configure: Callable,
+    precision: str,
+    deviation: float,
+) -> None:
+    config = configure(build_dataset("data", clips), make_teacher("passt_tiny"))
+    _, store, part = label(config)
+    exact = store.part_logits(part)
+    stamp = replace(config.stamp, precision=precision)
+    write_stamp(config.store, stamp)
+    _, store, part = label(replace(config, stamp=stamp, device="cuda"))
+    np.testing.assert_allclose(store.part_logits(part), exact, atol=deviation)
+
+
 def test_progress_counts_every_clip_of_the_shard_once(
     build_dataset: Callable, clips: list, make_teacher: Callable, configure: Callable
 ) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from tiny_learner import TinyLearner
 
@@ -106,15 +107,50 @@ def test_a_killed_run_resumes_to_the_same_weights_and_the_same_log(
     assert metrics(run) == metrics(straight)
 
 
+@pytest.mark.gpu
+def test_a_killed_run_resumes_to_the_same_bits_on_a_gpu_too(config: TrainingConfig, tmp_path: Path) -> None:
+    config = replace(config, device="cuda", deterministic=True)
+    train(replace(config, run=str(tmp_path / "straight")))
+    run = kill_after(4, tmp_path / "straight", config)
+    train(replace(config, resume=True))
+    assert weights(run) == weights(tmp_path / "straight")
+    assert metrics(run) == metrics(tmp_path / "straight")
+
+
+@pytest.mark.gpu
+def test_one_rank_on_a_gpu_has_the_loss_curve_of_a_cpu(config: TrainingConfig, straight: Path) -> None:
+    train(replace(config, device="cuda", precision="float32"))
+    ours, theirs = (
+        [line["train/loss"] for line in metrics(run) if "train/loss" in line] for run in (Path(config.run), straight)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-3)
+
+
+def test_a_deterministic_run_on_a_cpu_is_the_run_that_it_is_anyway(config: TrainingConfig, straight: Path) -> None:
+    try:
+        train(replace(config, deterministic=True, checkpoint_minutes=10))
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert weights(Path(config.run)) == weights(straight)
+
+
 def test_the_number_of_workers_changes_nothing(config: TrainingConfig, straight: Path) -> None:
     train(replace(config, workers=2, checkpoint_minutes=10))
     assert weights(Path(config.run)) == weights(straight)
 
 
-def test_kept_audio_changes_nothing(config: TrainingConfig, straight: Path, tmp_path: Path) -> None:
+def test_kept_audio_makes_one_run_however_much_of_it_is_kept(
+    config: TrainingConfig, straight: Path, tmp_path: Path
+) -> None:
+    config = replace(config, cache_audio=True, checkpoint_minutes=10)
     for name in ("fills", "reads"):
-        train(replace(config, run=str(tmp_path / name), cache_audio=True, checkpoint_minutes=10))
-        assert weights(tmp_path / name) == weights(straight)
+        train(replace(config, run=str(tmp_path / name)))
+    train(replace(config, run=str(tmp_path / "part"), cache=str(tmp_path / "small"), cache_size=6e-5))  # 7 of 24 clips
+    assert weights(tmp_path / "fills") == weights(tmp_path / "reads") == weights(tmp_path / "part")
+    ours, theirs = (
+        [line["train/loss"] for line in metrics(run) if "train/loss" in line] for run in (tmp_path / "fills", straight)
+    )
+    assert ours == pytest.approx(theirs, rel=1e-3), "sound of another rate is rounded to 16 bits, no more"
 
 
 def test_it_learns_and_says_how_well(config: TrainingConfig, tmp_path: Path) -> None:
