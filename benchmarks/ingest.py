@@ -5,8 +5,9 @@
 Planning: seconds, and the private memory that it takes at its peak, of three copies of AudioSet with `--clips` clips
 each (the folder of files has a tenth of them). Baseline: the same HDF5, its rows kept as Python objects.
 
-Packing: clips a second from an HDF5 of real MP3s, with one thread and with two. Baselines: decoding the same clips and
-nothing else, which is what has to be done to know that they can be; and copying their bytes into a tar undecoded.
+Packing: clips a second from an HDF5 of real MP3s, with one decoding process and with two, start included. Baselines:
+decoding the same clips and nothing else, which is what has to be done to know that they can be; and copying their bytes
+into a tar undecoded.
 
 Every case runs in a process of its own.
 """
@@ -34,6 +35,7 @@ from pipeline.ingest.hugging_face import HuggingFaceSource
 from pipeline.ingest.packing import pack_shard
 from pipeline.ingest.passt_hdf5 import PasstHdf5Source
 from pipeline.ingest.plan import make_plan, plan_shards
+from pipeline.ingest.preparing import ClipPreparation
 from pipeline.ingest.sources import PlannedClip, Source
 
 NAMES = audioset_vocabulary().names
@@ -129,8 +131,8 @@ def pack(source: Source, out: Path, workers: int) -> int:
     """Pack all clips of a source into one shard."""
     clips = make_plan(source, audioset_vocabulary(), NO_IDS).clips
     shard = plan_shards("train", clips, clips.num_rows, audioset_vocabulary())[0]
-    with source.open_reader() as read_clips:
-        pack_shard(str(out), shard, read_clips, workers)
+    with source.open_reader() as read_clips, ClipPreparation(workers) as preparation:
+        pack_shard(str(out), shard, read_clips, preparation)
     return clips.num_rows
 
 
@@ -215,8 +217,8 @@ def _measure_packing(scratch: Path, clips: int) -> None:
     cases = {
         "decoding alone (baseline)": decoding,
         "copying undecoded": in_a_process(copy_only, source, scratch / "copy.tar"),
-        "pack_shard, 1 thread": in_a_process(pack, source, scratch / "one", 1),
-        "pack_shard, 2 threads": in_a_process(pack, source, scratch / "two", 2),
+        "pack_shard, 1 process": in_a_process(pack, source, scratch / "one", 1),
+        "pack_shard, 2 processes": in_a_process(pack, source, scratch / "two", 2),
     }
     for name, found in cases.items():
         speed, base = found["clips"] / found["seconds"], decoding["clips"] / decoding["seconds"]

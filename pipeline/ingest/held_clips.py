@@ -10,7 +10,7 @@ from pipeline.dataset.audio import inspect_sound
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.string_columns import first_rows
 from pipeline.errors import DecodeError
-from pipeline.ingest.packing import Encoding
+from pipeline.ingest.checking import Encoding
 from pipeline.ingest.sources import KnownSound, PlannedClip, ReadHandle, Source
 
 

@@ -19,6 +19,7 @@ from pipeline.ingest.dataset_folder import DatasetFolder
 from pipeline.ingest.held_clips import HeldClips
 from pipeline.ingest.packing import pack_shard
 from pipeline.ingest.plan import Plan, PlannedShard, make_plan, plan_shards
+from pipeline.ingest.preparing import ClipPreparation
 from pipeline.ingest.rejections import count_by_reason, rejection_table, tabulate, told_in_one_line
 from pipeline.ingest.sources import Source, from_folder
 from pipeline.ingest.transcoding import HIGHEST_FLAC_RATE_HZ, OPUS_RATES_HZ, Transcoding
@@ -27,6 +28,7 @@ from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.output import print_line, print_table
 from pipeline.runtime.progress import ProgressBar, progress_bar
 from pipeline.runtime.ray_address import check_address
+from pipeline.runtime.watching import PATIENCE_SECONDS
 from pipeline.storage import files as storage
 from pipeline.storage.one_writer import one_writer
 
@@ -44,7 +46,10 @@ class IngestConfig:
     clips_per_shard: int = 1000
     """Clips in one shard, at least 1. A shard of 1000 ten-second clips is 100 MB to 1 GB."""
     workers: int | None = None
-    """Clips read and decoded at the same time, at least 1; one for each core that may be used, unless given."""
+    """Processes that decode, and threads that read, at least 1; one for each core that may be used, unless given."""
+    patience: float = PATIENCE_SECONDS
+    """Seconds that one of them may be waited for without a sign of life, before the ingest ends; what is done is kept.
+    """
     address: str | None = None
     """Of a Ray cluster that packs the shards: HOST:PORT, or auto where this machine belongs to one. Its machines have
     to see the source and --out under the same paths; --workers is then how many shards are packed at the same time."""
@@ -69,6 +74,8 @@ class IngestConfig:
             raise UsageError(f"--clips-per-shard is {self.clips_per_shard}; choose 1 or more")
         if self.workers is not None and self.workers < 1:
             raise UsageError(f"--workers is {self.workers}; choose 1 or more")
+        if not self.patience > 0:
+            raise UsageError(f"--patience is {self.patience}; choose a number of seconds above 0")
         if not re.fullmatch(r"\w[\w.+-]*", self.shard_name):
             raise UsageError(f"--name {self.shard_name!r}: use letters, digits and any of `_ . + -`")
         check_address(self.address)
@@ -185,10 +192,13 @@ def _pack(config: IngestConfig, source: Source, shards: Sequence[PlannedShard], 
         if config.address is not None and left:
             _pack_on_ray(config, source, left, bar)
             return
-        with source.open_reader() as read_clips:
-            workers = config.workers or usable_cores()
+        workers = config.workers or usable_cores()
+        with (
+            source.open_reader() as read_clips,
+            ClipPreparation(workers, config.encoding, patience=config.patience) as preparation,
+        ):
             for shard in left:
-                pack_shard(config.out, shard, read_clips, workers, config.encoding, on_clip=bar.advance)
+                pack_shard(config.out, shard, read_clips, preparation, on_clip=bar.advance)
 
 
 def _pack_on_ray(config: IngestConfig, source: Source, shards: Sequence[PlannedShard], bar: ProgressBar) -> None:
@@ -198,7 +208,7 @@ def _pack_on_ray(config: IngestConfig, source: Source, shards: Sequence[PlannedS
 
     dataset = from_folder(os.getcwd(), config.out)  # a worker's working folder is Ray's affair
     with running_ray(config.address):
-        for clips in pack_shards(dataset, source, shards, config.encoding, config.workers):
+        for clips in pack_shards(dataset, source, shards, config.encoding, config.workers, patience=config.patience):
             bar.advance(clips)
 
 

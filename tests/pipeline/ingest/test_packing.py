@@ -12,7 +12,7 @@ from pipeline.commands.ingest_folder import run as ingest_folder
 from pipeline.commands.verify_path import VerifyConfig
 from pipeline.commands.verify_path import run as verify
 from pipeline.dataset.audio import CANCEL_OUT, LONGER, SHORTER
-from pipeline.ingest.packing import LONGER_THAN_SEGMENT
+from pipeline.ingest.preparing import LONGER_THAN_SEGMENT
 
 RATE = 8_000
 
