@@ -11,9 +11,7 @@ readers behind a web server.
 import hashlib
 import json
 import logging
-from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -40,6 +38,7 @@ from pipeline.logits.forms import (
     view_rows,
 )
 from pipeline.logits.stamp import StoreStamp
+from pipeline.runtime.threads import Threads
 from pipeline.storage import files as storage
 
 STORE_NAME = "store.json"
@@ -168,8 +167,8 @@ def list_parts(store: str) -> list[LogitPart]:
     Raises:
         LogitStoreError: a Parquet file of the folder is damaged, or is no part of a logit store.
     """
-    with ThreadPoolExecutor(_FOOTER_READERS) as readers:
-        return list(readers.map(lambda file: read_part(store, file), part_files(store)))
+    with Threads(_FOOTER_READERS, "read footers") as readers:
+        return [part for _, part in readers.map(lambda file: read_part(store, file), part_files(store), name=_name)]
 
 
 def finished_parts(store: str, stamp: StoreStamp) -> dict[str, LogitPart]:
@@ -190,8 +189,12 @@ def _readable_parts(store: str) -> list[LogitPart]:
             _log.warning("%s", error)
             return None
 
-    with ThreadPoolExecutor(_FOOTER_READERS) as readers:
-        return [part for part in readers.map(read, part_files(store)) if part]
+    with Threads(_FOOTER_READERS, "read footers") as readers:
+        return [part for _, part in readers.map(read, part_files(store), name=_name) if part]
+
+
+def _name(file: storage.StoredFile) -> str:
+    return file.name
 
 
 def part_files(store: str) -> list[storage.StoredFile]:
@@ -459,10 +462,8 @@ class LogitStore:
             self._check_finite(part, logits)
             return targets[place][wanted], (logits if all_views else logits[:, 0])[wanted]
 
-        with ThreadPoolExecutor(_PART_READERS) as readers:
-            ahead = deque(readers.submit(read, place) for place in needed[:_PART_READERS])
-            for place in [*needed[_PART_READERS:], *([None] * len(ahead))]:
-                piece = ahead.popleft().result()
-                if place is not None:
-                    ahead.append(readers.submit(read, place))
+        with Threads(_PART_READERS, "read parts") as readers:
+            # One less than are read at once waits: with the one that is handed on, that many are in memory.
+            ahead = _PART_READERS - 1
+            for _, piece in readers.map(read, needed, name=lambda place: self.parts[place].file.name, ahead=ahead):
                 yield piece

@@ -11,7 +11,8 @@ import os
 import secrets
 import time
 from collections import defaultdict
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -31,6 +32,8 @@ _ABANDONED_SECONDS = 86_400
 """Age of a half-written file whose writer is taken for dead."""
 _LARGEST_STEP_BYTES = 64_000_000
 """So much a process may write between two looks at the whole folder; a sixteenth of the limit where that is less."""
+_LOCK_SECONDS = 300.0
+"""How long another process may take to look through the folder, which is a matter of a second."""
 _PAUSE_SECONDS = 10
 """Time between two looks at a folder that is full of what is in use."""
 
@@ -115,10 +118,26 @@ class CacheFolder:
                     used -= group.bytes
             return max(0, self.max_bytes - used)
 
-    def _alone(self) -> FileLock:
-        """Returns what to hold while files are removed, or kept from it: by one process at a time."""
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Be the only process that removes files, or keeps them from being removed.
+
+        Raises:
+            StorageError: another one, which must have been stopped, has been at it for too long.
+        """
         self.make()
-        return FileLock(self.folder / ".prune.lock")
+        lock = FileLock(self.folder / ".prune.lock", timeout=_LOCK_SECONDS)
+        try:
+            lock.acquire()
+        except Timeout as error:
+            raise StorageError(
+                f"{self.folder}: another process has been clearing it for {_LOCK_SECONDS:g} s. End that one, or choose "
+                "another --cache-dir"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
 
     def _groups(self) -> list["_Group"]:
         """Gather the files that belong together: those with the same name up to the first dot."""
@@ -216,7 +235,7 @@ class ShardMirror:
                 return
             with opened(path, os.O_WRONLY | os.O_CREAT) as descriptor:
                 write_at(descriptor, content, offset)
-        except OSError as error:
+        except (OSError, StorageError) as error:
             _log.warning("%s: what was fetched could not be kept (%s)", path, error)
 
     def touch(self, name: str) -> None:

@@ -16,7 +16,7 @@ from pipeline.ingest import ingesting
 from pipeline.ingest.checking import SoundChecker
 from pipeline.ingest.class_folders import ClassFoldersSource
 from pipeline.ingest.ingesting import IngestConfig, ingest
-from pipeline.ingest.preparing import ClipPreparation
+from pipeline.ingest.preparing import ClipPreparation, PreparedSound
 from pipeline.ingest.sources import KnownSound, PlannedClip
 from pipeline.ingest.transcoding import Transcoding
 

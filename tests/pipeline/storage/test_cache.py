@@ -5,9 +5,11 @@ import zlib
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from object_servers import Proxy
 
 from pipeline.errors import StorageError, UsageError
+from pipeline.storage import cache
 from pipeline.storage import files as storage
 from pipeline.storage.cache import CacheFolder, ShardMirror
 
@@ -155,3 +157,11 @@ def test_what_the_process_itself_holds_stays_and_locks_of_the_dead_are_cleared_a
     assert (tmp_path / "logits-held.npy").exists()
     assert not (tmp_path / ".logits-gone.in-use-1234").exists()
     assert len(list(tmp_path.glob(".logits-held.in-use-*"))) == 1
+
+
+def test_a_lock_that_somebody_keeps_for_ever_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "_LOCK_SECONDS", 0.2)
+    folder = CacheFolder(tmp_path, 1e9)
+    with FileLock(tmp_path / ".prune.lock"), pytest.raises(StorageError, match=r"has been clearing it for 0\.2 s"):
+        folder.make_room()
+    folder.make_room()
