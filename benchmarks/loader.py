@@ -25,27 +25,16 @@ import psutil
 import pyarrow as pa
 import soundfile
 import torch
-from torch import multiprocessing
 
+from benchmarks.bare_decoding import RATE_HZ, SECONDS, BareReader, decode_and_resample, decode_bare
 from pipeline.batches.join import JoinedDataset, batch_loader
-from pipeline.dataset.audio import load_waveform
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.shards import read_clip_bytes
+from pipeline.decoding.pool import DecodingPool
 from pipeline.logits.alignment import AlignedLogits, write_aligned
 from pipeline.storage.files import RangeReader
 
-RATE_HZ, SECONDS = 32_000, 10.0
 Clips = list[bytes]
-
-
-def decode_bare(data: bytes) -> None:
-    """Do what everybody's data set does."""
-    soundfile.read(io.BytesIO(data), dtype="float32")
-
-
-def decode_and_resample(data: bytes) -> None:
-    """Make the waveform that a model takes."""
-    load_waveform(data, sample_rate_hz=RATE_HZ, seconds=SECONDS)
 
 
 def make_logits(folder: Path, manifest: Manifest) -> AlignedLogits:
@@ -79,19 +68,11 @@ def stopwatch(into: list[tuple[float, float]], clips: int) -> Iterator[None]:
     into.append(((time.perf_counter() - start) / clips, (sum(after[:4]) - sum(before[:4])) / clips))
 
 
-def spread(work: Callable[[bytes], None], clips: Clips, processes: int) -> None:
-    """Let forked processes share the clips in turn, as a loader's workers share batches."""
-
-    def share(first: int) -> None:
-        for data in clips[first::processes]:
-            work(data)
-
-    context = multiprocessing.get_context("fork")
-    running = [context.Process(target=share, args=(first,)) for first in range(processes)]
-    for process in running:
-        process.start()
-    for process in running:
-        process.join()
+def spread(reader: BareReader, batches: list[range], processes: int) -> None:
+    """Let processes of the loader's kind, started for it as the loader's are, take batches of clips in turn."""
+    with DecodingPool(processes) as pool:
+        for _ in pool.load(reader, batches):
+            pass
 
 
 def load_all(dataset: JoinedDataset, batches: list[np.ndarray], workers: int) -> None:
@@ -103,12 +84,14 @@ def load_all(dataset: JoinedDataset, batches: list[np.ndarray], workers: int) ->
 def compare(dataset: JoinedDataset, clips: Clips, rows: np.ndarray, options: argparse.Namespace) -> None:
     """Time the whole way and the two that it is held against, in turns."""
     batches = np.array_split(rows, max(1, len(rows) // options.batch))
+    parts = [range(start, min(start + options.batch, len(clips))) for start in range(0, len(clips), options.batch)]
+    bare, resampling = BareReader("bare", clips), BareReader("resample", clips)
     found: dict[str, list[tuple[float, float]]] = defaultdict(list)
     for _ in range(options.repeats):
         with stopwatch(found["bare soundfile"], len(rows)):
-            spread(decode_bare, clips, options.workers)
+            spread(bare, parts, options.workers)
         with stopwatch(found["decode and resample"], len(rows)):
-            spread(decode_and_resample, clips, options.workers)
+            spread(resampling, parts, options.workers)
         with stopwatch(found["the whole loader"], len(rows)):
             load_all(dataset, batches, options.workers)
     print(f"\n{len(rows)} clips, {options.workers} processes, batches of about {len(batches[0])}\n")
