@@ -86,7 +86,7 @@ def _take_standard_streams() -> Channel:
 
 def _prepare(begin: Begin) -> None:
     tell_where_on_request(append_to_shared(begin.dumps))
-    with suppress(OSError), open("/proc/self/oom_score_adj", "w") as score:
+    with suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="utf-8") as score:
         score.write(str(_KILLED_FIRST))
 
 

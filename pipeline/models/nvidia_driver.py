@@ -70,7 +70,7 @@ def ask_driver(root: Path = Path("/")) -> DriverReport | None:
         return None
     found = None
     with suppress(OSError):
-        found = re.search(r"\b\d+\.\d+(\.\d+)?\b", (root / "proc/driver/nvidia/version").read_text())
+        found = re.search(r"\b\d+\.\d+(\.\d+)?\b", (root / "proc/driver/nvidia/version").read_text(encoding="utf-8"))
     return DriverReport((f"{len(devices)} GPU{'s' if len(devices) > 1 else ''}",), found[0] if found else "unknown")
 
 

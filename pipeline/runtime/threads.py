@@ -158,6 +158,6 @@ def sign_of_life(thread: threading.Thread) -> object:
     Only Linux tells; elsewhere a thread always seems to live.
     """
     try:
-        return Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text()
+        return Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text(encoding="utf-8")
     except OSError:
         return time.monotonic()

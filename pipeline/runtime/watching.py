@@ -102,7 +102,7 @@ def where_it_stands(process: int, read: Callable[[], bytes]) -> tuple[str, str]:
 def state_of(process: int) -> str:
     """Returns the kernel's letter for what a process does (`R`, `S`, `D`, `T` …); empty where it can't be asked."""
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0]
+        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
     except (OSError, IndexError):
         return ""
 

@@ -207,7 +207,7 @@ def _about_this_process() -> dict[str, Any]:
 def _machine() -> str:
     """Returns what only processes have in common that see each other's numbers; empty where nobody can say."""
     with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{boot} {os.stat('/proc/self/ns/pid').st_ino}"
     return f"unknown {secrets.token_hex(8)}"
 

@@ -312,6 +312,6 @@ def _key(rank: int) -> str:
 def _this_machine() -> str:
     """Returns its name, and what tells it and its containers apart: a process's number means something within one."""
     with suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
         return f"{platform.node()} {boot} {os.readlink('/proc/self/ns/pid')}"
     return platform.node()
