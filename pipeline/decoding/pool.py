@@ -40,6 +40,8 @@ _AHEAD = 2
 """Requests that each process has at once: one that it works on, and the next."""
 _HELD = 2
 """Results that whoever asked may hold without a copy being made: the last one and the one before."""
+_START_SECONDS = 60.0
+"""How long a process may at least take until its first clip, no silence: a busy machine starts one slowly."""
 _END_SECONDS = 5.0
 """How long a killed process may take to go; if it is still there, the kernel holds it, and nobody can do more."""
 _COMMAND = "from pipeline.decoding.worker import main; main()"
@@ -193,9 +195,11 @@ class DecodingPool:
                 raise self._died(self._ended[0], order.queue.reader)
             if self._interrupted() or order.queue.is_closed:
                 raise StopRequestedError
-            watch.see(self._signs[order.worker.number].tolist())
-            if watch.expired:
-                raise self._stuck(order)
+            count, row = self._signs[order.worker.number].tolist()
+            watch.see((count, row))
+            limit = self._patience if count else max(self._patience, _START_SECONDS)
+            if watch.longer_than(limit):
+                raise self._stuck(order, limit)
             with suppress(Empty):
                 self._news.get(timeout=min(LOOK_SECONDS, self._patience))
 
@@ -207,12 +211,12 @@ class DecodingPool:
             order.take(answer)
         self._news.put(None)
 
-    def _stuck(self, order: "Order") -> LostProcessError:
+    def _stuck(self, order: "Order", limit: float) -> LostProcessError:
         worker = order.worker
         where, dump = where_it_stands(worker.process.pid, self._read_dumps())
         if dump:
             _log.warning("decoding process %d of %d stands at\n%s", worker.number + 1, self.size, dump)
-        what = f"has given no sign of life for {self._patience:g} s"
+        what = f"has given no sign of life for {limit:g} s"
         return self._lost(worker, what, where, order.queue.reader, f"Mend what it waits for{self._patience_flag}")
 
     def _died(self, worker: "_Worker", reader: Reader) -> LostProcessError:

@@ -236,3 +236,20 @@ def test_what_can_not_be_started_is_one_line(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     with pytest.raises(LostProcessError, match=r"can't start decoding process 1 of 2 \(No such file.*fewer --workers"):
         DecodingPool(2)
+
+
+def test_a_process_that_is_slow_to_start_is_waited_for() -> None:
+    with DecodingPool(1, patience=1) as pool:
+        [child] = decoding_processes()
+        child.suspend()
+        threading.Timer(2.5, child.resume).start()
+        assert firsts(list(pool.load(ToyReader(), SOME[:1]))) == [[0, 1, 4]]
+
+
+def test_a_process_that_does_not_start_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.decoding.pool._START_SECONDS", 1)
+    with DecodingPool(1, patience=0.1) as pool:
+        [child] = decoding_processes()
+        child.suspend()
+        with pytest.raises(LostProcessError, match="no sign of life for 1 s: it is stopped"):
+            list(pool.load(ToyReader(), SOME))
