@@ -84,6 +84,8 @@ class DynamicConv(nn.Module):
         """Convolve (batch, in_channels, mels, frames), each clip with its own kernel."""
         batch, channels, mels, frames = maps.shape
         mixture = (self.residuals(context.summary) / self.temperature).softmax(dim=-1)  # (batch, kernels)
+        if torch.compiler.is_exporting():
+            return self._mix_results(maps, mixture)
         weights = mixture.to(self.weight.dtype) @ self.weight[0, 0]  # (batch, weights of one kernel)
         if self.kernel == 1 and self.stride == 1 and self.groups == 1:
             # A product of matrices for each clip is many times faster than a convolution with a group for each clip.
@@ -98,6 +100,18 @@ class DynamicConv(nn.Module):
             groups=batch * self.groups,
         )
         return out.view(batch, self.out_channels, *out.shape[2:])
+
+    def _mix_results(self, maps: Tensor, mixture: Tensor) -> Tensor:
+        """Mix the kernels' results in place of the kernels: the same, and no number of groups depends on the batch."""
+        kernels = self.weight.view(-1, *self.kernel_shape)
+        if self.kernel == 1 and self.stride == 1 and self.groups == 1:
+            # As a product for each clip here, too: a mixture of kernels costs less than four products.
+            weights = (mixture @ kernels.flatten(1)).view(-1, *self.kernel_shape[:2])  # (batch, out, in)
+            return (weights @ maps.flatten(2)).unflatten(2, maps.shape[2:])
+        results = [
+            F.conv2d(maps, kernel, None, self.stride, self.padding, self.dilation, self.groups) for kernel in kernels
+        ]  # each (batch, out_channels, mels, frames)
+        return sum(share[:, None, None, None] * result for share, result in zip(mixture.unbind(1), results, strict=True))
 
 
 class DynamicReLU(nn.Module):
@@ -117,7 +131,7 @@ class DynamicReLU(nn.Module):
     def forward(self, maps: Tensor, context: Context) -> Tensor:
         """Activate (batch, channels, mels, frames); the shape stays."""
         moves = 2 * self.coef_net(context.summary).sigmoid() - 1  # (batch, channels * 2 * lines)
-        coefficients = moves.view(len(maps), self.channels, 1, 1, 2 * self.lines) * self.lambdas + self.init_v
+        coefficients = moves.view(maps.shape[0], self.channels, 1, 1, 2 * self.lines) * self.lambdas + self.init_v
         slopes, heights = coefficients.to(maps.dtype).split(self.lines, dim=-1)
         result = maps * slopes[..., 0] + heights[..., 0]
         for line in range(1, self.lines):

@@ -43,7 +43,7 @@ class SqueezeExcitation(nn.Module):
             )
         means = global_average_pool(maps) if self.axis == 1 else maps.mean(dim=self.other_axes)  # (batch, size)
         gate = self.fc2(self.fc1(means).relu()).sigmoid()
-        shape = [len(maps), 1, 1, 1]
+        shape = [maps.shape[0], 1, 1, 1]
         shape[self.axis] = self.size
         return maps * gate.view(shape)
 
