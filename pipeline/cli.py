@@ -60,6 +60,7 @@ COMMANDS = {
     "compare": ("compare", "Several runs and their teachers side by side: one table, one picture."),
     "report": ("report", "What runs learned, as one HTML file that opens without a network."),
     "tag": ("tag", "What is to be heard in sound files."),
+    "export": ("export", "A student as one ONNX file that runs anywhere, compared with its checkpoint first."),
     "teachers": ("teachers", "The teachers that can be named: cost, published mAP, licence, cached or not."),
     "students": ("students", "The students that can be named: cost, published mAP, licence, cached or not."),
     "plan": ("plan", "Hours, GPU hours and bytes of both stages, from measured speeds, before anything runs."),

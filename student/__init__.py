@@ -3,6 +3,7 @@
 from student.augment import AugmentConfig, augment_features, augment_waveforms
 from student.bootstrap import bootstrap_mean_average_precision
 from student.complexity import Complexity, count_complexity
+from student.dft_front_end import DftFrontEnd
 from student.dymn import DyMN, kernel_temperature
 from student.front_end import FRONT_END_KEYWORDS, FrontEndConfig, LogMelFrontEnd
 from student.fusion import fuse
@@ -48,6 +49,7 @@ __all__ = [
     "IMAGENET_WEIGHTS",
     "AugmentConfig",
     "Complexity",
+    "DftFrontEnd",
     "DistillConfig",
     "DyMN",
     "FrontEndConfig",

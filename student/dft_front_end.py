@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from student.front_end import (
-    GROUPED_MELS,
     LOG_FLOOR,
     MEL_SCALE,
     MEL_SHIFT,
     PRE_EMPHASIS,
     FrontEndConfig,
     mel_filters,
+    mel_groups,
 )
 
 
@@ -48,7 +48,8 @@ class _Factors(NamedTuple):
 
 def _cheapest_factors(config: FrontEndConfig) -> _Factors:
     size = config.fft_samples
-    factors = [_Factors(inner, size // inner, config.window_samples) for inner in range(1, size + 1) if not size % inner]
+    divisors = [inner for inner in range(1, size + 1) if not size % inner]
+    factors = [_Factors(inner, size // inner, config.window_samples) for inner in divisors]
     return min(factors, key=lambda some: some.macs)
 
 
@@ -93,17 +94,14 @@ class DftFrontEnd(nn.Module):
         """Gather the bins of each group of bands into neighbouring rows, so that a product meets few zeros."""
         config = self.config
         filters = mel_filters(config, config.low_hz, config.high_hz)  # (mels, bins)
-        place = {min(k, config.fft_samples - k): row for row, k in enumerate(bins.tolist())}
-        used = filters.any(dim=0).nonzero().flatten()
-        first_bin, end_bin = int(used[0]), int(used[-1]) + 1
-        self.register_buffer("order", torch.tensor([place[k] for k in range(first_bin, end_bin)]))
-        self._groups: list[slice] = []
-        for start in range(0, config.mels, GROUPED_MELS):
-            group = filters[start : start + GROUPED_MELS]
-            heard = group.any(dim=0).nonzero().flatten()
-            span = slice(int(heard[0]), int(heard[-1]) + 1)
-            self.register_buffer(f"filters_{len(self._groups)}", group[:, span].contiguous())
-            self._groups.append(slice(span.start - first_bin, span.stop - first_bin))
+        row_of_bin = {min(k, config.fft_samples - k): row for row, k in enumerate(bins.tolist())}
+        groups = mel_groups(config)
+        first_bin = min(span.start for _, span in groups)
+        end_bin = max(span.stop for _, span in groups)
+        self.register_buffer("order", torch.tensor([row_of_bin[k] for k in range(first_bin, end_bin)]))
+        self._groups = [slice(span.start - first_bin, span.stop - first_bin) for _, span in groups]
+        for number, (mels, span) in enumerate(groups):
+            self.register_buffer(f"filters_{number}", filters[mels, span].contiguous())
 
     @property
     def macs_per_frame(self) -> int:

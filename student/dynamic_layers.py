@@ -111,7 +111,8 @@ class DynamicConv(nn.Module):
         results = [
             F.conv2d(maps, kernel, None, self.stride, self.padding, self.dilation, self.groups) for kernel in kernels
         ]  # each (batch, out_channels, mels, frames)
-        return sum(share[:, None, None, None] * result for share, result in zip(mixture.unbind(1), results, strict=True))
+        shares = mixture[..., None, None, None].unbind(1)  # each (batch, 1, 1, 1)
+        return torch.stack([share * result for share, result in zip(shares, results, strict=True)]).sum(dim=0)
 
 
 class DynamicReLU(nn.Module):

@@ -110,8 +110,8 @@ def open_weights(location: str, *, offline: bool | None = None) -> Iterator[Weig
     """Yields a checkpoint as a file on this machine, for as long as the block lasts.
 
     Args:
-        location: a file, a folder as Hugging Face lays it out, a URL, or the registered name of a model with released
-            weights, which are fetched the first time. A file of that name wins.
+        location: a file, a run's folder or one as Hugging Face lays it out, a URL, or the registered name of a model
+            with released weights, which are fetched the first time. A file or folder of that name wins.
         offline: don't fetch what was released; None asks the environment.
 
     Raises:
@@ -417,4 +417,6 @@ def is_registered(package: object, name: str) -> bool:
 def _display_name(location: str) -> str:
     """Returns a run's name for its weights, a file's own for any other."""
     path = PurePosixPath(location.partition("?")[0]) if storage.is_remote(location) else storage.local_path(location)
+    if isinstance(path, Path) and path.is_dir():
+        return path.resolve().name
     return path.parent.name if path.stem in ("best", "last") and path.parent.name else path.stem

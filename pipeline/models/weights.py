@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from pipeline.errors import CheckpointError, PipelineError
 from pipeline.storage import files as storage
 
-_FILES_IN_A_FOLDER = ("model.safetensors", "pytorch_model.bin")
-
+_FILES_IN_A_FOLDER = ("best.safetensors", "last.safetensors", "model.safetensors", "pytorch_model.bin")
+"""Of a run, and as Hugging Face lays them out; the first that is there counts."""
 
 Task = Literal["multi-label", "single-label"]
 """Whether a clip has any number of the classes, each with a probability of its own, or exactly one of them."""
@@ -47,8 +47,8 @@ class CheckpointMetadata(BaseModel):
 def local_file(location: str | Path) -> Iterator[Path]:
     """Yields a checkpoint as a file on this machine, for as long as the block lasts.
 
-    A local path is given as it is, a folder as Hugging Face lays it out gives its file of weights; a URL's file is
-    copied to a temporary folder, so nothing stale can be used later.
+    A local path is given as it is, a run's folder and one as Hugging Face lays it out give their file of weights; a
+    URL's file is copied to a temporary folder, so nothing stale can be used later.
 
     Raises:
         CheckpointError: there is no such file, or it can't be read.
@@ -58,17 +58,25 @@ def local_file(location: str | Path) -> Iterator[Path]:
         return
     with ExitStack() as fetched:
         try:
-            path = fetched.enter_context(storage.local_copy(location))
+            path = fetched.enter_context(storage.local_copy(_remote_file(str(location))))
         except (OSError, PipelineError) as error:
             raise CheckpointError(f"{location}: can't be fetched ({error})") from error
         yield path
+
+
+def _remote_file(location: str) -> str:
+    """Returns the file that a URL means; a last part without a dot is a folder if there are weights in it."""
+    if "." in storage.file_name(location):
+        return location
+    found = storage.find_files(location, _FILES_IN_A_FOLDER)
+    return storage.join_path(location, found[0].name) if found else location
 
 
 def _file_in(path: Path) -> Path:
     if path.is_dir():
         if (found := next((path / name for name in _FILES_IN_A_FOLDER if (path / name).is_file()), None)) is None:
             raise CheckpointError(
-                f"{path}: a folder, not a file of weights, and it holds no {' or '.join(_FILES_IN_A_FOLDER)}"
+                f"{path}: a folder, not a file of weights, and it holds none of {', '.join(_FILES_IN_A_FOLDER)}"
             )
         return found
     if not path.is_file():

@@ -124,3 +124,12 @@ def test_static_layers_carry_upstreams_names() -> None:
 def test_an_unknown_kind_of_blocks_is_refused() -> None:
     with pytest.raises(ValueError, match="use_dy_blocks"):
         DyMN(5, use_dy_blocks="some")  # pyright: ignore[reportArgumentType]
+
+
+def test_what_is_exported_computes_the_same_without_a_group_for_each_clip(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = create_model("dymn04", T_max=1.0, n_mels=40, hopsize=1600).eval()
+    images = torch.randn(3, 1, 40, 20)
+    with torch.inference_mode():
+        expected = model(images)
+        monkeypatch.setattr(torch.compiler, "is_exporting", lambda: True)
+        torch.testing.assert_close(model(images), expected)

@@ -6,6 +6,7 @@ from uuid import uuid4
 import fsspec
 import numpy as np
 import pytest
+from file_server import FileServer
 from safetensors.numpy import save_file
 
 from pipeline.errors import CheckpointError
@@ -93,3 +94,15 @@ def test_an_absent_file_is_a_checkpoint_error(tmp_path: Path, remote: bool) -> N
 def test_a_folder_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="a folder, not a file"), local_file(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("names", [["best.safetensors", "last.safetensors", "config.toml"], ["last.safetensors"]])
+@pytest.mark.parametrize("remote", [False, True])
+def test_a_runs_folder_stands_for_its_best_weights(
+    tmp_path: Path, file_server: FileServer, remote: bool, names: list[str]
+) -> None:
+    for name in names:
+        (tmp_path / name).write_bytes(name.encode())
+        file_server.files[f"/runs/mn10/{name}"] = name.encode()
+    with local_file(file_server.url("/runs/mn10") if remote else tmp_path) as found:
+        assert found.read_bytes() == names[0].encode()
