@@ -65,6 +65,7 @@ class Ensemble(nn.Module):
         self.input_seconds: float = max(input_seconds(member) for member in self.members)
         self.clip_seconds: float = max(clip_seconds(member) for member in self.members)
         self.largest_batch: int | None = None
+        self._shares: Tensor | None = None
 
     @torch.inference_mode()
     def forward(
@@ -125,7 +126,9 @@ class Ensemble(nn.Module):
 
     def mean(self, logits: Tensor) -> Tensor:
         """Returns the weighted mean of the members' logits: (teachers, batch, classes) → (batch, classes), float32."""
-        return ensemble_logits(logits.unbind(), self.weights)
+        if self._shares is None or self._shares.device != logits.device:  # copied once, not with every batch
+            self._shares = normalised_weights(self.weights).to(logits)  # (teachers,)
+        return torch.tensordot(self._shares, logits.float(), dims=1)
 
     def _ask(
         self, waveforms: Mapping[int, Tensor], edge_shifts_hz: Tensor | None, lengths: Mapping[int, Tensor] | None
@@ -179,9 +182,13 @@ def ensemble_logits(logits: Sequence[Tensor], weights: Sequence[float]) -> Tenso
         raise ValueError("an ensemble needs at least one teacher")
     _check_weights(weights, len(logits))
     _check_shapes(logits)
-    normalized = torch.tensor(weights, dtype=torch.float64) / math.fsum(weights)  # (teachers,)
     stacked = torch.stack([tensor.float() for tensor in logits])  # (teachers, batch, classes)
-    return torch.tensordot(normalized.to(stacked), stacked, dims=1)
+    return torch.tensordot(normalised_weights(weights).to(stacked), stacked, dims=1)
+
+
+def normalised_weights(weights: Sequence[float]) -> Tensor:
+    """Returns the weights' shares of their sum, (teachers,) float64."""
+    return torch.tensor(weights, dtype=torch.float64) / math.fsum(weights)
 
 
 def _check_weights(weights: Sequence[float], teachers: int) -> None:

@@ -18,6 +18,7 @@ Clips have lengths of their own, and the families differ in what they make of th
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, Self
 
@@ -256,7 +257,7 @@ class PasstMel(FrontEnd):
             (config.lowest_hz + low, min(config.highest_hz + high, config.sample_rate_hz / 2))
             for low, high in edge_shifts_hz.tolist()
         ]
-        return torch.stack([self._filters(lowest, highest) for lowest, highest in edges]).to(self.filters.device)
+        return _moved_kaldi_filters(config.mels, config.fft_samples, config.sample_rate_hz, edges, self.filters.device)
 
     def _filters(self, lowest_hz: float, highest_hz: float) -> Tensor:
         """(mels, bins)."""
@@ -304,7 +305,8 @@ class KaldiFbank(FrontEnd):
     ) -> Tensor:
         config = self.config
         if config.subtract_mean:
-            waveforms = waveforms - waveforms.sum(dim=1, keepdim=True) / lengths.to(waveforms)[:, None]
+            own = send(lengths, waveforms.device).to(waveforms.dtype)  # (batch,)
+            waveforms = waveforms - waveforms.sum(dim=1, keepdim=True) / own[:, None]
         if config.scale != 1:
             waveforms = waveforms * config.scale
         frames = waveforms.unfold(1, config.window_samples, config.hop_samples)  # (batch, frames, window)
@@ -320,7 +322,7 @@ class KaldiFbank(FrontEnd):
         heard = 1 + (lengths - config.window_samples) // config.hop_samples  # (batch,), frames
         if (heard < log_mel.shape[1]).any():
             beyond = torch.arange(log_mel.shape[1]) >= heard[:, None]  # (batch, frames)
-            log_mel = log_mel.masked_fill(beyond.to(log_mel.device)[..., None], 0.0)
+            log_mel = log_mel.masked_fill(send(beyond, log_mel.device)[..., None], 0.0)
         return F.pad(log_mel, (0, 0, 0, config.frames - log_mel.shape[1]))
 
     @property
@@ -423,7 +425,7 @@ class DecibelMel(CentredMel):
         # The original takes the loudest value of the whole batch; ours doesn't let a clip depend on its neighbours.
         heard = self.frames(lengths)  # (batch,)
         beyond = (torch.arange(decibels.shape[2]) >= heard[:, None])[:, None]  # (batch, 1, frames)
-        quiet = decibels.masked_fill(beyond.to(decibels.device), -math.inf) if beyond.any() else decibels
+        quiet = decibels.masked_fill(send(beyond, decibels.device), -math.inf) if beyond.any() else decibels
         loudest = quiet.amax(dim=(1, 2), keepdim=True)
         return decibels.maximum(loudest - self.config.range_db)
 
@@ -469,6 +471,27 @@ def _kaldi_filters(mels: int, fft_samples: int, sample_rate_hz: int, lowest_hz: 
     """(mels, bins): Kaldi's triangles, of height 1; the bin at half the sample rate belongs to none."""
     filters, _ = get_mel_banks(mels, fft_samples, sample_rate_hz, lowest_hz, highest_hz, 100.0, -500.0, 1.0)
     return F.pad(filters, (0, 1))
+
+
+def _moved_kaldi_filters(
+    mels: int, fft_samples: int, sample_rate_hz: int, edges_hz: Sequence[tuple[float, float]], device: torch.device
+) -> Tensor:
+    """(batch, mels, bins): `_kaldi_filters` for each clip's lowest and highest edge, built on a device at once."""
+    lowest, highest = ([1127.0 * math.log(1.0 + hz / 700.0) for hz in side] for side in zip(*edges_hz, strict=True))
+    steps = [(high - low) / (mels + 1) for low, high in zip(lowest, highest, strict=True)]
+    drawn = send(torch.tensor([lowest, steps], dtype=torch.float32), device)  # (2, batch)
+    start, step = drawn[0, :, None, None], drawn[1, :, None, None]  # (batch, 1, 1) each
+    band = torch.arange(mels, device=device)[:, None]  # (mels, 1)
+    left, centre, right = start + band * step, start + (band + 1.0) * step, start + (band + 2.0) * step
+    bins_hz = sample_rate_hz / fft_samples * torch.arange(fft_samples / 2, device=device)
+    bins = 1127.0 * (1.0 + bins_hz / 700.0).log()  # (bins - 1,), in mel
+    rising, falling = (bins - left) / (centre - left), (right - bins) / (right - centre)  # (batch, mels, bins - 1)
+    return F.pad(torch.minimum(rising, falling).clamp(min=0.0), (0, 1))
+
+
+def send(values: Tensor, device: torch.device) -> Tensor:
+    """Copy a few numbers from the CPU to a device without waiting until it has done all else."""
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def _power(spectrum: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ from ray._private.node import Node
 from ray._raylet import InnerGcsClient  # pyright: ignore[reportAttributeAccessIssue]
 from ray.exceptions import AuthenticationError, RayError
 
-from pipeline.runtime.cores import usable_cores
+from pipeline.runtime.cores import limit_threads, usable_cores
 from pipeline.runtime.ray_address import address_source, cluster_address
 from pipeline.runtime.scratch import socket_folder
 
@@ -55,6 +55,8 @@ _AGAIN_SECONDS = 5.0
 _LONGEST_SOCKET_NAME = len("ray-4294967295/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 _log = logging.getLogger(__name__)
+
+limit_threads()  # before torch is loaded, in a process that Ray has started, on whatever machine
 
 
 def _keep_for_the_log(data: dict[str, Any], ignore_prefix: bool = False) -> None:

@@ -6,8 +6,10 @@ import torch
 import torchaudio
 from torch import Tensor
 from torchaudio.compliance import kaldi
+from torchaudio.compliance.kaldi import get_mel_banks
 
 from student.front_end import LogMelFrontEnd
+from teacher import front_ends
 from teacher.front_ends import (
     DecibelMelConfig,
     FrontEndConfig,
@@ -156,3 +158,12 @@ def test_configurations_print_what_earlier_stores_hold() -> None:
         f"DecibelMelConfig({rate}64, fft_samples=512, hop_samples=160, lowest_hz=0.0, highest_hz=8000.0, "
         "range_db=120.0)"
     )
+
+
+def test_filters_of_a_batch_of_views_are_those_of_each_clip_by_itself() -> None:
+    draw = np.random.default_rng(0)
+    edges = [(float(draw.integers(0, 10)), 15_000.0 + float(draw.integers(-1000, 1000))) for _ in range(32)]
+    of_each = torch.stack([get_mel_banks(128, 1024, 32_000, *pair, 100.0, -500.0, 1.0)[0] for pair in edges])
+    together = front_ends._moved_kaldi_filters(128, 1024, 32_000, edges, torch.device("cpu"))
+    assert torch.equal(together[..., :-1], of_each)
+    assert not together[..., -1].any()

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,11 @@ OTHER_MOUNTS = """23 1 8:1 / / rw,relatime shared:1 - ext4 /dev/sda1 rw
 35 31 0:32 / /sys/fs/cgroup/memory rw,relatime - cgroup cgroup rw,memory
 36 31 0:33 / /sys/fs/cgroup/cpuset rw,relatime - cgroup cgroup rw,cpuset
 """
+
+
+def _brings_gnu_openmp() -> bool:
+    spec = find_spec("torch")
+    return bool(spec and spec.origin and list((Path(spec.origin).parent / "lib").glob("libgomp*")))
 
 
 def make_tree(root: Path, *, cgroup: str, mounts: str, files: dict[str, str]) -> Path:
@@ -176,6 +182,27 @@ def test_number_of_threads_that_somebody_set_stays(monkeypatch: pytest.MonkeyPat
     monkeypatch.delenv("OMP_NUM_THREADS")
     cores.limit_threads()
     assert os.environ["OMP_NUM_THREADS"] == "1"
+
+
+SPIN = "from pipeline.runtime.cores import limit_threads; limit_threads(); import torch"
+
+
+@pytest.mark.skipif(not _brings_gnu_openmp(), reason="this torch brings another OpenMP")
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "GOMP_SPINCOUNT = '10000'"),
+        ({"GOMP_SPINCOUNT": "77"}, "GOMP_SPINCOUNT = '77'"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "OMP_WAIT_POLICY = 'ACTIVE'"),
+    ],
+    ids=["by itself", "somebody's count", "somebody's policy"],
+)
+def test_idle_threads_sleep_soon_unless_somebody_said_otherwise(given: dict[str, str], expected: str) -> None:
+    unset = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    environment = {**unset, **given, "OMP_DISPLAY_ENV": "VERBOSE"}
+    told = subprocess.run([sys.executable, "-c", SPIN], env=environment, capture_output=True, text=True, check=True)
+    assert expected in told.stderr
+    assert ("10000" in told.stderr) == (not given)
 
 
 def _python(script: str) -> str:
