@@ -59,6 +59,7 @@ COMMANDS = {
     "evaluate": ("evaluate", "mAP, ROC AUC, d' and a per-class table of checkpoints and stores."),
     "compare": ("compare", "Several runs and their teachers side by side: one table, one picture."),
     "report": ("report", "What runs learned, as one HTML file that opens without a network."),
+    "publish": ("publish", "A model, a store or a dataset as others can use it: a folder with a card, or the Hub."),
     "tag": ("tag", "What is to be heard in sound files."),
     "export": ("export", "A student as one ONNX file that runs anywhere, compared with its checkpoint first."),
     "teachers": ("teachers", "The teachers that can be named: cost, published mAP, licence, cached or not."),

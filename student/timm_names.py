@@ -17,7 +17,9 @@ def _timm_builder(name: str) -> Callable[..., torch.nn.Module]:
     def build(pretrained: bool = False, **kwargs: Any) -> torch.nn.Module:
         card = model_card(name)
         overlay = dict(kwargs.pop("pretrained_cfg_overlay", None) or {})
-        if pretrained and not overlay.keys() & {"file", "url", "hf_hub_id", "state_dict"}:
+        told = kwargs.get("pretrained_cfg")  # from config.json of local-dir: and hf-hub:
+        given = {**(told if isinstance(told, dict) else {}), **overlay}
+        if pretrained and not given.keys() & {"file", "url", "hf_hub_id", "state_dict"}:
             overlay["file"] = str(fetch_weights(released_weights(card)))
         model = build_model_with_cfg(
             card.network,

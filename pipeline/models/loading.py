@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -69,7 +69,8 @@ class LoadedModel:
     """A model in evaluation mode, and where it came from."""
 
     network: nn.Module
-    """In evaluation mode; a student is fused (`student.fuse`), so it isn't one to save or to train."""
+    """In evaluation mode; a student is fused (`student.fuse`) unless it was asked for as it is: not one to save or to
+    train."""
     name: str
     """What tables call it: its run's folder, or its file's name."""
     source: str
@@ -91,6 +92,8 @@ class LoadedModel:
     """What stage 1 makes of clips' own lengths; None where all are padded or cut to `input_seconds`."""
     task: Task = "multi-label"
     """What its logits are for: a sigmoid each, or one softmax."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """The further keywords of `create_model` that it was built with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,6 +161,7 @@ def load_model(
     classes: Vocabulary | None = None,
     device: torch.device | str = "cpu",
     offline: bool | None = None,
+    fused: bool = True,
 ) -> LoadedModel:
     """Build the model that a checkpoint holds.
 
@@ -170,6 +174,7 @@ def load_model(
         classes: what the logits of a file are for that doesn't say it; None is the dataset's, or AudioSet's.
         device: where the model goes.
         offline: don't fetch what was released; None asks the environment.
+        fused: whether a student's batch norms become part of its convolutions: faster, but no model to save.
 
     Raises:
         CheckpointError: the file is missing, damaged, doesn't fit its model, or was made for other classes.
@@ -204,7 +209,7 @@ def load_model(
     if torch.device(device).type == "cpu":
         keep_freed_memory()
     return LoadedModel(
-        network=student.fuse(network) if isinstance(network, student.Tagger) else network,
+        network=student.fuse(network) if fused and isinstance(network, student.Tagger) else network,
         name=_display_name(location),
         source=redact(weights.source),
         sha256=weights.sha256,
@@ -215,6 +220,7 @@ def load_model(
         front_end=str(network.front_end.config),
         clip_lengths=getattr(network.front_end, "own_length", None) or None,
         task="multi-label" if metadata is None else metadata.task,
+        options=options or {} if metadata is None else metadata.kwargs,
     )
 
 

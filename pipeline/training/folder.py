@@ -176,3 +176,8 @@ def finished_weights(run: str) -> str:
         if exists(location := join_path(run, name)):
             return location
     raise UsageError(f"--run {run}: holds no weights. Give the folder that a training command got as --run")
+
+
+def is_run(folder: str) -> bool:
+    """Returns whether a folder or URL holds the weights of a run."""
+    return any(exists(join_path(folder, name)) for name in (BEST_NAME, LAST_NAME))
