@@ -28,6 +28,7 @@ from pipeline.batches.shard_streams import stream_shard
 from pipeline.batches.streaming import load_steps
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.shards import read_clip_bytes
+from pipeline.decoding.pool import DecodingPool
 from pipeline.logits.store import open_store
 from pipeline.storage.files import RangeReader
 
@@ -145,6 +146,47 @@ def loader_memory(folder: Path) -> dict[str, float]:
             peak = max([peak, *(private_memory(worker) or 0.0 for worker in psutil.Process().children())])
         found[f"each of two loader workers, --sampling {sampling}, peak"] = peak
     return found
+
+
+def workers(folder: Path, clips: int) -> None:
+    """Start-up and memory of sixteen loader workers."""
+    in_child("open", folder, FEW)
+    few, many = (in_child("workers", folder, number) for number in (FEW, clips))
+    print(f"| sixteen loader workers | {FEW:,} clips | {clips:,} clips |\n|---|---:|---:|")
+    for what in few:
+        print(f"| {what} | {few[what]:,.1f} | {many[what]:,.1f} |")
+
+
+def sixteen_workers(folder: Path) -> dict[str, float]:
+    """Load two batches of 16 clips on each of sixteen workers."""
+    manifest = read_manifest(folder / "data")
+    logits = open_store(str(folder / "store")).align(manifest, folder / "cache")
+    clips = JoinedDataset(manifest, sample_rate_hz=32_000, seconds=10, logits=logits)
+    sampler = build_sampler(manifest, sampling="balanced", batch_size=16, clips_per_epoch=960)
+    family = psutil.Process()
+    used, start = sum(family.cpu_times()[:2]), time.perf_counter()
+    with DecodingPool(16) as pool:  # more than most machines have cores for, so not by number
+        steps = load_steps(clips, sampler, end_step=40, workers=pool)
+        next(steps)
+        found = {"seconds to the first batch": time.perf_counter() - start}
+        cpu = sum(sum(process.cpu_times()[:2]) for process in (family, *family.children()))
+        found["seconds of CPU until then, all processes"] = cpu - used
+        for _ in range(31):
+            next(steps)
+        own, *workers = [process.memory_full_info() for process in (family, *family.children())]
+        batches = [_shared_memory(worker) for worker in family.children()]
+    found["private memory of a worker (USS), MB"] = float(np.mean([worker.uss for worker in workers])) / 1e6
+    found["… of that in batches that it made, MB"] = float(np.mean(batches)) / 1e6
+    found["share of a worker in all memory (PSS), MB"] = float(np.mean([worker.pss for worker in workers])) / 1e6
+    found["all with the process that trains (PSS), MB"] = (own.pss + sum(worker.pss for worker in workers)) / 1e6
+    return found
+
+
+def _shared_memory(process: psutil.Process) -> int:
+    """Bytes in memory that is made to be shared, though nobody else has looked at them yet."""
+    maps: list[Any] = process.memory_maps()
+    kinds = ("/memfd:", "/dev/shm/", "/torch_")
+    return sum(one.private_clean + one.private_dirty for one in maps if one.path.startswith(kinds))
 
 
 def training_memory(folder: Path) -> dict[str, float]:
@@ -321,8 +363,15 @@ def anonymous_memory(process: psutil.Process) -> float:
     return (status.rss - status.shared) / 1e6
 
 
-STEPS = {"opening": opening, "memory": memory, "reading": reading, "windows": windows, "evaluating": evaluating}
-CHILDREN = {"open": open_once, "loaders": loader_memory}
+STEPS = {
+    "opening": opening,
+    "memory": memory,
+    "workers": workers,
+    "reading": reading,
+    "windows": windows,
+    "evaluating": evaluating,
+}
+CHILDREN = {"open": open_once, "loaders": loader_memory, "workers": sixteen_workers}
 
 if __name__ == "__main__":
     main()
