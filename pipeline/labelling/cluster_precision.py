@@ -52,7 +52,7 @@ def fastest_on_cluster(
             )
         if silent:
             _log.warning("%d of %d machines have not said in which precision they compute", len(silent), len(asked))
-        return common_precision(ray.get(answered))
+        return common_precision(ray.get(answered, timeout=patience))
 
 
 @ray.remote(num_cpus=0, max_retries=1)

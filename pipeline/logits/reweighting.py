@@ -1,7 +1,6 @@
 """A store made from a store that keeps its members: other weights, or a smaller copy. No teacher runs."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 from pipeline.errors import UsageError
@@ -19,6 +18,7 @@ from pipeline.logits.store import (
 )
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.progress import ProgressBar, progress_bar
+from pipeline.runtime.threads import Threads
 from pipeline.storage import files as storage
 
 
@@ -72,6 +72,7 @@ def reweight(source: LogitStore, out: str, stamp: StoreStamp) -> None:
 
     Raises:
         UsageError: there is a store that was made otherwise.
+        LostProcessError: reading or writing a part stands still.
     """
     _check_place(out, stamp)
     finished = finished_parts(out, stamp)
@@ -84,9 +85,9 @@ def reweight(source: LogitStore, out: str, stamp: StoreStamp) -> None:
     left = sum(part.clips for part in missing)
     with (
         progress_bar("reweighting", source.clip_count, done=source.clip_count - left) as bar,
-        ThreadPoolExecutor(usable_cores(), thread_name_prefix="reweight") as threads,
+        Threads(usable_cores(), "reweight") as threads,
     ):
-        for _ in threads.map(lambda part: _copy(source, part, stamp, out, bar), missing):
+        for _ in threads.map(lambda part: _copy(source, part, stamp, out, bar), missing, name=lambda part: part.stem):
             pass
     write_failures(out, source.parts)
     write_stamp(out, stamp)  # after all parts: this makes it a store

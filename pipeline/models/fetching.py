@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from pipeline.errors import CheckpointError
 from pipeline.runtime.progress import progress_bar
+from pipeline.runtime.watching import LOOK_SECONDS, PATIENCE_SECONDS, Watch
 
 _log = logging.getLogger(__name__)
 _CHUNK_BYTES = 1 << 20
@@ -66,10 +67,10 @@ def download(
     """
     with _writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-    with _alone(target):
+    partial = _Partial(target)
+    with _alone(partial):
         if target.exists():  # another process was faster
             return
-        partial = _Partial(target)
         _receive_all(url, partial, patience or Patience())
         try:
             check(partial.path)
@@ -255,19 +256,37 @@ def _writing(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _alone(target: Path) -> Iterator[None]:
-    """Let one process at a time, on this machine, fetch a file. The lock dies with its process."""
+def _alone(partial: _Partial) -> Iterator[None]:
+    """Let one process at a time, on this machine, fetch a file. The lock dies with its process.
+
+    Raises:
+        CheckpointError: another process has it, and brings nothing any more.
+    """
+    target = partial.target
     lock = FileLock(target.with_name(f".{target.name}.lock"))
     with _writing(target):
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
+        if not _acquire(lock, 0):
             _log.info("%s: another process is fetching it; waiting", target.name)
-            lock.acquire()
+            watch = Watch(PATIENCE_SECONDS)
+            while not _acquire(lock, LOOK_SECONDS):
+                watch.see(partial.size)
+                if watch.expired:
+                    raise CheckpointError(
+                        f"{target}: another process is fetching it, but for {PATIENCE_SECONDS:g} s it has brought "
+                        "nothing. End that one; the same command goes on from there"
+                    )
     try:
         yield
     finally:
         lock.release()
+
+
+def _acquire(lock: FileLock, seconds: float) -> bool:
+    try:
+        lock.acquire(timeout=seconds)
+    except Timeout:
+        return False
+    return True
 
 
 def _megabytes(count: int) -> str:

@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlsplit
@@ -15,6 +16,7 @@ from urllib.parse import unquote, urlsplit
 from pipeline.errors import CheckpointError, StorageError
 from pipeline.models.fetching import ask_host, download
 from pipeline.models.weights import check_whole, sha256_of_file
+from pipeline.runtime.threads import Threads
 from pipeline.storage.files import publish_bytes
 
 OFFLINE_VARIABLE = "HF_HUB_OFFLINE"
@@ -111,6 +113,7 @@ def _fetch_from_web(url: str) -> Path:
 
 def _fetch_from_hub(url: str) -> Path:
     from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub.file_download import repo_folder_name
     from huggingface_hub.utils import disable_progress_bars
 
     hub_file = _HUB_FILE.fullmatch(url)
@@ -119,14 +122,32 @@ def _fetch_from_hub(url: str) -> Path:
         disable_progress_bars()
     _log.info("fetching %s to %s", url, _place(url))
     ask_host(constants.ENDPOINT)  # the client would try for half a minute
+    repository = Path(constants.HF_HUB_CACHE, repo_folder_name(repo_id=hub_file["repo_id"], repo_type="model"))
+    # The client waits without a limit where another program holds its lock, and wakes up from time to time meanwhile.
+    threads = Threads(1, "fetch")
     try:
-        path = Path(hf_hub_download(hub_file["repo_id"], hub_file["filename"], revision=hub_file["revision"]))
+        job = threads.submit(
+            "its client",
+            lambda: Path(hf_hub_download(hub_file["repo_id"], hub_file["filename"], revision=hub_file["revision"])),
+            sign=lambda: _arrived(repository),
+        )
+        path = job.result()
     except Exception as error:  # the Hub's client raises errors of several libraries
         reason = str(error.__cause__ or error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(
-            f"{url}: can't be fetched: {reason[0]} Or fetch the file elsewhere and give it instead of its name."
+            f"{url}: can't be fetched: {reason[0].rstrip('.')}. Or fetch the file elsewhere and give it instead of its "
+            "name"
         ) from error
+    finally:
+        threads.leave()  # who interrupts this does not wait for the client
     return path
+
+
+def _arrived(repository: Path) -> object:
+    """Returns what changes as bytes of a repository's files arrive, whichever program fetches them."""
+    with suppress(OSError):
+        return {entry.name: entry.stat().st_size for entry in os.scandir(repository / "blobs")}
+    return None
 
 
 def _compare_with_record(path: Path) -> str:

@@ -26,25 +26,28 @@ class Threads:
     Args:
         count: how many.
         name: what they do, for people.
-        patience: how long one may be waited for that neither computes nor reads anything, in seconds.
+        patience: how long one may be waited for that neither computes nor reads anything, in seconds; None is 300 s.
     """
 
-    def __init__(self, count: int, name: str, *, patience: float = PATIENCE_SECONDS) -> None:
-        self.patience, self._name = patience, name
+    def __init__(self, count: int, name: str, *, patience: float | None = None) -> None:
+        self.patience = PATIENCE_SECONDS if patience is None else patience
         self._jobs: SimpleQueue[Job[Any] | None] = SimpleQueue()
         self._closed = False
         self._threads = [threading.Thread(target=self._work, name=name, daemon=True) for _ in range(count)]
         for thread in self._threads:
             thread.start()
 
-    def submit(self, what: str, work: Callable[[], Result]) -> "Job[Result]":
+    def submit(
+        self, what: str, work: Callable[[], Result], *, sign: Callable[[], object] | None = None
+    ) -> "Job[Result]":
         """Have something done by the next thread that is free.
 
         Args:
             what: names it in messages.
             work: does it.
+            sign: gives what changes while there is progress, where a thread that does anything is no sign of that.
         """
-        job = Job(what, work, self)
+        job = Job(what, work, self, sign)
         self._jobs.put(job)
         return job
 
@@ -88,11 +91,15 @@ class Threads:
                 job.do()
             del job  # what it holds is not needed until the next one comes
 
-    def close(self) -> None:
-        """Begin nothing more, and wait for what is under way, unless a thread stands still."""
+    def leave(self) -> None:
+        """Begin nothing more, and don't wait for what is under way: that ends with the process at the latest."""
         self._closed = True
         for _ in self._threads:
             self._jobs.put(None)
+
+    def close(self) -> None:
+        """Begin nothing more, and wait for what is under way, unless a thread stands still."""
+        self.leave()
         for thread in self._threads:
             watch = Watch(self.patience)
             while thread.is_alive() and not watch.expired:
@@ -113,8 +120,10 @@ class Threads:
 class Job(Generic[Result]):
     """Something that a thread does; from `Threads.submit`."""
 
-    def __init__(self, what: str, work: Callable[[], Result], threads: Threads) -> None:
-        self._what, self._work, self._threads = what, work, threads
+    def __init__(
+        self, what: str, work: Callable[[], Result], threads: Threads, sign: Callable[[], object] | None
+    ) -> None:
+        self._what, self._work, self._threads, self._sign = what, work, threads, sign
         self._thread: threading.Thread | None = None
         self._done = threading.Event()
         self._result: Result | None = None
@@ -138,7 +147,7 @@ class Job(Generic[Result]):
         patience = self._threads.patience
         watch = Watch(patience)
         while not self._done.wait(min(LOOK_SECONDS, patience)):
-            watch.see(self._threads.signs_of_life() if self._thread is None else sign_of_life(self._thread))
+            watch.see(self._sign_of_life())
             if watch.expired:
                 raise LostProcessError(
                     f"{self._what}: nothing has come of it for {patience:g} s{self._where()}. Mend what it waits for, "
@@ -147,6 +156,11 @@ class Job(Generic[Result]):
         if self._error is not None:
             raise self._error
         return self._result  # pyright: ignore[reportReturnType]
+
+    def _sign_of_life(self) -> object:
+        if self._thread is None:
+            return self._threads.signs_of_life()
+        return sign_of_life(self._thread) if self._sign is None else self._sign()
 
     def _where(self) -> str:
         return f": {call_of_thread(self._thread.ident or 0)}" if self._thread else "; no thread was free for it"

@@ -2,7 +2,6 @@
 
 import zlib
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import BinaryIO
@@ -15,6 +14,7 @@ from pipeline.ingest.descriptions import clip_id_of
 from pipeline.ingest.file_marks import is_marked
 from pipeline.ingest.rejections import UnusableClipError
 from pipeline.ingest.tars import DAMAGED_SHARD, Sample, read_samples
+from pipeline.runtime.threads import Threads
 from pipeline.storage import files as storage
 from pipeline.verification.faults import Advance, Fault, Findings
 
@@ -40,6 +40,7 @@ def verify_dataset(
 
     Raises:
         StorageUnavailableError: the server can't be reached.
+        LostProcessError: reading a shard stands still.
     """
     findings = Findings()
     try:
@@ -49,10 +50,8 @@ def verify_dataset(
         return findings
     on_manifest(len(manifest))
     _look_around(manifest, findings)
-    with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
-        for shard, found in zip(
-            manifest.shards, pool.map(partial(_verify_shard, manifest, decode=decode), manifest.shards), strict=True
-        ):
+    with Threads(workers, "verify") as threads:
+        for shard, found in threads.map(partial(_verify_shard, manifest, decode=decode), manifest.shards):
             clips = len(manifest.rows_of_shard(shard))
             findings.looked_at.update({"shards": 1, "clips": clips})
             findings.faults.extend(found.faults)

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +23,7 @@ from pipeline.logits.store import (
     write_failures,
     write_stamp,
 )
+from pipeline.runtime.threads import Threads
 from pipeline.storage import files as storage
 from pipeline.storage.files import LISTING_NAME, StoredFile
 from pipeline.verification.faults import Advance, Fault, Findings, move_aside
@@ -52,14 +52,17 @@ def verify_store(
 
     Raises:
         StorageUnavailableError: the server can't be reached.
+        LostProcessError: reading a part stands still.
     """
     findings = Findings()
     stamp = _stamp(location, findings)
     files = part_files(location)
     on_parts(len(files))
     sound: list[LogitPart] = []
-    with ThreadPoolExecutor(workers, thread_name_prefix="verify") as pool:
-        for part, faults in pool.map(lambda file: _verify_part(location, file, stamp), files):
+    with Threads(workers, "verify") as threads:
+        for _, (part, faults) in threads.map(
+            lambda file: _verify_part(location, file, stamp), files, name=lambda file: file.name
+        ):
             findings.looked_at["parts"] += 1
             findings.looked_at["clips"] += part.clips if part else 0
             findings.faults.extend(faults)

@@ -1,7 +1,6 @@
 """Foreign logits by the clips of a dataset, and the parts of a store that they become."""
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ from pipeline.logits.stamp import StoreStamp
 from pipeline.logits.store import ClipFailure, part_stem, publish_part
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.progress import ProgressBar, progress_bar
+from pipeline.runtime.threads import Threads
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -73,15 +73,18 @@ def open_clip_logits(
 
 
 def write_parts(store: str, stamp: StoreStamp, clips: ClipLogits, shards: Sequence[str]) -> None:
-    """Publish the parts of some shards, several at a time; clips whose numbers are not finite are listed as failed."""
+    """Publish the parts of some shards, several at a time; clips whose numbers are not finite are listed as failed.
+
+    Raises:
+        LostProcessError: reading the files or writing a part stands still.
+    """
     left = sum(len(clips.manifest.rows_of_shard(shard)) for shard in shards)
-    threads = ThreadPoolExecutor(usable_cores(), thread_name_prefix="import")
-    with progress_bar("importing", len(clips.manifest), done=len(clips.manifest) - left) as bar:
-        try:
-            for _ in threads.map(lambda shard: _write_part(store, stamp, clips, shard, bar), shards):
-                pass
-        finally:
-            threads.shutdown(cancel_futures=True)
+    with (
+        progress_bar("importing", len(clips.manifest), done=len(clips.manifest) - left) as bar,
+        Threads(usable_cores(), "import") as threads,
+    ):
+        for _ in threads.map(lambda shard: _write_part(store, stamp, clips, shard, bar), shards):
+            pass
 
 
 def _write_part(store: str, stamp: StoreStamp, clips: ClipLogits, shard: str, bar: ProgressBar) -> None:

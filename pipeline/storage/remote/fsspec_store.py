@@ -1,6 +1,7 @@
 """What obstore does not know, such as `hf://`: those calls of its stores that are in use here, through fsspec."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,9 @@ class FsspecStore:
         ImportError: its package is missing.
     """
 
-    def __init__(self, protocol: str, **_: Any) -> None:
+    def __init__(self, protocol: str, client_options: Mapping[str, Any], **_: Any) -> None:
+        if protocol == "hf":
+            _limit_waits(*(client_options[name].total_seconds() for name in ("connect_timeout", "read_timeout")))
         # A listing that is kept would not show what other processes publish.
         fresh = {} if protocol == "memory" else {"skip_instance_cache": True, "use_listings_cache": False}
         try:
@@ -70,3 +73,23 @@ class FsspecStore:
         """Remove files, and folders with all that they hold."""
         for path in paths:
             self._filesystem.rm(path, recursive=True)
+
+
+def _limit_waits(connect_seconds: float, silence_seconds: float) -> None:
+    """Give requests of the Hub's client limits where it has none: for most answers it would wait for ever."""
+    limits = {"connect": connect_seconds, "read": silence_seconds, "write": silence_seconds, "pool": silence_seconds}
+
+    def limit(request: Any) -> None:
+        given = {name: seconds for name, seconds in request.extensions["timeout"].items() if seconds is not None}
+        request.extensions["timeout"] = {**limits, **given}
+
+    def make_client() -> Any:
+        client = default_client_factory()
+        client.event_hooks = {**client.event_hooks, "request": [*client.event_hooks["request"], limit]}
+        return client
+
+    with suppress(ImportError):  # no such package, which fsspec tells, or one from before 1.0
+        from huggingface_hub import set_client_factory
+        from huggingface_hub.utils._http import default_client_factory
+
+        set_client_factory(make_client)

@@ -3,14 +3,18 @@
 import resource
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from file_server import Fault, FileServer
+from filelock import FileLock
 
 from pipeline.errors import CheckpointError
+from pipeline.models import fetching
 from pipeline.models.fetching import Patience, download
 
 CONTENT = bytes(range(256)) * 20_000  # 5.1 MB: more than one chunk
@@ -156,6 +160,31 @@ def test_processes_that_want_the_same_file_fetch_it_once(file_server: FileServer
     assert len(file_server.asked) == 1
     for process in running:
         process.communicate()
+
+
+def test_whoever_waits_for_another_process_does_so_as_long_as_that_brings_something(
+    url: str, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetching, "PATIENCE_SECONDS", 1.5)
+    target.parent.mkdir()
+    partial, started = target.with_name(".weights.pt.partial"), time.monotonic()
+
+    def bring() -> None:
+        for _ in range(8):
+            with partial.open("ab") as file:
+                file.write(b"some")
+            time.sleep(0.4)
+
+    other = threading.Thread(target=bring)
+    with FileLock(target.with_name(".weights.pt.lock")):
+        other.start()
+        with pytest.raises(CheckpointError, match=r"is fetching it, but for 1\.5 s it has brought nothing\. End that"):
+            download(url, target)
+    assert time.monotonic() - started > 8 * 0.4
+    other.join(10)
+    partial.unlink()
+    download(url, target)
+    assert target.read_bytes() == CONTENT
 
 
 def test_a_killed_process_leaves_its_bytes_and_no_lock(file_server: FileServer, url: str, target: Path) -> None:

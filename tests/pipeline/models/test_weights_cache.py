@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from file_server import FileServer
+from filelock import FileLock
 from huggingface_hub import constants
 from safetensors.numpy import save
 
 from pipeline.errors import CheckpointError
 from pipeline.models import weights_cache
 from pipeline.models.weights_cache import cached_path, fetch
+from pipeline.runtime import threads
 
 HUB_URL = "https://huggingface.co/ORG/net-small/resolve/main/model.safetensors"
 SAFETENSORS = save({"weight": np.arange(30_000, dtype=np.float32)})
@@ -142,6 +144,17 @@ def test_no_way_to_the_hub_is_told_at_once(hub: FileServer, monkeypatch: pytest.
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(CheckpointError, match=r"127\.0\.0\.1:9 can't be reached"):
         fetch(HUB_URL)
+
+
+def test_a_file_of_the_hub_that_another_program_keeps_locked_and_does_not_fetch_is_one_line(
+    hub: FileServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(threads, "PATIENCE_SECONDS", 1.0)
+    locks = tmp_path / "hub/.locks/models--ORG--net-small"
+    locks.mkdir(parents=True)
+    with FileLock(locks / f"{hashlib.sha256(SAFETENSORS).hexdigest()}.lock"), pytest.raises(CheckpointError) as error:
+        fetch(HUB_URL)
+    assert "can't be fetched: its client: nothing has come of it for 1 s: it is at " in str(error.value)
 
 
 def test_the_hubs_own_variables_are_respected(file_server: FileServer, hub: FileServer, tmp_path: Path) -> None:

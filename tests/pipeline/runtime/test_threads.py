@@ -64,3 +64,23 @@ def test_what_waits_behind_slow_work_is_waited_for() -> None:
     with Threads(1, "slow", patience=0.6) as threads:
         threads.submit("slow", slow)
         assert threads.submit("quick", lambda: 2).result() == 2
+
+
+def test_a_thread_that_wakes_up_without_any_progress_is_told_by_the_sign_that_was_named() -> None:
+    go_on, arrived = [True], [0]
+
+    def wake_up() -> None:
+        while go_on:
+            time.sleep(0.05)
+
+    def receive() -> int:
+        for arrived[0] in range(12):
+            time.sleep(0.1)
+        return arrived[0]
+
+    threads = Threads(1, "wait", patience=0.6)
+    assert threads.submit("weights", receive, sign=lambda: arrived[0]).result() == 11
+    with pytest.raises(LostProcessError, match=r"weights: nothing has come of it for 0\.6 s: it is at wake_up"):
+        threads.submit("weights", wake_up, sign=lambda: arrived[0]).result()
+    go_on.clear()
+    threads.close()
