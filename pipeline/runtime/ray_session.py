@@ -52,6 +52,8 @@ _HEAD_SECONDS = 40.0
 """How long a cluster's head may be gone: less than the minute after which Ray ends this process without a word."""
 _LOOK_SECONDS = 2.0
 _AGAIN_SECONDS = 5.0
+_END_SECONDS = 30.0
+"""How long Ray may take to end on this machine by itself, which is a matter of seconds."""
 _LONGEST_SOCKET_NAME = len("ray-4294967295/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 _log = logging.getLogger(__name__)
@@ -92,7 +94,7 @@ def running_ray(address: str | None) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        _shut_down()
 
 
 @contextmanager
@@ -130,6 +132,24 @@ def _head_watched(address: str) -> Iterator[None]:
         ended.set()
         if not gone.is_set():  # else Ray would wait for it
             ray.shutdown()
+
+
+def _shut_down() -> None:
+    """End the Ray that was started here, which waits for its daemons without a limit: what stands still is killed."""
+    node = ray_worker._global_node
+
+    def kill() -> None:
+        _log.warning("Ray has not ended within %g s: its processes are killed", _END_SECONDS)
+        if node is not None:
+            node.kill_all_processes(check_alive=False, allow_graceful=False)
+
+    timer = threading.Timer(_END_SECONDS, kill)
+    timer.daemon = True
+    timer.start()
+    try:
+        ray.shutdown()
+    finally:
+        timer.cancel()
 
 
 def _join(address: str) -> None:

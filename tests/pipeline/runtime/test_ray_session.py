@@ -59,6 +59,16 @@ with ray_session._head_watched(f"127.0.0.1:{head.getsockname()[1]}"), stop_on_si
     time.sleep(1000)  # as whoever waits for the cluster to stop
 """
 
+STOPPED_DAEMON = """
+import psutil
+from pipeline.runtime import ray_session
+ray_session._END_SECONDS = 2.0
+with ray_session.running_ray(None):
+    [daemon] = [child for child in psutil.Process().children() if child.name() == "raylet"]
+    daemon.suspend()
+print(psutil.Process().children(recursive=True))
+"""
+
 
 def run(script: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
@@ -110,6 +120,12 @@ def test_a_head_that_goes_away_ends_whatever_waits_for_the_cluster_with_a_word(t
     assert done.returncode == 1
     assert "LostProcessError: the head of the Ray cluster at 127.0.0.1:" in done.stderr.splitlines()[-1]
     assert "is gone. Start the cluster again" in done.stderr.splitlines()[-1]
+
+
+def test_a_daemon_of_ray_that_stands_still_does_not_keep_a_command_from_its_end(tmp_path: Path) -> None:
+    done = run(STOPPED_DAEMON, tmp_path)
+    assert done.stdout.split() == ["[]"], done.stderr
+    assert "Ray has not ended within 2 s: its processes are killed" in done.stderr
 
 
 @pytest.fixture
