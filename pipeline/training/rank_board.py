@@ -35,6 +35,8 @@ class News:
 
     starts: int
     """How often the ranks were started."""
+    waiting: bool
+    """Whether they are to be started, or started again."""
     loss: str
     """Why they were the last time but one, as far as one of them could tell."""
     lines: list[tuple[int, str]]
@@ -107,7 +109,7 @@ class _Board:
     async def news(self) -> News:
         lines = list(self._lines)
         self._lines.clear()
-        return News(self._starts, self._loss, lines)
+        return News(self._starts, self._starts == 0 or self._error is not None, self._loss, lines)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from pipeline.models.device import choose_device
 from pipeline.runtime.stopping import StopRequestedError
 from pipeline.runtime.watching import PATIENCE_SECONDS
 from pipeline.training.heartbeats import Heartbeats, timed_out
+from pipeline.training.meeting import is_kept_between_starts, store_of_this_start
 
 T = TypeVar("T")
 
@@ -248,8 +249,13 @@ def start_seconds(patience: float) -> float:
 def _join(patience: float, device: str) -> None:
     seconds = start_seconds(patience)
     try:
-        on_gpus = device != "cpu" and torch.cuda.is_available()
-        dist.init_process_group(backend(on_gpus=on_gpus), timeout=timedelta(seconds=seconds))
+        names, limit = backend(on_gpus=device != "cpu" and torch.cuda.is_available()), timedelta(seconds=seconds)
+        if not is_kept_between_starts():
+            dist.init_process_group(names, timeout=limit)
+            return
+        kept, rank, world_size = next(dist.rendezvous("env://", timeout=limit))
+        store = store_of_this_start(kept, rank, world_size, seconds)
+        dist.init_process_group(names, store=store, rank=rank, world_size=world_size, timeout=limit)
     except (ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         if not timed_out(error):

@@ -7,6 +7,7 @@ import logging
 import os
 import tempfile
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
@@ -28,6 +29,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 
 from pipeline.errors import PipelineError, UsageError
 from pipeline.runtime.cores import usable_cores
+from pipeline.runtime.ray_address import cluster_address
 from pipeline.runtime.stopping import stop_on_event, stop_on_signals
 from pipeline.training.loop import TrainingConfig
 from pipeline.training.rank_board import ANSWER_SECONDS, Board, News, may_be_mended, start_board, told_to
@@ -38,6 +40,8 @@ _log = logging.getLogger(__name__)
 Config = TypeVar("Config", bound=TrainingConfig)
 _POLL_SECONDS = 0.2
 _NEWS_SECONDS = 1.0
+_WAIT_SECONDS = 30.0
+"""How often a line tells what ranks wait for that have not started."""
 
 
 def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunResult:
@@ -57,9 +61,10 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(patience)
     with running_ray(config.address), tempfile.TemporaryDirectory() as scratch:
         resources = ray.cluster_resources()
-        gpus = int(resources.get("GPU", 0)) if config.device != "cpu" else 0
-        kind, there = ("GPU", gpus) if gpus else ("CPU", int(resources.get("CPU", 0)))
-        if config.ranks > there:
+        on_gpus = config.device.startswith("cuda") or (config.device == "auto" and resources.get("GPU", 0) > 0)
+        kind = "GPU" if on_gpus else "CPU"
+        there = int(resources.get(kind, 0))
+        if config.ranks > there and cluster_address(config.address) is None:  # a cluster may grow
             raise UsageError(f"--ranks {config.ranks}: the cluster has {there} {kind}s; a rank needs one of its own")
         board = start_board()
         trainer = TorchTrainer(
@@ -71,9 +76,9 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
                 "launch": uuid.uuid4().hex,
                 "folder": str(Path.cwd()),
             },
-            scaling_config=ScalingConfig(num_workers=config.ranks, use_gpu=gpus > 0),
+            scaling_config=ScalingConfig(num_workers=config.ranks, use_gpu=on_gpus),
             # The ranks' machines have GPUs or not; this one need have none.
-            torch_config=TorchConfig(backend=backend(on_gpus=gpus > 0), timeout_s=int(patience)),
+            torch_config=TorchConfig(backend=backend(on_gpus=on_gpus), timeout_s=int(patience)),
             # Checkpoints are the run's own; Ray Train needs a folder for its notes all the same. It would try again for
             # ever where the ranks can't start, or a machine is taken away.
             run_config=RunConfig(
@@ -87,7 +92,7 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
             ),
         )
         try:
-            _fit(trainer, board, config.max_restarts)
+            _fit(trainer, _News(board, config, kind))
         except (TrainingFailedError, RayError, RuntimeError, ValueError) as error:
             _raise_if_told(board)
             reason = str(error).strip().splitlines()[-1]
@@ -104,7 +109,7 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
         return result
 
 
-def _fit(trainer: TorchTrainer, board: Board, max_restarts: int) -> None:
+def _fit(trainer: TorchTrainer, news: "_News") -> None:
     """Train in a thread; meanwhile tell what the ranks tell, and pass on to them that this process is asked to end.
 
     In the main thread Ray Train would take Ctrl-C for itself, and save nothing.
@@ -119,33 +124,41 @@ def _fit(trainer: TorchTrainer, board: Board, max_restarts: int) -> None:
             done.set_exception(error)
 
     threading.Thread(target=fit, name="Ray Train", daemon=True).start()
-    told = _News(board, max_restarts)
     with stop_on_signals() as stop:
         while not wait([done], timeout=_POLL_SECONDS).done:
             if stop.requested:
-                board.stop.remote()
-            told.look()
-    told.look()
+                news.board.stop.remote()
+            news.look()
+    news.look()
     done.result()
 
 
 class _News:
-    """Logs what the ranks log, and that they were started again.
+    """Logs what the ranks log, that they were started again, and what they wait for to start.
 
     Args:
         board: where they say so.
-        max_restarts: how often they may be.
+        config: how many they are, and how often they may be started again.
+        kind: what each needs one of: GPU or CPU.
     """
 
-    def __init__(self, board: Board, max_restarts: int) -> None:
-        self._board, self._max_restarts, self._starts = board, max_restarts, 1
+    def __init__(self, board: Board, config: TrainingConfig, kind: str) -> None:
+        self.board, self._kind, self._ranks, self._max_restarts = board, kind, config.ranks, config.max_restarts
+        self._starts, self._told = 1, time.monotonic()
 
     def look(self) -> None:
         """Look once, and wait for it only where the board does not answer."""
         try:
-            news = cast("News", ray.get(self._board.news.remote(), timeout=_NEWS_SECONDS))
+            news = cast("News", ray.get(self.board.news.remote(), timeout=_NEWS_SECONDS))
         except RayError:  # it is no reason to fail
             return
+        if not news.waiting:
+            self._told = time.monotonic()
+        elif time.monotonic() - self._told > _WAIT_SECONDS:
+            self._told = time.monotonic()
+            there, free = (int(of().get(self._kind, 0)) for of in (ray.cluster_resources, ray.available_resources))
+            wanted = f"{self._ranks} ranks wait for a {self._kind} each"
+            _log.info("%s; the cluster has %d, of which %d are free", wanted, there, free)
         if news.starts > self._starts:
             self._starts = news.starts
             reason = f"{news.loss}. " if news.loss else "a rank was lost. "
