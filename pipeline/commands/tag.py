@@ -23,7 +23,7 @@ from pipeline.runtime.progress import ProgressBar, progress_bar
 from pipeline.runtime.recipes import read_options
 from pipeline.runtime.stopping import StoppedError, stop_on_signals
 from pipeline.scoring.events import EventRule
-from pipeline.scoring.listening import Ensemble, listen, plan_windows
+from pipeline.scoring.listening import Ensemble, WindowModel, listen, plan_windows
 from pipeline.scoring.tag_picker import TagPicker
 from pipeline.scoring.tagged_windows import Format, TaggedWindow, TagWriter, choose_format, open_writer
 from pipeline.scoring.thresholds import read_thresholds
@@ -53,8 +53,9 @@ class TagConfig:
     these; or - alone, which is standard input, heard as it comes."""
     _: KW_ONLY
     checkpoint: Annotated[str | tuple[str, ...], Parameter(n_tokens=-1)]
-    """File of weights, a path or URL, or a released model's name, such as mn10_as, which is fetched once. NAME=FILE
-    names the model in a file that does not say it. Several are an ensemble, the mean of their logits."""
+    """File of weights, a run's folder, a URL, or a released model's name, such as mn10_as, which is fetched once; or an
+    .onnx file of `pipeline export`, which needs onnxruntime and no torch. NAME=FILE names the model in a file that does
+    not say it. Several are an ensemble, the mean of their logits."""
     model: str | None = None
     """Registered name of the model in a file that does not say it, such as mn10_as for a released file."""
     model_options: dict[str, Any] = field(default_factory=dict)
@@ -183,7 +184,6 @@ def _tag(
     frames = _takes_frames(config, models)
     window, hop = _window_and_hop(config, frames=frames)
     plan = plan_windows(models, window=window, hop=hop, frames=frames)
-    on_gpu = is_gpu(config.device)
     picker = _picker(config, models.vocabulary)
     failures: list[str] = []
     with ExitStack() as stack:
@@ -192,11 +192,11 @@ def _tag(
             heard_after = (plan.length or 0) / models.sample_rate_hz
             _log.info("listening; a sound is told up to %.1f s after it was heard, Ctrl-C ends", heard_after)
         else:
-            workers = _workers(config, sounds, on_gpu=on_gpu)
+            workers = _workers(config, sounds, on_gpu=models.on_gpu)
             parts = parts_ahead(sounds, sample_rate_hz=models.sample_rate_hz, processes=workers)
             total, name = len(sounds), sounds.name
         bar = None if sounds is None else stack.enter_context(progress_bar("tagging", total, unit="sounds"))
-        batch_size = 1 if sounds is None else config.batch_size or (_GPU_WINDOWS if on_gpu else _CPU_WINDOWS)
+        batch_size = 1 if sounds is None else config.batch_size or (_GPU_WINDOWS if models.on_gpu else _CPU_WINDOWS)
         heard = listen(parts, models, plan, batch_size=batch_size, frames=frames)
         for number, window_ in picker.pick(heard, name, models.sample_rate_hz):
             if isinstance(window_, TaggedWindow):
@@ -314,41 +314,41 @@ def kept_classes(config: TagConfig, vocabulary: Vocabulary) -> list[int]:
     return found if wanted else list(range(len(vocabulary)))
 
 
-def is_gpu(device: str) -> bool:
-    """Whether a device is none of the CPU's."""
-    from pipeline.models.device import choose_device  # torch takes more than a second to import
-
-    return choose_device(device).type != "cpu"
-
-
 def load_models(config: TagConfig) -> Ensemble:
     """Load what --checkpoint names.
 
     Raises:
         PipelineError: one can't be used, or their classes differ.
     """
-    # torch takes more than a second to import, which a refused command need not wait for.
-    from pipeline.models.device import choose_device, compute_in
-    from pipeline.models.loading import load_model
-    from pipeline.scoring.tagging import TorchTagger
-
     lists = [text for text in _tokens(config.classes) if _is_class_list(text)]
     if len(lists) > 1:
         raise UsageError(f"--classes: {' and '.join(lists)} are two class lists; give one")
     classes = read_vocabulary(lists[0]) if lists else None
-    device = choose_device(config.device)
-    compute_in("float32", [])
     models = [
-        TorchTagger(
-            load_model(
-                checkpoint,
-                model=config.model,
-                options=read_options(config.model_options),
-                classes=classes,
-                device=device,
-            ),
-            config.device,
-        )
+        _exported_model(checkpoint, config) if _is_exported(checkpoint) else _torch_model(checkpoint, config, classes)
         for checkpoint in _tokens(config.checkpoint)
     ]
     return Ensemble(models)
+
+
+def _is_exported(checkpoint: str) -> bool:
+    return storage.file_name(checkpoint).lower().endswith(".onnx")
+
+
+def _exported_model(checkpoint: str, config: TagConfig) -> WindowModel:
+    from pipeline.exporting.onnx_model import OnnxModel
+
+    return OnnxModel(checkpoint, config.device)
+
+
+def _torch_model(checkpoint: str, config: TagConfig, classes: Vocabulary | None) -> WindowModel:
+    # torch takes more than a second to import, which a refused command and an exported model need not wait for.
+    from pipeline.models.device import choose_device, compute_in
+    from pipeline.models.loading import load_model
+    from pipeline.scoring.tagging import TorchTagger
+
+    device = choose_device(config.device)
+    compute_in("float32", [])
+    options = read_options(config.model_options)
+    model = load_model(checkpoint, model=config.model, options=options, classes=classes, device=device)
+    return TorchTagger(model, config.device)

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.exporting.metadata import ExportMetadata
-from pipeline.models.weights import local_file
+from pipeline.models.weights import Task, local_file
 from pipeline.redaction import redact
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.extras import check_packages
@@ -82,12 +82,13 @@ class OnnxModel:
             self.name = path.stem
             self._location = redact(location)
             self._session = open_session(path, self._location, device)
+        self.on_gpu = "CUDAExecutionProvider" in self._session.get_providers()
         self.metadata = ExportMetadata.read(self._session.get_modelmeta().custom_metadata_map, self._location)
         if self.metadata.output == "embeddings" or self.metadata.front_end == "outside":
             wrong = "gives embeddings" if self.metadata.output == "embeddings" else "takes log-mel images"
             raise UsageError(f"{self._location}: {wrong}, not tags of sounds; export it without that")
         self.vocabulary = self.metadata.vocabulary(self._location)
-        self.task = self.metadata.task
+        self.task: Task = self.metadata.task
         self.sample_rate_hz = self.metadata.sample_rate_hz
         self.input_seconds = self.metadata.input_seconds
         (only,) = self._session.get_inputs()

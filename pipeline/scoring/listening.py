@@ -33,6 +33,8 @@ class WindowModel(Protocol):
     """The step of the timeline that it gives by itself; None where it gives none."""
     is_fully_convolutional: bool
     """Whether the logits of a window are the mean of those of its frames."""
+    on_gpu: bool
+    """Whether it computes elsewhere than on the CPU, and so wants large batches."""
     vocabulary: Vocabulary
     task: Task
 
@@ -68,6 +70,7 @@ class Ensemble:
         self.sample_rate_hz = max(model.sample_rate_hz for model in models)
         self.longest_seconds = min(model.longest_seconds for model in models)
         self.input_seconds = min(model.input_seconds for model in models)
+        self.on_gpu = any(model.on_gpu for model in models)
         steps = {model.frame_samples and model.frame_samples / model.sample_rate_hz for model in models}
         alike = len(steps) == 1 and len({model.sample_rate_hz for model in models}) == 1
         self.frame_samples = first.frame_samples if alike else None

@@ -32,6 +32,7 @@ class TorchTagger:
         self.vocabulary: Vocabulary = model.vocabulary
         self.task: Task = model.task
         self.longest_seconds = longest_seconds(model)
+        self.on_gpu = next(model.network.parameters()).device.type != "cpu"
         self.frame_samples: int | None = None
         """The step of its last maps; None where it gives no finer timeline."""
         self.is_fully_convolutional = False
