@@ -52,7 +52,7 @@ class CompareConfig:
 def run(config: Annotated[CompareConfig, Parameter(name="*")]) -> EvaluationReport:
     """Score finished runs and their teachers on the same clips, and draw how the runs went.
 
-    The picture shows each run's training loss and mAP by epoch, and each class's average precision beside the
+    The picture shows each run's training loss and mAP by step, and each class's average precision beside the
     teachers'. Scores are those of `pipeline evaluate`; the page is that of `pipeline report`. A line says whether the
     first run is above each of the others by more than the choice of evaluation clips explains.
 

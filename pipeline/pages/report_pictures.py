@@ -37,7 +37,7 @@ class Picture:
 
 
 def draw_losses(runs: Sequence[TrainingCurves], places: Sequence[int]) -> Picture:
-    """Returns the training losses over the epochs.
+    """Returns the training losses by step.
 
     Args:
         runs: one line each.
@@ -46,18 +46,18 @@ def draw_losses(runs: Sequence[TrainingCurves], places: Sequence[int]) -> Pictur
 
     def draw(axes: Axes, colours: Sequence[str]) -> None:
         for run, place in zip(runs, places, strict=True):
-            axes.plot(run.loss_epochs, run.losses, label=run.name, **_line(colours, place))
-        axes.set(xlabel="epoch", ylabel="training loss, nats")
+            axes.plot(run.loss_steps, run.losses, label=run.name, **_line(colours, place))
+        axes.set(xlabel="step", ylabel="training loss, nats")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     ends = "; ".join(f"{run.name} ends at {run.losses[-1]:.4f} nats" for run in runs if run.losses)
-    return _picture(draw, f"Training loss over the epochs. {ends}")
+    return _picture(draw, f"Training loss by step. {ends}")
 
 
 def draw_scores(runs: Sequence[TrainingCurves], places: Sequence[int], teachers: float | None) -> Picture:
-    """Returns the mAP on the evaluation clips over the epochs; arguments as for `draw_losses`.
+    """Returns the mAP on the evaluation clips by step; arguments as for `draw_losses`.
 
     Args:
         runs: one line each.
@@ -68,16 +68,16 @@ def draw_scores(runs: Sequence[TrainingCurves], places: Sequence[int], teachers:
     def draw(axes: Axes, colours: Sequence[str]) -> None:
         for run, place in zip(runs, places, strict=True):
             marker = {"marker": _MARKERS[place % len(_MARKERS)], "markersize": 4} if len(run.scores) <= 30 else {}
-            axes.plot(run.score_epochs, run.scores, label=run.name, **_line(colours, place), **marker)
+            axes.plot(run.score_steps, run.scores, label=run.name, **_line(colours, place), **marker)
         if teachers is not None:
             axes.axhline(teachers, label="teachers", **_line(colours, 0))
-        axes.set(xlabel="epoch", ylabel="mAP on the run's evaluation clips")
+        axes.set(xlabel="step", ylabel="mAP on the run's evaluation clips")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
 
     ends = "; ".join(f"{run.name} reaches {max(run.scores):.4f}" for run in runs if run.scores)
-    return _picture(draw, f"mAP over the epochs. {ends}")
+    return _picture(draw, f"mAP by step. {ends}")
 
 
 def draw_calibration(systems: Sequence[tuple[str, Calibration]]) -> Picture:

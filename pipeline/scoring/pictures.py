@@ -46,12 +46,12 @@ class TrainingCurves:
 
     name: str
     """What the legend calls it; a system of the same name gets the same colour."""
-    loss_epochs: Sequence[float]
-    """When each loss was measured, in epochs."""
+    loss_steps: Sequence[float]
+    """After how many optimizer steps each loss was measured: what runs on more or fewer clips share."""
     losses: Sequence[float]
     """In nats."""
-    score_epochs: Sequence[float]
-    """When each score was measured, in epochs."""
+    score_steps: Sequence[float]
+    """After how many optimizer steps each score was measured."""
     scores: Sequence[float]
     """mAP on the evaluation clips, 0 to 1."""
 
@@ -68,9 +68,9 @@ def read_curves(run: str, name: str) -> TrainingCurves:
     scores = [line for line in lines if "eval/mAP" in line]
     return TrainingCurves(
         name=name,
-        loss_epochs=[line["epoch"] + 1 for line in losses],
+        loss_steps=[line["step"] for line in losses],
         losses=[line["epoch/loss"] for line in losses],
-        score_epochs=[line["epoch"] + 1 for line in scores],
+        score_steps=[line["step"] for line in scores],
         scores=[line["eval/mAP"] for line in scores],
     )
 
@@ -85,7 +85,7 @@ def training_picture(
     positives: np.ndarray,
     max_classes: int = 32,
 ) -> None:
-    """Draw losses, mAP by epoch and average precision by class, and publish them as one PNG.
+    """Draw losses, mAP by step and average precision by class, and publish them as one PNG.
 
     Args:
         location: where the picture goes, a path or a URL.
@@ -116,14 +116,14 @@ def training_picture(
 
 def _draw_losses(axes: Axes, runs: Sequence[TrainingCurves], colours: Mapping[str, str]) -> None:
     for run, style in zip(runs, RUN_STYLES * len(runs), strict=False):
-        epochs, losses = np.asarray(run.loss_epochs), np.asarray(run.losses)
-        smooth_epochs, smooth_losses = _smooth(epochs), _smooth(losses)
+        steps, losses = np.asarray(run.loss_steps), np.asarray(run.losses)
+        smooth_steps, smooth_losses = _smooth(steps), _smooth(losses)
         if len(smooth_losses) < len(losses):
-            axes.plot(epochs, losses, color=colours[run.name], alpha=0.25, linewidth=0.8)
-        axes.plot(smooth_epochs, smooth_losses, style, color=colours[run.name], linewidth=2, label=run.name)
+            axes.plot(steps, losses, color=colours[run.name], alpha=0.25, linewidth=0.8)
+        axes.plot(smooth_steps, smooth_losses, style, color=colours[run.name], linewidth=2, label=run.name)
     axes.set(title="Training loss", ylabel="nats, each run's own objective")
     axes.set_ylim(bottom=0)
-    _finish_epochs(axes, runs, "lower left")  # the curves come down from above and never get there
+    _finish_steps(axes, runs, "lower left")  # the curves come down from above and never get there
 
 
 def _smooth(values: np.ndarray) -> np.ndarray:
@@ -138,7 +138,7 @@ def _draw_scores(
     for run, style in zip(runs, RUN_STYLES * len(runs), strict=False):
         few = len(run.scores) <= 30
         axes.plot(
-            run.score_epochs,
+            run.score_steps,
             run.scores,
             style,
             color=colours[run.name],
@@ -160,11 +160,11 @@ def _draw_scores(
     best = [teachers.mean_average_precision] if teachers else []
     best += [score for run in runs for score in run.scores]
     axes.set(title="mAP on the evaluation clips", ylim=(0, 1.16 * max(best, default=1)))
-    _finish_epochs(axes, runs, "lower right")
+    _finish_steps(axes, runs, "lower right")
 
 
-def _finish_epochs(axes: Axes, runs: Sequence[TrainingCurves], legend: Literal["lower left", "lower right"]) -> None:
-    axes.set_xlabel("epoch")
+def _finish_steps(axes: Axes, runs: Sequence[TrainingCurves], legend: Literal["lower left", "lower right"]) -> None:
+    axes.set_xlabel("step")
     axes.set_xlim(left=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if runs:
@@ -188,12 +188,12 @@ def _draw_classes(
 ) -> None:
     places = np.arange(len(chosen))
     if teachers is not None:
-        label = f"{teachers.name}, mAP {teachers.mean_average_precision:.3f}"
+        label = _label(teachers)
         axes.bar(places, teachers.average_precision[chosen], 0.86, color=TEACHER_COLOUR, label=label)
     width = 0.6 / max(1, len(students))
     for order, student in enumerate(students):
         offset = (order - (len(students) - 1) / 2) * width
-        label = f"{student.name}, mAP {student.mean_average_precision:.3f}"
+        label = _label(student)
         axes.bar(places + offset, student.average_precision[chosen], width, color=colours[student.name], label=label)
     axes.set_xticks(
         places, [_shorten(str(class_names[index])) for index in chosen], rotation=50, ha="right", fontsize=9
@@ -205,6 +205,11 @@ def _draw_classes(
     axes.set(xlim=(-0.6, max(len(chosen), 1) - 0.4), ylim=(0, 1.02))
     if teachers is not None or students:
         axes.legend(loc="upper right")  # the bars fall towards the right
+
+
+def _label(system: SystemScores) -> str:
+    ends = "" if system.interval is None else f" ({system.interval.low:.3f} to {system.interval.high:.3f})"
+    return f"{system.name}, mAP {system.mean_average_precision:.3f}{ends}"
 
 
 def _shorten(name: str, max_characters: int = 21) -> str:

@@ -27,9 +27,9 @@ def run(name: str, steps: int) -> TrainingCurves:
     epochs = [step / 10 for step in range(steps)]
     return TrainingCurves(
         name=name,
-        loss_epochs=epochs,
+        loss_steps=epochs,
         losses=[1 / (1 + epoch) for epoch in epochs],
-        score_epochs=[1, 2],
+        score_steps=[1, 2],
         scores=[0.1, 0.2],
     )
 
