@@ -10,6 +10,7 @@ RECIPE ?= manifests/recipes/sample_mn04.toml
 # as many steps, on the same curve of the learning rate.
 FEW := --label-share 0.2
 AS_MANY_STEPS := --epochs 300 --evaluate-every 30 --schedule.warmup-epochs 30 --schedule.ramp-down-start-epoch 90 --schedule.ramp-down-epochs 200
+# What the distilled student is asked about at the end.
 TAGGED ?= $(DATA)/audio/z7lz6wMBUKL.opus
 TEACHERS := --teacher passt_tiny=manifests/sample/passt_tiny.safetensors ast_tiny=manifests/sample/ast_tiny.safetensors
 
