@@ -9,21 +9,24 @@ RECIPE ?= manifests/recipes/sample_mn04.toml
 # As in an archive, most clips have no labels: a fifth keeps its own. A fifth of the clips takes five times the epochs for
 # as many steps, on the same curve of the learning rate.
 FEW := --label-share 0.2
-AS_MANY_STEPS := --epochs 300 --evaluate-every 30 --schedule.warmup-epochs 30 --schedule.ramp-down-start-epoch 90 --schedule.ramp-down-epochs 200
+AS_MANY_STEPS := --epochs 120 --evaluate-every 30 --schedule.warmup-epochs 15 --schedule.ramp-down-start-epoch 35 --schedule.ramp-down-epochs 80
 # What the distilled student is asked about at the end.
 TAGGED ?= $(DATA)/audio/z7lz6wMBUKL.opus
 TEACHERS := --teacher passt_tiny=manifests/sample/passt_tiny.safetensors ast_tiny=manifests/sample/ast_tiny.safetensors
 
 .PHONY: demo study test check ffmpeg chromium lock clean
 
+# Both students train at once, with a thread each: faster on two cores, and the same figures on any number.
+demo: export OMP_NUM_THREADS = 1
 demo: .venv/ready
 	rm -rf $(OUT)
 	$(BIN)/pipeline ingest audioset --segments $(DATA)/balanced_train_segments.csv --audio $(DATA)/audio --out $(OUT)/train --clips-per-shard 64
 	$(BIN)/pipeline ingest audioset --segments $(DATA)/eval_segments.csv --audio $(DATA)/audio --out $(OUT)/eval --clips-per-shard 64
 	$(BIN)/pipeline teacher-logits --data $(OUT)/train $(TEACHERS) --store $(OUT)/train-logits
 	$(BIN)/pipeline teacher-logits --data $(OUT)/eval $(TEACHERS) --store $(OUT)/eval-logits
-	$(BIN)/pipeline train-student --config $(RECIPE) $(FEW) --data $(OUT)/train --store $(OUT)/train-logits --eval-data $(OUT)/eval --run $(OUT)/distilled
-	$(BIN)/pipeline train-student --config $(RECIPE) $(FEW) $(AS_MANY_STEPS) --data $(OUT)/train --eval-data $(OUT)/eval --run $(OUT)/labels-only
+	$(BIN)/pipeline train-student --config $(RECIPE) $(FEW) $(AS_MANY_STEPS) --data $(OUT)/train --eval-data $(OUT)/eval --run $(OUT)/labels-only > $(OUT)/labels-only.log 2>&1 & alone=$$!; \
+	$(BIN)/pipeline train-student --config $(RECIPE) $(FEW) --data $(OUT)/train --store $(OUT)/train-logits --eval-data $(OUT)/eval --run $(OUT)/distilled || { kill $$alone; exit 1; }; \
+	wait $$alone || { cat $(OUT)/labels-only.log; exit 1; }
 	$(BIN)/pipeline compare --run $(OUT)/distilled $(OUT)/labels-only --store $(OUT)/eval-logits --data $(OUT)/eval --out $(OUT)/report
 	$(BIN)/pipeline tag $(TAGGED) --checkpoint $(OUT)/distilled/best.safetensors
 
