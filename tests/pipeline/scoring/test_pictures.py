@@ -1,3 +1,5 @@
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -5,7 +7,7 @@ import matplotlib.image
 import numpy as np
 import pytest
 
-from pipeline.scoring.pictures import TrainingCurves, training_picture
+from pipeline.scoring.pictures import TrainingCurves, read_curves, training_picture
 from pipeline.scoring.report import SystemScores
 
 
@@ -57,6 +59,20 @@ def test_the_picture_shows_each_run_in_its_colour_and_the_teachers_behind(tmp_pa
     assert picture.shape[:2] == (1140, 1500)
     for colour in ("#0072b2", "#e69f00", "#c9ccd1"):
         assert ink(picture, colour) > 3000
+
+
+def test_curves_are_by_step_which_runs_on_few_clips_and_on_many_share(tmp_path: Path) -> None:
+    lines = [{"step": 11, "epoch": 0, "epoch/loss": 0.5}, {"step": 22, "epoch": 1, "epoch/loss": 0.4, "eval/mAP": 0.3}]
+    (tmp_path / "metrics.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    curves = read_curves(str(tmp_path), "distilled")
+    assert (curves.loss_steps, curves.losses) == ([11, 22], [0.5, 0.4])
+    assert (curves.score_steps, curves.scores) == ([22], [0.3])
+
+
+def test_the_legend_tells_the_interval_of_each_system(tmp_path: Path) -> None:
+    bare = [system("distilled", np.full(40, 0.5))]
+    resampled = [replace(bare[0], replicates=np.linspace(0.4, 0.6, 41))]
+    assert (draw(tmp_path / "bare.png", students=bare) != draw(tmp_path / "told.png", students=resampled)).any()
 
 
 def test_without_teachers_only_the_students_are_drawn(tmp_path: Path) -> None:
