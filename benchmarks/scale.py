@@ -342,7 +342,7 @@ def common_class_share(manifest: Manifest, rows: np.ndarray) -> float:
 def evaluating(folder: Path, clips: int) -> None:
     """Time and memory of `pipeline evaluate` on a store with logits of all clips."""
     places = folder / str(clips)
-    command = [sys.executable, "-m", "pipeline", "evaluate", "--data", str(places / "data")]
+    command = [sys.executable, "-m", "pipeline", "evaluate", "--bootstrap", "0", "--data", str(places / "data")]
     command += ["--store", str(places / "store"), "--out", str(places / "report")]
     start, peak = time.perf_counter(), 0.0
     with subprocess.Popen(command, stdout=subprocess.DEVNULL) as process:
