@@ -1,5 +1,6 @@
 """`pipeline inspect`: what a dataset, a store or a run holds, and how much of a dataset a store covers."""
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass
 from typing import Annotated
@@ -107,6 +108,7 @@ def _show_store(store: LogitStore) -> None:
         "values": f"{stamp.values} of {stamp.classes} classes, computed in {stamp.precision}",
         "form": f"the {stamp.top_k} largest of each clip, and one number for the rest" if stamp.top_k else "",
         "members": "each teacher's own logits, too: `pipeline reweight` can weigh them anew" if stamp.members else "",
+        "made on": _tally(Counter(device for part in store.parts for device in part.devices)),
         "views": _views(stamp.views),
         "imported": _import(stamp.imported),
         "without logits": f"{sum(failures.values()):,} clips: {_tally(failures)}" if failures else "",

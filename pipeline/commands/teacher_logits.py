@@ -18,6 +18,7 @@ from pipeline.labelling.labelling_speed import LabellingSpeed, write_speed
 from pipeline.labelling.shard_labeller import LabellerConfig
 from pipeline.labelling.teacher_spec import TeacherSpec, parse_teachers, stamp_teachers
 from pipeline.logits.filling import check_part_names, claim_store, finished_shards
+from pipeline.logits.part_ranges import finished_ranges, remove_ranges
 from pipeline.logits.stamp import StoreStamp
 from pipeline.logits.store import FAILED_NAME, LogitPart, finished_parts, read_stamp, write_failures
 from pipeline.models.device import Precision, PrecisionChoice, choose_device, fastest_precision
@@ -27,9 +28,10 @@ from pipeline.runtime.stopping import stop_on_signals
 from pipeline.runtime.watching import PATIENCE_SECONDS
 from pipeline.storage import files as storage
 from pipeline.storage.one_writer import one_writer
+from pipeline.storage.outages import outlast
 
 if TYPE_CHECKING:
-    from pipeline.labelling.actor_pool import ShardOutcome
+    from pipeline.labelling.work_plan import ShardOutcome
 
 _log = logging.getLogger(__name__)
 
@@ -72,8 +74,9 @@ class TeacherLogitsConfig:
     address: Annotated[str | None, Parameter(env_var="RAY_ADDRESS")] = None
     """Of the Ray cluster that this machine belongs to: HOST:PORT, or auto to find it. Without it Ray runs on this
     machine for this run. A submitted job finds its own cluster."""
-    actors: int | None = None
-    """Processes that label shards, each with all teachers; by default one for each GPU, or one for each machine."""
+    actors: int | str | None = None
+    """Processes that label shards, each with all teachers; by default one for each GPU, or one for each machine.
+    MIN:MAX begins with MIN and uses the machines that join meanwhile."""
     gpus_per_actor: float | None = None
     """GPUs an actor claims; below 1, actors share one. By default 1 where there are any, else 0."""
     cpus_per_actor: int | None = None
@@ -102,7 +105,9 @@ class TeacherLogitsConfig:
             )
         if not 1 <= self.views <= MAX_VIEWS:
             raise UsageError(f"views is {self.views}; choose 1 (the clip as it is) to {MAX_VIEWS}")
-        for name in ("batch_size", "actors", "cpus_per_actor", "top_k"):
+        if self.actor_range is not None and not 1 <= self.actor_range[0] <= self.actor_range[1]:
+            raise UsageError(f"actors is {self.actors}; choose 1 or more, or MIN:MAX with MIN not above MAX")
+        for name in ("batch_size", "cpus_per_actor", "top_k"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UsageError(f"{name} is {value}; choose 1 or more")
@@ -114,6 +119,20 @@ class TeacherLogitsConfig:
             raise UsageError(f"patience is {self.patience}; choose a number of seconds above 0")
         if not 0 <= self.max_failed <= 1:
             raise UsageError(f"max_failed is {self.max_failed}; choose a share from 0 to 1")
+
+    @property
+    def actor_range(self) -> tuple[int, int] | None:
+        """How many actors at least and at most, where that was said.
+
+        Raises:
+            UsageError: it is no number, nor two.
+        """
+        if self.actors is None:
+            return None
+        numbers = str(self.actors).split(":")
+        if len(numbers) > 2 or not all(number.strip().lstrip("-").isdecimal() for number in numbers):
+            raise UsageError(f"actors is {self.actors}; choose a number, or MIN:MAX such as 2:8")
+        return int(numbers[0]), int(numbers[-1])
 
 
 def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
@@ -153,14 +172,24 @@ def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
             decode_workers=config.decode_workers,
             patience=config.patience,
         )
+        begun = finished_ranges(store, stamp, manifest) if shards else {}
         try:
-            errors = _label(config, labeller, manifest, shards) if shards else {}
+            done = {shard: begun.get(shard, []) for shard in shards if shard not in redo}
+            errors = _label(config, labeller, manifest, shards, done) if shards else {}
         finally:
             storage.remove_staged(store)  # of actors that were stopped while they wrote
+        finished = outlast(lambda: _finish(store, stamp, manifest), config.patience)
+        _conclude(manifest, store, finished, errors, config.max_failed)
 
-        write_failures(store, list(finished_parts(store, stamp).values()))
-        storage.write_listing(store)
-        _conclude(manifest, store, finished_shards(store, stamp, manifest), errors, config.max_failed)
+
+def _finish(store: str, stamp: StoreStamp, manifest: Manifest) -> dict[str, LogitPart]:
+    """Write the lists of failures and files; returns the shards whose part is there."""
+    finished = finished_shards(store, stamp, manifest)
+    if len(finished) == len(manifest.shards):
+        remove_ranges(store)
+    write_failures(store, list(finished_parts(store, stamp).values()))
+    storage.write_listing(store)
+    return finished
 
 
 def _stamp(config: TeacherLogitsConfig, teachers: StoreStamp) -> StoreStamp:
@@ -196,15 +225,19 @@ def _absolute(location: str) -> str:
 
 
 def _label(
-    config: TeacherLogitsConfig, labeller: LabellerConfig, manifest: Manifest, shards: Sequence[str]
+    config: TeacherLogitsConfig,
+    labeller: LabellerConfig,
+    manifest: Manifest,
+    shards: Sequence[str],
+    begun: Mapping[str, Sequence[tuple[int, int]]],
 ) -> dict[str, str]:
-    """Label the shards; give what stopped those that could not be done."""
+    """Label the shards, parts of which may be `begun`; give what stopped those that could not be done."""
     # Ray takes seconds to import; `--help` and a run that has nothing left to do should not wait for it.
     from pipeline.labelling.actor_pool import label_shards
     from pipeline.runtime.ray_session import running_ray
 
     clips = {shard: len(manifest.rows_of_shard(shard)) for shard in shards}
-    left = sum(clips.values())
+    left = sum(clips.values()) - sum(stop - start for pieces in begun.values() for start, stop in pieces)
     done: list[ShardOutcome] = []
     started = perf_counter()
     with (
@@ -215,7 +248,8 @@ def _label(
             label_shards(
                 labeller,
                 clips,
-                actors=config.actors,
+                done=begun,
+                actors=config.actor_range,
                 cpus_per_actor=config.cpus_per_actor,
                 gpus_per_actor=config.gpus_per_actor,
                 on_clips=bar.advance,

@@ -1,13 +1,15 @@
-"""A pool of Ray actors that label shards: Ray Data hands out the shards, restarts what dies, and brings back outcomes.
+"""A pool of Ray actors that label shards: Ray Data starts them and restarts what dies; they fetch orders from a board.
 
-The room's only module that imports Ray, so a machine without it can still label shards one by one.
+With `work_board`, the room's only module that imports Ray, so a machine without it can still label shards one by one.
 """
 
 import logging
-from collections import Counter
+import threading
+import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
 
 import pipeline.runtime.ray_session  # noqa: F401  first: it sets what Ray reads while it is imported
 
@@ -19,43 +21,34 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.exceptions import RayError
 
 from pipeline import redaction
-from pipeline.errors import LostProcessError, PipelineError, StorageFullError
+from pipeline.errors import LostProcessError, PipelineError, StorageFullError, StorageUnavailableError
+from pipeline.labelling.actor_layout import Layout, fit_to_machines, own_share
+from pipeline.labelling.clip_range import ClipRange, ShardJoin
 from pipeline.labelling.shard_labeller import LabellerConfig, ShardLabeller, ShardReport
+from pipeline.labelling.work_board import BoardHandle, Event, exchange
+from pipeline.labelling.work_plan import Order, ShardOutcome, Step, StepOutcome, WorkPlan, steps_and_followers
 from pipeline.runtime.memory import keep_freed_memory
-from pipeline.runtime.ray_pulse import PulseBoard, PulseWatch, beating
+from pipeline.runtime.ray_capacity import TOLD_SECONDS, RoomWatch, machines
+from pipeline.runtime.ray_pulse import PulseWatch, beating
+from pipeline.runtime.watching import Watch
+from pipeline.storage.outages import outlast
 
-_TRIES = 3
-"""How often a shard is begun whose actor or decoding process is lost: killed by the kernel for its memory, or with its
-machine, or stopped."""
-_MAX_BATCHES = 100
-"""A task's first batch has nobody to decode it ahead: among this many it no longer matters."""
-_ANSWER_SECONDS = 10.0
-"""How long the number of clips that are done may take to come, which nobody needs."""
+_SILENT_SECONDS = 30.0
+"""After so long without a sign of life of whoever works at an order it is given to another actor, too."""
+_LOOK_SECONDS = 0.2
+_IDLE_SECONDS = 0.3
+_END_SECONDS = 10.0
+"""How long the actors may take to end once all is done."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ShardOutcome:
-    """How one shard ended: with the figures of its report, or with what stopped it."""
-
-    shard: str
-    clips: int = 0
-    failed: int = 0
-    seconds: float = 0.0
-    waiting_seconds: float = 0.0
-    error: str = ""
-    warning: str = ""
-    """What else there is to say of it, though it may have been done in the end."""
-    ends_run: bool = False
-    """No shard will do better: the teachers could not be loaded, or the store is full."""
 
 
 def label_shards(
     config: LabellerConfig,
     shards: Mapping[str, int],
     *,
-    actors: int | None = None,
+    done: Mapping[str, Sequence[tuple[int, int]]] | None = None,
+    actors: tuple[int, int] | None = None,
     cpus_per_actor: int | None = None,
     gpus_per_actor: float | None = None,
     on_clips: Callable[[int], None],
@@ -65,8 +58,10 @@ def label_shards(
     Args:
         config: what the actors do; their device follows from the GPUs that they claim.
         shards: their names in the manifest, and how many clips each has.
-        actors: how many; None is one for each GPU, or for each machine.
-        cpus_per_actor: cores that each claims and computes with; None is an even share of all.
+        done: stretches of them, (start, stop), that were labelled before.
+        actors: how many at least and at most; None is one for each GPU, or for each machine.
+        cpus_per_actor: cores that each claims and computes with; None is an even share of those of the machines that
+            can host an actor.
         gpus_per_actor: GPUs that each claims; None is 1 where there are any.
         on_clips: told from time to time, from another thread, how many more clips are done.
 
@@ -74,194 +69,240 @@ def label_shards(
         LostProcessError: nobody has given a sign of life for `config.patience`.
         PipelineError: Ray itself fails, such as when the cluster goes away.
     """
-    _keep_ray_data_quiet()
-    layout = _fit_to_cluster(actors, cpus_per_actor, gpus_per_actor)
-    board = _ProgressBoard.remote()  # pyright: ignore[reportAttributeAccessIssue]
-    device = "cuda" if layout.gpus_per_actor else "cpu"
-    tasks = divide(shards, layout.actors, max_clips=_MAX_BATCHES * config.batch_size)
-    numbers = [{"task": number} for number in range(len(tasks))]
-    outcomes = ray.data.from_items(numbers, override_num_blocks=len(tasks)).map_batches(
+    layout = fit_to_machines(machines(), actors, cpus_per_actor, gpus_per_actor)
+    plan = WorkPlan(shards, actors=layout.max_actors, batch_size=config.batch_size, done=done)
+    board = BoardHandle.open()
+    config = replace(config, device="cuda" if layout.gpus_per_actor else "cpu")
+    foreman = _Foreman(plan, board, layout, min(_SILENT_SECONDS, config.patience), on_clips)
+    try:
+        with PulseWatch(board, config.patience, on_look=foreman.look) as watch:
+            pool = _start_pool(config, layout, board)
+            while True:
+                yield from foreman.take_ended()
+                if foreman.finished:
+                    break
+                watch.check()
+                _raise_if_failed(pool)
+                time.sleep(_LOOK_SECONDS)
+        board.tell("stop")
+        _wait_for_end(pool)
+    finally:
+        board.tell("stop")  # whatever ends the run, no actor begins another shard
+
+
+def _start_pool(config: LabellerConfig, layout: Layout, board: BoardHandle) -> "Future[None]":
+    """Let Ray Data run the actors, in a thread; each works at a row until nothing is left to do."""
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    # A row takes as long as the run: who does nothing is found by the signs of life, who finds no room by `RoomWatch`.
+    context.execution_no_progress_timeout_s = -1
+    # An actor has one row at a time, so it is never busier than that: this lets the pool grow up to its largest size.
+    context.autoscaling_config.actor_pool_util_upscaling_threshold = 1.0
+    logger = logging.getLogger("ray.data")
+    # Its log file, in Ray's session folder, keeps everything.
+    logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, logging.StreamHandler)]
+    workers = [{"worker": number} for number in range(layout.max_actors)]
+    rows = ray.data.from_items(workers, override_num_blocks=len(workers)).map_batches(
         _LabelActor,
-        fn_constructor_args=(replace(config, device=device), tasks, layout.cpus_per_actor, board),
+        fn_constructor_args=(config, layout, board),
         batch_size=1,
-        # One task at a time: a second one in an actor's queue would wait there while other actors have nothing to do.
-        compute=ActorPoolStrategy(size=layout.actors, max_tasks_in_flight_per_actor=1),
+        compute=ActorPoolStrategy(min_size=layout.actors, max_size=layout.max_actors, max_tasks_in_flight_per_actor=1),
         num_cpus=layout.cpus_per_actor,
         num_gpus=layout.gpus_per_actor,
     )
-    watch = PulseWatch(board, config.patience, on_look=_Counting(board, on_clips).look, interrupts=True)
-    try:
-        with watch:
-            for row in outcomes.iter_rows():
-                yield ShardOutcome(**row)
-    except KeyboardInterrupt:
-        watch.check()
-        raise
-    except RayError as error:
+    ended: Future[None] = Future()
+
+    def consume() -> None:
+        try:
+            for _ in rows.iter_rows():
+                pass
+            ended.set_result(None)
+        except BaseException as error:
+            ended.set_exception(error)
+
+    threading.Thread(target=consume, name="Ray Data", daemon=True).start()
+    return ended
+
+
+def _raise_if_failed(pool: "Future[None]") -> None:
+    error = pool.exception() if pool.done() else None
+    if isinstance(error, RayError):
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise PipelineError(f"Ray gave up: {reason}. The same command goes on with what is missing.") from error
-    finally:
-        board.stop.remote()  # whatever ends the run, no actor begins another shard of its task
+    if error is not None:
+        raise error
+    if pool.done():
+        raise PipelineError("Ray ended before all was done. The same command goes on with what is missing.")
 
 
-def divide(shards: Mapping[str, int], actors: int, *, max_clips: int) -> list[tuple[str, ...]]:
-    """Divide shards into tasks, in their order: several small ones at first, one by one towards the end.
+def _wait_for_end(pool: "Future[None]") -> None:
+    """Wait for actors to end by themselves; those that are lost, or wait for room, are left to the end of Ray."""
+    end = time.monotonic() + _END_SECONDS
+    while not pool.done() and time.monotonic() < end:
+        time.sleep(_LOOK_SECONDS)
 
-    An actor decodes the next shard of its task while it labels one, so a task of several wastes no time between them;
-    but a long last task would leave the other actors without work. So each task takes half of an even share of what is
-    left (guided self-scheduling: Polychronopoulos and Kuck 1987, doi:10.1109/TC.1987.5009495).
 
-    Args:
-        shards: their names, and how many clips each has.
-        actors: how many share the work.
-        max_clips: a task that has this many takes no further shard.
-    """
-    tasks: list[tuple[str, ...]] = []
-    task: list[str] = []
-    left, taken = sum(shards.values()), 0
-    for shard, clips in shards.items():
-        if task and taken + clips > min(left / (2 * actors), max_clips):
-            tasks.append(tuple(task))
-            left, task, taken = left - taken, [], 0
-        task.append(shard)
-        taken += clips
-    return [*tasks, tuple(task)] if task else tasks
+class _Foreman:
+    """Keeps the plan and the board in step: `look` in the thread of the watch, the rest from any thread."""
+
+    def __init__(
+        self, plan: WorkPlan, board: BoardHandle, layout: Layout, silence: float, on_clips: Callable[[int], None]
+    ) -> None:
+        self._plan, self._board = plan, board
+        self._silence, self._on_clips = silence, on_clips
+        claims = {"GPU": layout.gpus_per_actor, "CPU": layout.cpus_per_actor}
+        self._room = RoomWatch("MapWorker", layout.actors, claims)
+        self._planning = threading.Lock()
+        self._waiting: dict[int, Order] = {}
+        """Orders that nobody has fetched, as far as is known."""
+        self._fetched: dict[int, Watch] = {}
+        self._read = ("", 0)
+        self._shown = plan.clips_done
+        self._told: dict[str, float] = {}
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        with self._planning:
+            return self._plan.finished
+
+    def take_ended(self) -> list[ShardOutcome]:
+        """Returns the shards that have ended since the last call."""
+        with self._planning:
+            return self._plan.take_ended()
+
+    def look(self) -> None:
+        """Read what is new on the board, and leave orders there."""
+        with self._planning:
+            while len(self._waiting) < max(1, len(self._fetched)) and (order := self._plan.take()):
+                self._waiting[order.number] = order
+        state = exchange(self._board, list(self._waiting.values()), *self._read)
+        if state is None:
+            return
+        self._read = state.generation, state.last_event
+        with self._planning:
+            for number in self._waiting.keys() - state.waiting:
+                del self._waiting[number]
+                self._fetched[number] = Watch(self._silence)
+            for event in state.events:
+                self._note(event)
+            self._release_what_is_silent(state.signs)
+            done = self._plan.clips_done + sum(state.clips.get(number, 0) for number in self._fetched)
+            finished = self._plan.finished
+        self._on_clips(done - self._shown)
+        self._shown = done
+        self._room.look(enough=finished)
+
+    def _note(self, event: Event) -> None:
+        match event.what:
+            case "step":
+                self._plan.step_ended(event.order, event.about)
+            case "ended":
+                self._plan.order_ended(event.order)
+                self._fetched.pop(event.order, None)
+            case "lost":
+                self._plan.order_lost(event.order)
+                self._fetched.pop(event.order, None)
+            case "told" if time.monotonic() > self._told.get(event.about, 0):
+                self._told[event.about] = time.monotonic() + TOLD_SECONDS
+                _log.warning("%s", event.about)
+
+    def _release_what_is_silent(self, signs: Mapping[str, object]) -> None:
+        """Give to others what somebody works at who may be gone, with his machine; if he is not, no harm is done."""
+        for number, watch in list(self._fetched.items()):
+            step = self._plan.step_of(number)
+            watch.see((step, signs.get(str(step))))
+            if watch.expired:
+                self._plan.order_ended(number)
+                del self._fetched[number]
 
 
 class _LabelActor:
-    """Loads the teachers with the first shard, so that a failure comes back as an outcome, not as a dead actor."""
+    """Loads the teachers with the first order, so that a failure comes back as an outcome, not as a dead actor."""
 
-    def __init__(self, config: LabellerConfig, tasks: Sequence[Sequence[str]], cpus: int, board: Any) -> None:
+    def __init__(self, config: LabellerConfig, layout: Layout, board: BoardHandle) -> None:
         redaction.install()  # Ray keeps what an actor logs
-        self._config = config
-        self._tasks = tasks
-        self._cpus = cpus
-        self._board = board
+        self._config, self._board = config, board
+        self._cpus = own_share(_this_machine(), layout)
         self._labeller: ShardLabeller | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
-        shards = self._tasks[int(batch["task"].item())]
-        rows: list[dict[str, Any]] = []
-        for shard, following in zip(shards, [*shards[1:], None], strict=True):
-            with beating(self._board, shard):
-                outcome = self._label(shard, following)
-            rows.append(asdict(outcome))
-            if outcome.ends_run:
-                break
-        return {name: [row[name] for row in rows] for name in rows[0]}
+        """Carry out orders until nothing is left to do."""
+        worker = int(batch["worker"].item())
+        self._ask("hello", worker)
+        goes_on = True
+        while goes_on:
+            goes_on, order = self._ask("fetch", worker)
+            if order is not None:
+                self._carry_out(worker, order)
+            elif goes_on:
+                time.sleep(_IDLE_SECONDS)
+        return {"worker": [worker]}
 
-    def _label(self, shard: str, following: str | None) -> ShardOutcome:
-        """Label a shard; again where a process that decodes it is lost."""
+    def _ask(self, method: str, *given: object) -> Any:
+        return self._board.ask(method, *given, patience=self._config.patience)
+
+    def _carry_out(self, worker: int, order: Order) -> None:
+        end = time.monotonic() + order.seconds
+        for step, following in steps_and_followers(order.steps):
+            with beating(self._board, str(step)):
+                outcome = self._do(order, step, following)
+            self._ask("step", worker, order.number, outcome)
+            if outcome.ends_run or time.monotonic() > end:
+                break
+        self._ask("ended", worker, order.number)
+
+    def _do(self, order: Order, step: Step, following: ClipRange | None) -> StepOutcome:
+        """Carry out a step; again where a process that decodes is lost, and while the storage is away."""
         lost: list[str] = []
         while True:
-            # Ray begins a task again, without end, when its actor is killed.
-            asked = self._board.begin.remote(shard)
-            times, ended = cast("tuple[int, ShardOutcome | None]", ray.get(asked, timeout=self._config.patience))
-            if ended is not None:
-                return ended
-            if times > _TRIES:
-                words = lost[-1] if lost else f"killed its worker {_TRIES} times; is there too little memory?"
-                return ShardOutcome(shard=shard, error=words)
             try:
-                # What was lost may have been lost over the following shard: a second try does without it.
-                report = self._try_to_label(shard, following if times == 1 else None)
+                # What was lost may have been lost over what follows: a second try does without it.
+                next_one = None if lost else following
+                report = outlast(lambda: self._try(order, step, next_one), self._config.patience, self._tell_outage)  # noqa: B023
             except LostProcessError as error:
                 lost.append(str(error))
-                if self._labeller is None:
-                    return ShardOutcome(shard=shard, error=lost[-1], ends_run=True)
-                continue
+                if self._labeller is not None and len(lost) < order.tries:
+                    continue
+                return StepOutcome(shard=step.shard, error=lost[-1], ends_run=self._labeller is None)
             except Exception as error:
                 # Ray would end the whole run. Whatever went wrong with this shard, the others can still be done.
-                _log.exception("shard %s", shard)
+                _log.exception("%s", step)
                 message = str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
-                return ShardOutcome(
-                    shard=shard, error=message, ends_run=self._labeller is None or isinstance(error, StorageFullError)
-                )
-            outcome = ShardOutcome(**asdict(report), warning=f"{shard} was begun again: {lost[-1]}" if lost else "")
-            self._board.end.remote(outcome)
-            return outcome
+                ends_run = self._labeller is None or isinstance(error, StorageFullError)
+                return StepOutcome(shard=step.shard, error=message, ends_run=ends_run)
+            warning = f"{step.shard} was begun again: {lost[-1]}" if lost else ""
+            return StepOutcome(
+                shard=report.shard,
+                start=report.start,
+                stop=report.stop,
+                failed=report.failed,
+                published=report.published,
+                seconds=report.seconds,
+                waiting_seconds=report.waiting_seconds,
+                warning=warning,
+            )
 
-    def _try_to_label(self, shard: str, following: str | None) -> ShardReport:
+    def _tell_outage(self, error: StorageUnavailableError) -> None:
+        self._board.tell("tell", f"{error}; waiting up to {self._config.patience:g} s for it")
+
+    def _try(self, order: Order, step: Step, following: ClipRange | None) -> ShardReport:
         if self._labeller is None:
             torch.set_num_threads(self._cpus)
             if self._config.device == "cpu":
                 keep_freed_memory()  # 12 % less CPU time a clip, measured with the tiny teachers
             self._labeller = ShardLabeller(self._config)
+        if isinstance(step, ShardJoin):
+            return self._labeller.join_shard(step)
+        end = time.monotonic() + order.seconds
         return self._labeller.label_shard(
-            shard, lambda clips: self._board.set_done.remote(shard, clips), following=following
+            step,
+            lambda clips: self._board.tell("set_done", order.number, clips),
+            following=following,
+            enough=lambda: time.monotonic() > end,
         )
 
 
-@ray.remote(num_cpus=0, max_restarts=-1)
-class _ProgressBoard(PulseBoard):
-    """Where actors say what they begin and how far they are; it outlives them."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._begun: Counter[str] = Counter()
-        self._done: dict[str, int] = {}
-        self._ended: dict[str, ShardOutcome] = {}
-        self._stopped = False
-
-    def begin(self, shard: str) -> tuple[int, ShardOutcome | None]:
-        """Returns how often the shard was begun, this time included, and how it ended, if it has."""
-        if self._stopped:
-            return self._begun[shard], ShardOutcome(shard=shard, error="the run was stopped", ends_run=True)
-        if shard not in self._ended:
-            self._done[shard] = 0
-            self._begun[shard] += 1
-        return self._begun[shard], self._ended.get(shard)
-
-    def end(self, outcome: ShardOutcome) -> None:
-        self._ended[outcome.shard] = outcome
-
-    def stop(self) -> None:
-        self._stopped = True
-
-    def set_done(self, shard: str, clips: int) -> None:
-        self._done[shard] = clips
-
-    def total(self) -> int:
-        return sum(self._done.values())
-
-
-class _Counting:
-    """Tells how many more clips are done; from one thread."""
-
-    def __init__(self, board: Any, on_clips: Callable[[int], None]) -> None:
-        self._board, self._on_clips = board, on_clips
-        self._done = 0
-
-    def look(self) -> None:
-        try:
-            total = cast("int", ray.get(self._board.total.remote(), timeout=_ANSWER_SECONDS))
-        except RayError:  # progress is no reason to fail
-            return
-        self._on_clips(total - self._done)
-        self._done = total
-
-
-@dataclass(frozen=True, slots=True)
-class _Layout:
-    actors: int
-    cpus_per_actor: int
-    gpus_per_actor: float
-
-
-def _fit_to_cluster(actors: int | None, cpus_per_actor: int | None, gpus_per_actor: float | None) -> _Layout:
-    machines = [node["Resources"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU")]
-    gpus = sum(machine.get("GPU", 0) for machine in machines)
-    if gpus_per_actor is None:
-        gpus_per_actor = 1.0 if gpus else 0.0
-    if actors is None:
-        actors = max(1, int(gpus / gpus_per_actor) if gpus_per_actor else len(machines))
-    # No more than the smallest machine has, or its share of the actors would wait for ever.
-    share = min([sum(machine["CPU"] for machine in machines) / actors, *(machine["CPU"] for machine in machines)])
-    return _Layout(actors, cpus_per_actor or max(1, int(share)), gpus_per_actor)
-
-
-def _keep_ray_data_quiet() -> None:
-    DataContext.get_current().enable_progress_bars = False
-    logger = logging.getLogger("ray.data")
-    # Its log file, in Ray's session folder, keeps everything.
-    logger.handlers = [handler for handler in logger.handlers if not isinstance(handler, logging.StreamHandler)]
+def _this_machine() -> Mapping[str, float]:
+    here = ray.get_runtime_context().get_node_id()
+    return next((node["Resources"] for node in ray.nodes() if node["NodeID"] == here), {})

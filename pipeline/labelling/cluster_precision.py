@@ -10,6 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import PipelineError
 from pipeline.models.device import Precision, common_precision, fastest_precision
+from pipeline.runtime.ray_capacity import wait_with_a_word
 from pipeline.runtime.watching import PATIENCE_SECONDS
 
 _SHARE_OF_A_GPU = 0.01
@@ -44,7 +45,7 @@ def fastest_on_cluster(
             _fastest.options(num_gpus=claimed, scheduling_strategy=place).remote("cuda" if on_gpus else "cpu")
             for place in places or ["DEFAULT"]
         ]
-        answered, silent = ray.wait(asked, num_returns=len(asked), timeout=patience)
+        answered, silent = wait_with_a_word(asked, patience, "machines say in which precision they compute")
         if not answered:
             raise PipelineError(
                 f"none of the cluster's {len(asked)} machines has said within {patience:g} s in which precision it "

@@ -21,6 +21,7 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.views import ViewsStamp, draw_view
 from pipeline.decoding.pool import DecodingPool, Order, RequestQueue
 from pipeline.errors import LostProcessError, PipelineError
+from pipeline.labelling.clip_range import ClipRange, as_range
 from pipeline.labelling.shard_reading import DecodedClip, ShardReader, Waveforms
 from pipeline.logits.store import ClipFailure
 from pipeline.runtime.threads import Job, Threads
@@ -111,12 +112,12 @@ class ShardDecoder:
         rows = self._manifest.rows_of_shard(shard)
         return rows[np.argsort(self._manifest.offsets[rows], kind="stable")]
 
-    def batches(self, shard: str, following: str | None = None) -> Iterator[ClipBatch]:
-        """Yields a shard's batches.
+    def batches(self, shard: str | ClipRange, following: str | ClipRange | None = None) -> Iterator[ClipBatch]:
+        """Yields the batches of a shard, or of a stretch of one that begins where a batch does.
 
         Args:
-            shard: its name in the manifest.
-            following: the shard that will be asked for next, if that is known; its first batches are made meanwhile.
+            shard: its name in the manifest, or the stretch.
+            following: what will be asked for next, if that is known; its first batches are made meanwhile.
 
         Raises:
             LostProcessError: a process died, or does not answer; the next shard is decoded by others.
@@ -144,21 +145,29 @@ class ShardDecoder:
             self._forget()
             raise
 
-    def _begin(self, shard: str) -> "_OpenShard":
+    def _begin(self, shard: str | ClipRange) -> "_OpenShard":
         ahead, self._ahead = self._ahead, None
-        if (self._current is not None and self._current.prepared) or (ahead is not None and ahead.shard != shard):
+        wanted = self.range_of(shard)
+        if (self._current is not None and self._current.prepared) or (ahead is not None and ahead.range != wanted):
             self._forget()  # what nobody asks for any more would keep its room
             ahead = None
-        self._current = ahead or self._open(shard)
+        self._current = ahead or self._open(wanted)
         return self._current
 
-    def _open(self, shard: str) -> "_OpenShard":
-        reader = storage.RangeReader(self._manifest.location)
-        reader.read(shard, 0, 1)  # says now if the tar is missing
-        reader.close()
-        return _OpenShard(shard=shard, rows=deque(self.rows_of(shard).tolist()), prepared=deque())
+    def range_of(self, shard: str | ClipRange) -> ClipRange:
+        """Returns a shard or a stretch of one with both its bounds."""
+        name = shard if isinstance(shard, str) else shard.shard
+        return as_range(shard, len(self._manifest.rows_of_shard(name)))
 
-    def _try_to_open(self, shard: str) -> "_OpenShard | None":
+    def _open(self, shard: str | ClipRange) -> "_OpenShard":
+        wanted = self.range_of(shard)
+        reader = storage.RangeReader(self._manifest.location)
+        reader.read(wanted.shard, 0, 1)  # says now if the tar is missing
+        reader.close()
+        rows = self.rows_of(wanted.shard)[wanted.start : wanted.stop]
+        return _OpenShard(range=wanted, rows=deque(rows.tolist()), prepared=deque())
+
+    def _try_to_open(self, shard: str | ClipRange) -> "_OpenShard | None":
         try:
             return self._open(shard)
         except PipelineError:  # not this shard's affair
@@ -172,7 +181,9 @@ class ShardDecoder:
             shares = [rows[start : start + self._share] for start in range(0, len(rows), self._share)]
             orders = [order for order in map(queue.put, shares) if order is not None]
             assert len(orders) == len(shares), "there is room for as many batches as are ever under way"
-            shard.prepared.append(self._assembler.submit(f"decoding {shard.shard}", lambda: self._assemble(orders)))
+            shard.prepared.append(
+                self._assembler.submit(f"decoding {shard.range.shard}", lambda: self._assemble(orders))
+            )
         return bool(rows)
 
     def _start(self) -> DecodingPool:
@@ -248,9 +259,9 @@ class ShardDecoder:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _OpenShard:
-    """A shard whose clips are being decoded."""
+    """A shard, or a stretch of one, whose clips are being decoded."""
 
-    shard: str
+    range: ClipRange
     rows: deque[int]
     """Of the clips that no process was given yet."""
     prepared: deque[Job[list[ClipBatch]]]

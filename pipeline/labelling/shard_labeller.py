@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
 from typing import cast
 
@@ -14,12 +15,14 @@ import teacher
 from pipeline.dataset.clip_lengths import ORDINARY_SECONDS
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import CheckpointError, DecodeError, PipelineError
+from pipeline.labelling.clip_range import ClipRange, ShardJoin
 from pipeline.labelling.shard_decoder import ClipBatch, ShardDecoder, ViewedClips
 from pipeline.labelling.teacher_spec import TeacherSpec
 from pipeline.logits.forms import mean_of_members
+from pipeline.logits.part_ranges import join_ranges, publish_range
 from pipeline.logits.stamp import StoreStamp
 from pipeline.logits.store import ClipFailure, part_stem, publish_part
-from pipeline.models.device import Precision, choose_device, compute_in, tensor_dtype
+from pipeline.models.device import Precision, choose_device, compute_in, device_name, tensor_dtype
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.watching import PATIENCE_SECONDS
 
@@ -47,9 +50,14 @@ class LabellerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ShardReport:
-    """How one shard went."""
+    """How one shard, or a stretch of one, went."""
 
     shard: str
+    start: int
+    stop: int
+    """Which of the shard's clips, in the order of their bytes, were tried: those before `stop`."""
+    published: bool
+    """Whether that made the shard's part; else others make the rest."""
     clips: int
     """Clips tried."""
     failed: int
@@ -82,6 +90,7 @@ class ShardLabeller:
         )
         compute_in(precision, self._ensemble.members)
         self._on_gpu = config.device.startswith("cuda")
+        self._device = device_name(config.device)
         self._decoder = ShardDecoder(
             self._manifest,
             sample_rates_hz=self._ensemble.sample_rates_hz,
@@ -111,14 +120,20 @@ class ShardLabeller:
         self._decoder.close()
 
     def label_shard(
-        self, shard: str, on_progress: Callable[[int], None] = lambda clips: None, *, following: str | None = None
+        self,
+        shard: str | ClipRange,
+        on_progress: Callable[[int], None] = lambda clips: None,
+        *,
+        following: str | ClipRange | None = None,
+        enough: Callable[[], bool] = lambda: False,
     ) -> ShardReport:
-        """Make and publish the part of one shard, replacing an older one.
+        """Make and publish the part of one shard, replacing an older one, or the logits of a stretch of it.
 
         Args:
-            shard: its name in the manifest.
-            on_progress: told how many of the shard's clips are done, after each batch.
-            following: the shard that will be asked for next, if that is known; its decoding begins meanwhile.
+            shard: its name in the manifest, or the stretch, which begins where a batch does.
+            on_progress: told how many of its clips are done, after each batch.
+            following: what will be asked for next, if that is known; its decoding begins meanwhile.
+            enough: asked after each batch; the rest is left to others where it says so.
 
         Raises:
             LostProcessError: a process that decodes died or does not answer; the next shard gets others.
@@ -126,11 +141,13 @@ class ShardLabeller:
                 listed in the part.
         """
         started, waiting = perf_counter(), 0.0
+        wanted = self._decoder.range_of(shard)
         logits: list[Tensor] = []
         labelled: list[int] = []
         failures: dict[int, ClipFailure] = {}
-        batches = self._decoder.batches(shard, following)
-        while True:
+        batches = self._decoder.batches(wanted, following)
+        count = 0
+        while not (count and count % self._config.batch_size == 0 and enough()):
             asked = perf_counter()
             batch = next(batches, None)
             if self._is_idle():
@@ -145,11 +162,16 @@ class ShardLabeller:
             except DecodeError as error:
                 [row] = batch.rows
                 failures[row] = ClipFailure(clip_id=self._clip_id(row), reason=error.reason, detail=error.detail)
-            on_progress(len(labelled) + len(failures))
-        failed = self._publish(shard, labelled, logits, failures)
+            count = len(labelled) + len(failures)
+            on_progress(count)
+        done = slice(wanted.start, wanted.start + count)
+        failed = self._publish(wanted.shard, done, labelled, logits, failures)
         return ShardReport(
-            shard=shard,
-            clips=len(self._decoder.rows_of(shard)),
+            shard=wanted.shard,
+            start=done.start,
+            stop=done.stop,
+            published=count == len(self._decoder.rows_of(wanted.shard)),
+            clips=count,
             failed=failed,
             seconds=perf_counter() - started,
             waiting_seconds=waiting,
@@ -213,10 +235,37 @@ class ShardLabeller:
         if len(self._unfinished) > 1:
             self._unfinished.popleft().synchronize()
 
+    def join_shard(self, join: ShardJoin) -> ShardReport:
+        """Publish the part of a shard whose clips were labelled in stretches.
+
+        Raises:
+            PipelineError: a stretch is not there any more, or the store can't be written.
+        """
+        started = perf_counter()
+        identity = self._manifest.shard_identity(join.shard)
+        config = self._config
+        failed = join_ranges(config.store, part_stem(join.shard), join.pieces, config.stamp, identity)
+        clips = join.pieces[-1][1]
+        return ShardReport(
+            shard=join.shard,
+            start=0,
+            stop=clips,
+            published=True,
+            clips=clips,
+            failed=failed,
+            seconds=perf_counter() - started,
+            waiting_seconds=0.0,
+        )
+
     def _publish(
-        self, shard: str, labelled: Sequence[int], batches: Sequence[Tensor], failures: dict[int, ClipFailure]
+        self,
+        shard: str,
+        done: slice,
+        labelled: Sequence[int],
+        batches: Sequence[Tensor],
+        failures: dict[int, ClipFailure],
     ) -> int:
-        """Publish the part with its failures; return how many there are."""
+        """Publish the part, or those of its clips that were done, with the failures; return how many there are."""
         stamp = self._config.stamp
         teachers = len(stamp.teachers) if stamp.members else 1
         nothing = np.empty((teachers, 0, stamp.view_count, stamp.classes), np.float16)
@@ -227,15 +276,19 @@ class ShardLabeller:
         bad = [row for row, good in zip(labelled, finite.tolist(), strict=True) if not good]
         failures |= {row: ClipFailure(clip_id=self._clip_id(row), reason="non-finite logits", detail="") for row in bad}
         rows = logits[:, finite].reshape(teachers, -1, stamp.classes)  # (teachers, clips x views, classes)
-        publish_part(
+        in_order = self._decoder.rows_of(shard)
+        is_whole = done == slice(0, len(in_order))
+        publish = publish_part if is_whole else partial(publish_range, start=done.start, stop=done.stop)
+        publish(
             self._config.store,
             part_stem(shard),
-            [self._clip_id(row) for row in np.array(labelled, np.int64)[finite].tolist()],
-            mean_of_members(rows, stamp.weights) if stamp.members else rows[0],
-            stamp,
-            self._manifest.shard_identity(shard),
-            [failures[row] for row in self._decoder.rows_of(shard).tolist() if row in failures],
+            clip_ids=[self._clip_id(row) for row in np.array(labelled, np.int64)[finite].tolist()],
+            logits=mean_of_members(rows, stamp.weights) if stamp.members else rows[0],
+            stamp=stamp,
+            shard_identity=self._manifest.shard_identity(shard),
+            failures=[failures[row] for row in in_order[done].tolist() if row in failures],
             members=rows if stamp.members else None,
+            device=self._device if stamp.members else "",
         )
         return len(failures)
 

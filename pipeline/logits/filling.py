@@ -4,6 +4,7 @@ from collections import Counter
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import UsageError
+from pipeline.logits.part_ranges import remove_ranges
 from pipeline.logits.stamp import StoreStamp
 from pipeline.logits.store import (
     FAILED_NAME,
@@ -63,6 +64,7 @@ def claim_store(store: str, stamp: StoreStamp, *, overwrite: bool) -> None:
     for part in others:
         storage.remove(storage.join_path(store, part.file.name))
     if read_stamp(store) != stamp:
+        remove_ranges(store)
         write_stamp(store, stamp)
     storage.remove_staged(store)
 

@@ -45,7 +45,7 @@ STORE_NAME = "store.json"
 FAILED_NAME = "failed.parquet"
 
 _PART_SUFFIX = ".parquet"
-_STAMP_KEY, _IDENTITY_KEY, _FAILURES_KEY = b"stamp", b"shard_identity", b"failures"
+_STAMP_KEY, _IDENTITY_KEY, _FAILURES_KEY, _DEVICE_KEY = b"stamp", b"shard_identity", b"failures", b"device"
 _FAILED_SCHEMA = pa.schema([(name, pa.string()) for name in ("part", "clip_id", "reason", "detail")])
 _FOOTER_READERS = 16
 _CHECKED_VIEW_COLUMNS = [name for name in VIEW_COLUMNS if name != "view_seed"]
@@ -79,6 +79,8 @@ class LogitPart:
     shard_identity: str
     """`Manifest.shard_identity` of the shard that it was made from."""
     failures: tuple[ClipFailure, ...]
+    devices: tuple[str, ...] = ()
+    """Which GPUs or processors computed it, where that was noted."""
 
     @property
     def stem(self) -> str:
@@ -91,7 +93,9 @@ def part_stem(shard: str) -> str:
     return PurePosixPath(shard).name.removesuffix(".tar")
 
 
-def part_schema(stamp: StoreStamp, shard_identity: str, failures: Sequence[ClipFailure] = ()) -> pa.Schema:
+def part_schema(
+    stamp: StoreStamp, shard_identity: str, failures: Sequence[ClipFailure] = (), device: str = ""
+) -> pa.Schema:
     """Returns the schema of a part: columns that any Parquet reader opens, and our stamp in the metadata."""
     return pa.schema(
         columns_of(stamp),
@@ -99,6 +103,7 @@ def part_schema(stamp: StoreStamp, shard_identity: str, failures: Sequence[ClipF
             _STAMP_KEY: stamp.to_json(),
             _IDENTITY_KEY: shard_identity,
             _FAILURES_KEY: _FAILURES.dump_json(tuple(failures)),
+            **({_DEVICE_KEY: device} if device else {}),
         },
     )
 
@@ -113,6 +118,7 @@ def publish_part(
     failures: Sequence[ClipFailure] = (),
     *,
     members: np.ndarray | None = None,
+    device: str = "",
 ) -> None:
     """Write one part of the store; readers see all of it, its failures included, or none.
 
@@ -126,17 +132,33 @@ def publish_part(
         shard_identity: of the shard.
         failures: the shard's clips that have no logits.
         members: (teachers, rows, classes), float16, each teacher's own, where the stamp keeps them.
+        device: the GPU or processor that computed them, where that is to be noted.
 
     Raises:
         ValueError: the shapes disagree, or a logit is not finite.
         StorageFullError: there is no room for the part.
     """
-    location = storage.join_path(store, shard_stem + _PART_SUFFIX)
     logits = logits if isinstance(logits, TopLogits) else np.asarray(logits, dtype=np.float16)
     _check_values(shard_stem, len(clip_ids), logits, members, stamp)
     table = table_of(part_schema(stamp, shard_identity, failures), stamp, clip_ids, logits, members)
+    publish_part_table(store, shard_stem, table, stamp, shard_identity, failures, device=device)
+
+
+def publish_part_table(
+    store: str,
+    shard_stem: str,
+    table: pa.Table,
+    stamp: StoreStamp,
+    shard_identity: str,
+    failures: Sequence[ClipFailure] = (),
+    *,
+    device: str = "",
+) -> None:
+    """Write one part of the store whose columns are there already; otherwise as `publish_part`."""
+    schema = part_schema(stamp, shard_identity, failures, device)
+    whole = table.replace_schema_metadata(schema.metadata).combine_chunks()
     # Plain pages: BYTE_STREAM_SPLIT would save 12 %, but DuckDB does not read it for half floats.
-    publish_table(location, table, use_dictionary=False)
+    publish_table(storage.join_path(store, shard_stem + _PART_SUFFIX), whole, use_dictionary=False)
 
 
 def _check_values(
@@ -210,7 +232,23 @@ def read_part(store: str, file: storage.StoredFile) -> LogitPart:
     """
     location = storage.join_path(store, file.name)
     with _open_part(location) as part:
-        schema, rows = part.schema_arrow, part.metadata.num_rows
+        return _described(location, file, part)
+
+
+def read_part_table(store: str, shard_stem: str) -> tuple[LogitPart, pa.Table]:
+    """Read one part's footer and all of its columns.
+
+    Raises:
+        LogitStoreError: it is not there, is damaged, or is no part of a logit store.
+    """
+    name = shard_stem + _PART_SUFFIX
+    location = storage.join_path(store, name)
+    with _open_part(location, whole=True) as part:
+        return _described(location, storage.StoredFile(name, 0, ""), part), part.read()
+
+
+def _described(location: str, file: storage.StoredFile, part: pq.ParquetFile) -> LogitPart:
+    schema, rows = part.schema_arrow, part.metadata.num_rows
     metadata = schema.metadata or {}
     if missing := {_STAMP_KEY, _IDENTITY_KEY, _FAILURES_KEY} - metadata.keys():
         raise LogitStoreError(f"{location}: not a part of a logit store (it lacks {sorted(missing)}). Move it away.")
@@ -226,7 +264,8 @@ def read_part(store: str, file: storage.StoredFile) -> LogitPart:
     if rows % stamp.view_count:
         raise LogitStoreError(f"{location}: {rows} rows are no {stamp.view_count} views of each clip. Delete the part.")
     identity, clips = metadata[_IDENTITY_KEY].decode(), rows // stamp.view_count
-    return LogitPart(file=file, clips=clips, stamp=stamp, shard_identity=identity, failures=failures)
+    devices = tuple(filter(None, metadata.get(_DEVICE_KEY, b"").decode().split("; ")))
+    return LogitPart(file=file, clips=clips, stamp=stamp, shard_identity=identity, failures=failures, devices=devices)
 
 
 @contextmanager

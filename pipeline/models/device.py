@@ -1,7 +1,9 @@
 """Where models compute, and in which precision."""
 
 import os
+import platform
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -117,3 +119,18 @@ def repeat_exactly() -> None:
 def _allow_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+def device_name(device: torch.device | str) -> str:
+    """Returns what a device is called by its maker, such as `NVIDIA H100 80GB HBM3`, or a processor's model."""
+    device = torch.device(device)
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type != "cpu":
+        return device.type
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return named[0] if named else platform.processor() or platform.machine()

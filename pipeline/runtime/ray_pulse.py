@@ -5,7 +5,6 @@ whether its thread has done anything, and whoever waits asks the board.
 """
 
 import _thread
-import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,8 +24,6 @@ _BEAT_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
 _ANSWER_SECONDS = 10.0
 _AGAIN_SECONDS = 5.0
-
-_log = logging.getLogger(__name__)
 
 
 class PulseBoard:
@@ -130,8 +127,7 @@ class PulseWatch:
             self._on_look()
             if not watch.expired:
                 continue
-            if answers and not busy:
-                _log.warning("for %g s Ray has begun nothing: it waits for free cores or GPUs", self._patience)
+            if answers and not busy:  # nothing has begun: whoever gave the work tells what it waits for
                 watch = Watch(self._patience)
                 continue
             self._silence = self._put_into_words(busy, answers)

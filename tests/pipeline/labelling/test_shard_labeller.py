@@ -16,12 +16,16 @@ from pipeline.dataset.audio import load_waveform
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.views import ViewConfig, ViewsStamp, apply_view, draw_view
 from pipeline.errors import CheckpointError, PipelineError
+from pipeline.labelling.clip_range import ClipRange, ShardJoin
 from pipeline.labelling.shard_labeller import LabellerConfig, ShardLabeller, ShardReport
 from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
 from pipeline.logits.forms import largest, mean_of_members
+from pipeline.logits.part_ranges import finished_ranges
 from pipeline.logits.store import LogitPart, LogitStore, open_store, write_stamp
+from pipeline.models.device import device_name
 
 SHARD, STEM = "tiny-000000.tar", "tiny-000000"
+ESSAY = ("essay", (0,), b"To be, or not to be")
 SECONDS = 0.2
 """Of the clips of noise."""
 
@@ -395,6 +399,63 @@ def test_shard_begun_ahead_gives_the_same_part(
     labeller.label_shard(manifest.shards[1])
     labeller.close()
     assert [(Path(config.store) / part.file.name).read_bytes() for part in alone] == before
+
+
+FORMS = [{}, {"members": "float16"}, {"top_k": 2}, {"views": ViewsStamp(count=2, config=ViewConfig(seed=3))}]
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("form", FORMS, ids=["plain", "members", "top k", "views"])
+def test_a_part_made_in_stretches_has_the_bytes_of_one_made_at_once(
+    build_dataset: Callable, make_noises: Callable, make_teacher: Callable, configure: Callable, form: dict
+) -> None:
+    clips = make_noises(9, 5)
+    clips[1], clips[6] = ESSAY, ("play", (0,), b"Exit, pursued by a bear")
+    manifest = build_dataset("data", clips, clips_per_shard=9)
+    config = configure(manifest, make_teacher("passt_tiny") + "@2", make_teacher("ast_tiny"))
+    config = replace(config, stamp=replace(config.stamp, **form))
+    path = Path(config.store) / f"{STEM}.parquet"
+    with closing(ShardLabeller(config)) as labeller:
+        whole = labeller.label_shard(SHARD)
+        expected = path.read_bytes()
+        path.unlink()
+        looks = iter([False, True])
+        last = labeller.label_shard(ClipRange(SHARD, 6))
+        first = labeller.label_shard(ClipRange(SHARD, 0, 6), following=ClipRange(SHARD, 6), enough=lambda: next(looks))
+        assert [(one.start, one.stop, one.published) for one in (first, last)] == [(0, 4, False), (6, 9, False)]
+        middle = labeller.label_shard(ClipRange(SHARD, 4, 6))
+        assert not path.exists()
+        assert finished_ranges(config.store, config.stamp, manifest) == {SHARD: [(0, 4), (4, 6), (6, 9)]}
+        joined = labeller.join_shard(ShardJoin(SHARD, ((0, 4), (4, 6), (6, 9))))
+    assert path.read_bytes() == expected
+    assert (joined.published, joined.failed) == (True, whole.failed)
+    assert whole.failed == first.failed + middle.failed + last.failed == 2
+    assert finished_ranges(config.store, config.stamp, manifest) == {}
+
+
+def test_stretches_of_other_teachers_or_of_another_shard_are_not_taken_for_ours(
+    build_dataset: Callable, clips: list, make_teacher: Callable, configure: Callable
+) -> None:
+    manifest = build_dataset("data", clips)
+    config = configure(manifest, make_teacher("passt_tiny"))
+    with closing(ShardLabeller(config)) as labeller:
+        labeller.label_shard(ClipRange(SHARD, 0, 2))
+    assert finished_ranges(config.store, config.stamp, manifest) == {SHARD: [(0, 2)]}
+    assert finished_ranges(config.store, replace(config.stamp, precision="bfloat16"), manifest) == {}
+    assert finished_ranges(config.store, config.stamp, build_dataset("data", clips[::-1])) == {}
+    with pytest.raises(PipelineError, match="made from something else"), closing(ShardLabeller(config)) as labeller:
+        labeller.join_shard(ShardJoin(SHARD, ((0, 2), (2, 5))))
+    assert not open_store(config.store).parts
+
+
+def test_a_store_with_members_says_which_processor_made_a_part(
+    build_dataset: Callable, clips: list, make_teacher: Callable, configure: Callable
+) -> None:
+    config = configure(build_dataset("data", clips), make_teacher("passt_tiny"))
+    assert label(config)[2].devices == ()
+    config = replace(config, stamp=replace(config.stamp, members="float16"))
+    write_stamp(config.store, config.stamp)
+    assert label(config)[2].devices == (device_name("cpu"),)
 
 
 def test_labeller_needs_no_ray() -> None:

@@ -1,0 +1,169 @@
+"""Stage 1 on a real small cluster, a head without CPUs and raylets on loopback: machines come and go."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipeline.dataset.manifest import Manifest
+from pipeline.logits.store import open_store
+
+pytestmark = pytest.mark.ray
+
+SLOW_TEACHER = """
+import time
+import torch
+from torch import nn
+
+class Loudness(nn.Module):
+    sample_rate_hz = 16000
+    input_seconds = 2.0
+    class_names = tuple(f"Sound {index}" for index in range(5))
+
+    def __init__(self):
+        super().__init__()
+        self.front_end = nn.Identity()
+
+    def forward(self, features):
+        time.sleep(0.15)
+        return features.abs().mean(dim=1, keepdim=True) - torch.arange(5)
+"""
+STORE_BYTES = 80 * 2**20
+PATCHED = """
+import sys
+from pipeline.labelling import actor_pool, work_plan
+from pipeline.runtime import ray_capacity
+ray_capacity.TOLD_SECONDS = 2.0
+actor_pool._SILENT_SECONDS = 5.0
+{more}
+from pipeline.cli import run
+sys.exit(run(sys.argv[1:]))
+"""
+SHORT_ORDERS = "work_plan._FIRST_SECONDS = work_plan._MOST_SECONDS = work_plan.ORDER_SECONDS = 0.1"
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A head without CPUs; its machines find a teacher that takes its time and hardly any of the processor."""
+    import pipeline.runtime.ray_session  # noqa: F401  first: it sets what Ray reads while it is imported
+    from ray.cluster_utils import Cluster  # isort: skip
+
+    folder = tmp_path_factory.mktemp("site")
+    (folder / "slow_teacher.py").write_text(SLOW_TEACHER)
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, str(folder)]))
+        made = Cluster(initialize_head=True, head_node_args=head)
+        yield made
+        made.shutdown()
+
+
+@pytest.fixture
+def join(cluster: Any) -> Iterator[Callable[[], Any]]:
+    """Lets a machine with one core join; all leave after the test."""
+    joined = []
+
+    def add() -> Any:
+        joined.append(cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
+        return joined[-1]
+
+    yield add
+    for node in joined:
+        if node in cluster.worker_nodes:
+            cluster.remove_node(node, allow_graceful=False)
+
+
+@contextmanager
+def stage_1(manifest: Manifest, store: Path, *flags: str, more: str = "") -> Iterator[subprocess.Popen]:
+    """Stage 1 as a program."""
+    command = [sys.executable, "-c", PATCHED.format(more=more), "teacher-logits", "--data", manifest.location]
+    command += ["--teacher", "slow_teacher:Loudness", "--store", str(store), "--cpus-per-actor", "1"]
+    command += ["--precision", "float32", *flags]
+    with open(f"{store}.log", "wb") as log, subprocess.Popen(command, stderr=log, start_new_session=True) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until(condition: Callable[[], object], process: subprocess.Popen, store: Path) -> None:
+    while not condition():
+        assert process.poll() is None, said(store)
+        time.sleep(0.02)
+
+
+def said(store: Path) -> str:
+    return Path(f"{store}.log").read_text()
+
+
+def parts(store: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in store.glob("tiny-*.parquet")}
+
+
+def processes(name: str, *, below: int | None = None) -> list[psutil.Process]:
+    """Returns the processes of the cluster, or of one of its machines, that Ray calls so."""
+    found = []
+    for process in psutil.Process(below).children(recursive=True):
+        try:
+            if name in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.Error:  # it has just ended
+            continue
+    return found
+
+
+def raylet_of(node: Any) -> int:
+    return node.all_processes["raylet"][0].process.pid
+
+
+@pytest.fixture
+def manifest(build_dataset: Callable, make_noises: Callable) -> Manifest:
+    return build_dataset("data", make_noises(160, 5), clips_per_shard=2)
+
+
+def test_room_is_waited_for_with_a_word_and_machines_that_join_are_used_and_those_that_leave_cost_nothing(
+    cluster: Any, join: Callable, manifest: Manifest, tmp_path: Path
+) -> None:
+    store, flags = tmp_path / "store", ("--address", cluster.address, "--actors", "1:2", "--batch-size", "1")
+    with stage_1(manifest, store, *flags) as process:
+        told = "each wants 1 CPU, and the cluster has no machine with a CPU or GPU for Ray yet"
+        wait_until(lambda: told in said(store), process, store)
+        first = join()
+        wait_until(lambda: parts(store), process, store)
+        second = join()
+        wait_until(lambda: processes("MapWorker", below=raylet_of(second)), process, store)
+        before = len(parts(store))
+        wait_until(lambda: len(parts(store)) > before, process, store)
+        [board] = processes("WorkBoard")
+        board.kill()
+        cluster.remove_node(first, allow_graceful=False)
+        assert process.wait(100) == 0, said(store)
+    assert open_store(str(store)).clip_count == len(manifest)
+    assert not (store / ".ranges").exists()
+
+
+def test_a_killed_run_goes_on_with_the_stretches_that_it_labelled_and_the_store_is_that_of_one_piece(
+    cluster: Any, join: Callable, build_dataset: Callable, make_noises: Callable, tmp_path: Path
+) -> None:
+    manifest = build_dataset("large", make_noises(60, 5), clips_per_shard=60)
+    join()
+    store, whole, flags = tmp_path / "store", tmp_path / "whole", ("--address", cluster.address, "--batch-size", "2")
+    with stage_1(manifest, store, *flags, more=SHORT_ORDERS) as process:
+        wait_until(lambda: len(list(store.glob(".ranges/*.parquet"))) > 2, process, store)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert not parts(store)
+    with stage_1(manifest, store, *flags, more=SHORT_ORDERS) as process:
+        assert process.wait(100) == 0, said(store)
+    labelled = int(said(store).partition(" clips in ")[0].split()[-1])
+    assert labelled < 60 - 2, "what the killed run labelled is not labelled again"
+    with stage_1(manifest, whole, *flags) as process:
+        assert process.wait(100) == 0, said(whole)
+    assert parts(store) == parts(whole)
