@@ -82,6 +82,7 @@ def label_shards(
                 if foreman.finished:
                     break
                 watch.check()
+                foreman.check()
                 _raise_if_failed(pool)
                 time.sleep(_LOOK_SECONDS)
         board.tell("stop")
@@ -159,6 +160,7 @@ class _Foreman:
         self._read = ("", 0)
         self._shown = plan.clips_done
         self._told: dict[str, float] = {}
+        self._error: Exception | None = None
 
     @property
     def finished(self) -> bool:
@@ -171,8 +173,19 @@ class _Foreman:
         with self._planning:
             return self._plan.take_ended()
 
+    def check(self) -> None:
+        """Raise what went wrong in `look`, which nobody waits for."""
+        if self._error is not None:
+            raise self._error
+
     def look(self) -> None:
         """Read what is new on the board, and leave orders there."""
+        try:
+            self._look()
+        except Exception as error:
+            self._error = error
+
+    def _look(self) -> None:
         with self._planning:
             while len(self._waiting) < max(1, len(self._fetched)) and (order := self._plan.take()):
                 self._waiting[order.number] = order

@@ -4,7 +4,7 @@ It is told what happened and knows neither Ray nor files nor clocks.
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pipeline.labelling.clip_range import ClipRange, ShardJoin
@@ -72,6 +72,50 @@ class ShardOutcome:
     ends_run: bool = False
 
 
+class _Steps:
+    """Steps in a row, and how many clips they are together; nothing takes longer where there are more of them."""
+
+    def __init__(self, size: Callable[[Step], int]) -> None:
+        self._size = size
+        self._steps: deque[Step] = deque()
+        self._of_shard: Counter[str] = Counter()
+        self.clips = 0
+
+    def __bool__(self) -> bool:
+        return bool(self._steps)
+
+    @property
+    def first(self) -> Step | None:
+        return self._steps[0] if self._steps else None
+
+    def append(self, step: Step) -> None:
+        self._count(step, 1)
+        self._steps.append(step)
+
+    def appendleft(self, step: Step) -> None:
+        self._count(step, 1)
+        self._steps.appendleft(step)
+
+    def popleft(self) -> Step:
+        step = self._steps.popleft()
+        self._count(step, -1)
+        return step
+
+    def remove(self, shard: str) -> list[Step]:
+        """Take out a shard's steps, which hardly any shard has when it ends."""
+        if not self._of_shard[shard]:
+            return []
+        mine = [step for step in self._steps if step.shard == shard]
+        self._steps = deque(step for step in self._steps if step.shard != shard)
+        for step in mine:
+            self._count(step, -1)
+        return mine
+
+    def _count(self, step: Step, change: int) -> None:
+        self._of_shard[step.shard] += change
+        self.clips += change * self._size(step)
+
+
 class WorkPlan:
     """What is left to do, what is under way and what has ended.
 
@@ -98,8 +142,9 @@ class WorkPlan:
         self._clips, self._actors, self._batch_size = dict(shards), actors, batch_size
         self._figures = {shard: ShardOutcome(shard=shard) for shard in shards}
         self._done: dict[str, list[tuple[int, int]]] = {shard: [] for shard in shards}
-        self._pending: deque[Step] = deque()
-        self._again: deque[Step] = deque()
+        self._pending = _Steps(self._size)
+        self._again = _Steps(self._size)
+        self._clips_done = 0
         self._orders: dict[int, tuple[Order, int]] = {}
         self._ended: deque[ShardOutcome] = deque()
         self._open = set(shards)
@@ -109,7 +154,9 @@ class WorkPlan:
         self._recent: deque[tuple[int, float]] = deque(maxlen=4 * actors)
         for shard, clips in shards.items():
             self._done[shard] = _without_overlaps((done or {}).get(shard, ()), clips)
-            self._pending.extend(self._steps_left(shard))
+            self._clips_done += sum(stop - start for start, stop in self._done[shard])
+            for step in self._steps_left(shard):
+                self._pending.append(step)
 
     @property
     def finished(self) -> bool:
@@ -119,7 +166,7 @@ class WorkPlan:
     @property
     def clips_done(self) -> int:
         """How many clips were done, those that were done before included."""
-        return sum(stop - start for pieces in self._done.values() for start, stop in pieces)
+        return self._clips_done
 
     def take_ended(self) -> list[ShardOutcome]:
         """Returns the shards that have ended since the last call."""
@@ -139,9 +186,10 @@ class WorkPlan:
             return None
         steps, taken, speed = [], 0, self._speed()
         minute = ORDER_SECONDS * speed if speed else float("inf")
-        left = sum(self._size(step) for step in self._pending)
-        limit = min(left / (2 * self._actors), _MAX_BATCHES * self._batch_size, minute)
-        while self._pending and (not steps or (taken + self._size(self._pending[0]) <= limit and not last_chance)):
+        limit = min(self._pending.clips / (2 * self._actors), _MAX_BATCHES * self._batch_size, minute)
+        while (first := self._pending.first) is not None and (
+            not steps or (taken + self._size(first) <= limit and not last_chance)
+        ):
             step = self._pending.popleft()
             if isinstance(step, ClipRange) and self._size(step) > minute:
                 step = self._cut(step, minute)
@@ -213,7 +261,7 @@ class WorkPlan:
     def _put_back(self, step: Step) -> None:
         if step.shard not in self._open:
             return
-        following = self._pending[0] if self._pending else None
+        following = self._pending.first
         if (
             isinstance(step, ClipRange)
             and isinstance(following, ClipRange)
@@ -238,6 +286,7 @@ class WorkPlan:
             )
             self._recent.append((outcome.stop - outcome.start, outcome.seconds))
             self._done[shard] = sorted([*self._done[shard], (outcome.start, outcome.stop)])
+            self._clips_done += outcome.stop - outcome.start
             if outcome.stop < step.within(self._clips[shard]).stop:
                 self._put_back(ClipRange(shard, outcome.stop, step.within(self._clips[shard]).stop))
         if outcome.published:
@@ -255,16 +304,15 @@ class WorkPlan:
             return
         self._tried_again.add(step.shard)
         # All that is left of the shard waits with it, and nothing that was not done is lost.
-        mine = [other for other in self._pending if other.shard == step.shard]
-        self._pending = deque(other for other in self._pending if other.shard != step.shard)
-        self._again.extend([step, *mine])
+        for other in [step, *self._pending.remove(step.shard)]:
+            self._again.append(other)
 
     def _end(self, outcome: ShardOutcome) -> None:
         if outcome.shard in self._open:
             self._open.remove(outcome.shard)
             self._ended.append(outcome)
-            self._pending = deque(step for step in self._pending if step.shard != outcome.shard)
-            self._again = deque(step for step in self._again if step.shard != outcome.shard)
+            self._pending.remove(outcome.shard)
+            self._again.remove(outcome.shard)
 
     def _steps_left(self, shard: str) -> list[Step]:
         """Returns the gaps between what was done of a shard, or the join where there is none."""

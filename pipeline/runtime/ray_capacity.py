@@ -4,6 +4,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import pipeline.runtime.ray_session  # noqa: F401  first: it sets what Ray reads while it is imported
@@ -52,24 +53,21 @@ class RoomWatch:
         if now - self._crowded_since < TOLD_SECONDS:
             return
         self._crowded_since = now
-        alive = self._alive()
-        if alive is not None and alive < self._wanted:
+        with suppress(RayError, RuntimeError, OSError):  # a cluster that does not answer is told of by others
+            self._tell_if_crowded()
+
+    def _tell_if_crowded(self) -> None:
+        job = ray.get_runtime_context().get_job_id()
+        mine = [actor for actor in _actors() if actor["JobID"] == job]
+        states = [actor["State"] for actor in mine if actor["ActorClassName"].startswith(self._class_name)]
+        if states.count("ALIVE") < self._wanted:
             _log.warning(
                 "waiting for %d of %d actors, which are starting or find no room; each wants %s, and %s",
-                self._wanted - alive,
+                self._wanted - states.count("ALIVE"),
                 self._wanted,
                 _in_words(self._resources),
                 capacity_in_words(),
             )
-
-    def _alive(self) -> int | None:
-        try:
-            job = ray.get_runtime_context().get_job_id()
-            known = [actor for actor in _actors() if actor["JobID"] == job]
-        except (RayError, RuntimeError, OSError):
-            return None
-        mine = [actor["State"] for actor in known if actor["ActorClassName"].startswith(self._class_name)]
-        return mine.count("ALIVE")
 
 
 def _actors() -> Sequence[Mapping[str, Any]]:
