@@ -39,6 +39,7 @@ from student.registry import (
     untold_settings,
 )
 from student.schedule import ScheduleConfig, learning_rate_multiplier
+from student.squeeze_excitation import SqueezeExcitation
 from student.state_dicts import read_checkpoint
 from student.tagger import Tagger
 from student.timm_registration import register_with_timm
@@ -61,6 +62,7 @@ __all__ = [
     "ModelCard",
     "Randomness",
     "ScheduleConfig",
+    "SqueezeExcitation",
     "Tagger",
     "TaggingScores",
     "accuracy",

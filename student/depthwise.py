@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from student.tracing import is_traced
+
 
 class DepthwiseConv2d(nn.Conv2d):
     """A convolution of each channel on its own, without bias; odd square kernels keep the image's size."""
@@ -20,6 +22,8 @@ class DepthwiseConv2d(nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Convolve (batch, channels, mels, frames)."""
+        if is_traced(maps):
+            return super().forward(maps)
         learns = torch.is_grad_enabled() and self.bias is None  # batch norms folded into it leave a bias
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else maps.dtype
         if learns and maps.device.type == "cpu" and dtype == torch.bfloat16:

@@ -13,12 +13,11 @@ from student.front_end import FrontEndKeywords, front_end_config
 from student.heads import HeadType, build_head
 from student.layers import batch_norm, conv_norm_act, init_weights, make_divisible
 from student.mobilenetv3 import (
-    STAGE_ENDS,
     InvertedResidual,
     InvertedResidualConfig,
     block_configs,
+    block_info,
     scaled_channels,
-    stage_info,
 )
 from student.tagger import Tagger
 
@@ -162,7 +161,7 @@ class DyMN(Tagger):
         smallest, largest = (make_divisible(size * width_mult, 8) for size in (min_context_size, max_context_size))
         self.in_c = conv_norm_act(1, configs[0].in_channels, 3, stride=2, activation=nn.Hardswish)
         blocks, reduction = [], 2
-        self.feature_info = []
+        self.block_info = [block_info(configs[0].in_channels, reduction, "in_c.2")]
         for index, config in enumerate(configs, start=1):
             if use_dy_blocks == "all" or config.squeeze:
                 wanted = make_divisible(config.expanded_channels // context_ratio, 8)
@@ -179,10 +178,10 @@ class DyMN(Tagger):
                 block = InvertedResidual(config)
             blocks.append(block)
             reduction *= config.effective_stride
-            if index in STAGE_ENDS:
-                self.feature_info.append(stage_info(config, reduction, f"layers.{index - 1}"))
+            self.block_info.append(block_info(config.out_channels, reduction, f"layers.{index - 1}"))
         self.layers = nn.Sequential(*blocks)
         num_features = 6 * configs[-1].out_channels
+        self.block_info.append(block_info(num_features, reduction, "out_c.2"))
         self.out_c = conv_norm_act(configs[-1].out_channels, num_features, activation=nn.Hardswish)
 
         hidden = scaled_channels(1280, width_mult)
@@ -207,6 +206,5 @@ class DyMN(Tagger):
         """Set the temperature for an epoch; training calls this before each one, under upstream's name."""
         self.temperature = kernel_temperature(epoch, **self._temperature_line)
 
-    def forward_features(self, features: Tensor) -> Tensor:
-        """Run the network: (batch, 1, mels, frames) → (batch, num_features, mels / 32, frames / 32)."""
-        return self.out_c(self.layers(self.in_c(features)))
+    def blocks_in_order(self) -> list[nn.Module]:
+        return [self.in_c, *self.layers, self.out_c]

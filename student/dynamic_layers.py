@@ -99,7 +99,7 @@ class DynamicConv(nn.Module):
             dilation=self.dilation,
             groups=batch * self.groups,
         )
-        return out.view(batch, self.out_channels, *out.shape[2:])
+        return out.view(batch, self.out_channels, out.shape[2], out.shape[3])
 
     def _mix_results(self, maps: Tensor, mixture: Tensor) -> Tensor:
         """Mix the kernels' results in place of the kernels: the same, and no number of groups depends on the batch."""

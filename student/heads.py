@@ -5,7 +5,8 @@ frames), `pre_logits` (maps to the vector that the last layer sees) and `reset` 
 names the modules that depend on the number of classes.
 """
 
-from typing import Literal, get_args
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +125,24 @@ class AttentionPoolingHead(nn.Module):
 Head = MlpHead | FullyConvolutionalHead | AttentionPoolingHead
 
 
+_HEADS: Mapping[str, type[Head]] = {
+    "mlp": MlpHead,
+    "fully_convolutional": FullyConvolutionalHead,
+    "multihead_attention_pooling": AttentionPoolingHead,
+}
+
+
+def head_class(head_type: str) -> type[Head]:
+    """Returns the head of EfficientAT's name for it.
+
+    Raises:
+        ValueError: there is no such head.
+    """
+    if head_type not in _HEADS:
+        raise ValueError(f"head_type is {head_type!r}; choose one of {', '.join(_HEADS)}")
+    return _HEADS[head_type]
+
+
 def build_head(
     head_type: HeadType, in_features: int, hidden_features: int, num_classes: int, dropout: float, attention_heads: int
 ) -> Head:
@@ -132,10 +151,9 @@ def build_head(
     Raises:
         ValueError: there is no such head.
     """
-    if head_type == "mlp":
+    head = head_class(head_type)
+    if head is MlpHead:
         return MlpHead(in_features, hidden_features, num_classes, dropout)
-    if head_type == "fully_convolutional":
+    if head is FullyConvolutionalHead:
         return FullyConvolutionalHead(in_features, num_classes)
-    if head_type == "multihead_attention_pooling":
-        return AttentionPoolingHead(in_features, num_classes, attention_heads)
-    raise ValueError(f"head_type is {head_type!r}; choose one of {', '.join(get_args(HeadType))}")
+    return AttentionPoolingHead(in_features, num_classes, attention_heads)

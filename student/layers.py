@@ -41,11 +41,18 @@ def conv_norm_act(
 
 def global_average_pool(maps: Tensor) -> Tensor:
     """Average over the image: (batch, channels, mels, frames) → (batch, channels)."""
+    return _global_average_pool(maps)
+
+
+def _global_average_pool(maps: Tensor) -> Tensor:
     if maps.is_contiguous(memory_format=torch.channels_last):
         # The same numbers, but the gradient keeps the layout; that of a mean over two axes would lose it, and adding
         # it to one of the other layout takes three times as long as all else in squeeze-excitation.
         return maps.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
     return maps.mean(dim=(2, 3))
+
+
+torch.fx.wrap("_global_average_pool")  # a graph looks at the layout whenever it runs
 
 
 def init_weights(module: nn.Module) -> None:

@@ -99,13 +99,9 @@ def block_configs(
     return configs
 
 
-STAGE_ENDS = (1, 3, 6, 12, 15)
-"""The blocks, counted from 1, whose outputs are the five stages that timm's `features_only` returns."""
-
-
-def stage_info(config: InvertedResidualConfig, reduction: int, module: str) -> dict[str, int | str]:
-    """Describe the stage that ends with a block, in timm's words."""
-    return {"num_chs": config.out_channels, "reduction": reduction, "module": module}
+def block_info(channels: int, reduction: int, module: str) -> dict[str, int | str]:
+    """Describe a block's maps in timm's words."""
+    return {"num_chs": channels, "reduction": reduction, "module": module}
 
 
 class InvertedResidual(nn.Module):
@@ -195,7 +191,7 @@ class MobileNetV3(Tagger):
             conv_norm_act(1, configs[0].in_channels, 3, stride=2, activation=nn.Hardswish),
         ]
         mels, frames, reduction = -(-mels // 2), -(-frames // 2), 2
-        self.feature_info = []
+        self.block_info = [block_info(configs[0].in_channels, reduction, "features.0")]
         for index, config in enumerate(configs, start=1):
             step = config.effective_stride
             mels, frames, reduction = -(-mels // step), -(-frames // step), reduction * step
@@ -204,9 +200,9 @@ class MobileNetV3(Tagger):
                 sizes = (config.expanded_channels, mels, frames)
                 squeeze = ConcurrentSqueezeExcitation(sizes, se_dims, se_agg, se_r)
             layers.append(InvertedResidual(config, squeeze))
-            if index in STAGE_ENDS:
-                self.feature_info.append(stage_info(config, reduction, f"features.{index}"))
+            self.block_info.append(block_info(config.out_channels, reduction, f"features.{index}"))
         num_features = 6 * configs[-1].out_channels
+        self.block_info.append(block_info(num_features, reduction, f"features.{len(layers)}"))
         layers.append(conv_norm_act(configs[-1].out_channels, num_features, activation=nn.Hardswish))
         self.features = nn.Sequential(*layers)
 
@@ -215,6 +211,5 @@ class MobileNetV3(Tagger):
         self._finish(head, num_features, images)
         self.apply(init_weights)
 
-    def forward_features(self, features: Tensor) -> Tensor:
-        """Run the network: (batch, 1, mels, frames) → (batch, num_features, mels / 32, frames / 32)."""
-        return self.features(features)
+    def blocks_in_order(self) -> list[nn.Module]:
+        return list(self.features)

@@ -36,16 +36,24 @@ class SqueezeExcitation(nn.Module):
         Raises:
             ValueError: the axis has another size than the layer was built for.
         """
-        if maps.shape[self.axis] != self.size:
-            raise ValueError(
-                f"squeeze-excitation was built for {self.size} places along axis {self.axis}, not "
-                f"{maps.shape[self.axis]}: create the model with input_dim_f or input_dim_t of its input"
-            )
+        maps = _exact_size(maps, self.axis, self.size)
         means = global_average_pool(maps) if self.axis == 1 else maps.mean(dim=self.other_axes)  # (batch, size)
         gate = self.fc2(self.fc1(means).relu()).sigmoid()
         shape = [maps.shape[0], 1, 1, 1]
         shape[self.axis] = self.size
         return maps * gate.view(shape)
+
+
+def _exact_size(maps: Tensor, axis: int, size: int) -> Tensor:
+    if maps.shape[axis] != size:
+        raise ValueError(
+            f"squeeze-excitation was built for {size} places along axis {axis}, not {maps.shape[axis]}: create the "
+            "model with input_dim_f or input_dim_t of its input"
+        )
+    return maps
+
+
+torch.fx.wrap("_exact_size")  # a graph checks as well
 
 
 class ConcurrentSqueezeExcitation(nn.Module):

@@ -68,6 +68,8 @@ def _network_of(state_dict: Mapping[str, Tensor], source: str) -> dict[str, Tens
 def fit_to_model(state_dict: Mapping[str, Tensor], model: nn.Module, final_layers: Iterable[str]) -> dict[str, Tensor]:
     """Make a state dict that `model` loads strictly; a last layer of another size stays as fresh as it is.
 
+    A model without classes has no last layer: the checkpoint's is left aside.
+
     Args:
         state_dict: the checkpoint's tensors.
         model: the model to load them into.
@@ -79,6 +81,8 @@ def fit_to_model(state_dict: Mapping[str, Tensor], model: nn.Module, final_layer
     own = model.state_dict()
     prefixes = tuple(f"{layer}." for layer in final_layers)
     fitted = dict(state_dict)
+    if not any(key.startswith(prefixes) for key in own):
+        fitted = {key: value for key, value in state_dict.items() if not key.startswith(prefixes)}
     resized = [key for key in own if key.startswith(prefixes) and key in fitted and fitted[key].shape != own[key].shape]
     final_keys = [key for key in own if key.startswith(prefixes)] if resized else []
     for key in final_keys:

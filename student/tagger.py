@@ -1,18 +1,18 @@
 """What every student is, whatever its network: a front end, feature maps, a head, and timm's habits."""
 
-from abc import ABC, abstractmethod
 from typing import ClassVar
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from student.front_end import FrontEndConfig, LogMelFrontEnd
 from student.heads import FullyConvolutionalHead, Head
+from student.timm_model import TimmModel
 
 
-class Tagger(nn.Module, ABC):
+class Tagger(TimmModel):
     """Base of the students: log-mel images in, class logits out, with the front end that makes the images.
 
-    A subclass builds its network, then calls `_finish`, and implements `forward_features`.
+    A subclass builds its network with its `block_info`, then calls `_finish`, and implements `blocks_in_order`.
     """
 
     input_seconds = 10.0
@@ -30,14 +30,11 @@ class Tagger(nn.Module, ABC):
     untold: ClassVar[tuple[str, ...]]
     """Keywords that change what a network computes, and leave no trace in the shapes of its weights."""
 
-    feature_info: list[dict[str, int | str]]
-    """The five stages in timm's words: channels, reduction, module."""
-
     front_end: LogMelFrontEnd
-    classifier: Head
 
     def _finish(self, classifier: Head, num_features: int, front_end: FrontEndConfig) -> None:
         self.classifier = classifier
+        self.set_feature_location("stage")
         self.num_features = num_features
         self.head_hidden_size = classifier.hidden_features
         # Last, because timm's feature extractors run the children in the order of their registration.
@@ -48,12 +45,10 @@ class Tagger(nn.Module, ABC):
         """Sampling rate of the waveforms that the front end takes, in hertz."""
         return self.front_end.config.sample_rate_hz
 
-    @abstractmethod
-    def forward_features(self, features: Tensor) -> Tensor:
-        """Run the network: (batch, 1, mels, frames) → (batch, num_features, mels / 32, frames / 32)."""
-
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """Turn the network's maps into logits (batch, classes), or into what the last layer sees."""
+        if not self.pools:
+            return maps
         return self.classifier.pre_logits(maps) if pre_logits else self.classifier(maps)
 
     @property
@@ -87,19 +82,3 @@ class Tagger(nn.Module, ABC):
     def embed(self, features: Tensor) -> Tensor:
         """Describe sounds for another task: (batch, 1, mels, frames) → (batch, num_features), the maps' mean."""
         return self.forward_features(features).mean(dim=(2, 3))
-
-    def get_classifier(self) -> nn.Module:
-        """Returns the head, as timm's models do."""
-        return self.classifier
-
-    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """Replace the head's last layer by a fresh one; with 0 classes the model returns that layer's input.
-
-        Raises:
-            ValueError: another pooling is asked for; each head has its own.
-        """
-        if global_pool not in (None, "", "avg"):
-            raise ValueError(f"global_pool is {global_pool!r}, but the pooling belongs to the head: choose head_type")
-        self.num_classes = num_classes
-        self.classifier.reset(num_classes)
-        self.classifier.to(next(self.parameters()).device)

@@ -5,6 +5,7 @@ The families are PaSST, AST, CED, EAT (and SSLAM), BEATs, M2D and ATST.
 `create_model` builds one by name; importing this package makes the same names known to `timm.create_model`.
 """
 
+from teacher import timm_names as _timm_names  # noqa: F401 - registers the names
 from teacher.audio_transformer import AudioTransformer, TransformerConfig
 from teacher.complexity import Complexity, count_complexity
 from teacher.ensemble import Ensemble, ensemble_logits

@@ -7,6 +7,8 @@ import torch
 from torch import Generator, Tensor
 
 from teacher.audio_transformer import AudioTransformer
+from teacher.patches import without_channel
+from teacher.tracing import is_traced
 
 
 class AnyLengthTransformer(AudioTransformer):
@@ -17,7 +19,9 @@ class AnyLengthTransformer(AudioTransformer):
     """
 
     def forward(self, features: Tensor, generator: Generator | None = None, frames: Tensor | None = None) -> Tensor:
-        normalised = self.normalise(features, frames)  # (batch, mels, frames)
+        if is_traced(features) or not self.pools:
+            return super().forward(features)  # one length of all clips, of one piece
+        normalised = self.normalise(without_channel(features), frames)  # (batch, mels, frames)
         if frames is None:
             frames = torch.full((len(normalised),), normalised.shape[-1])
             return self.tag(normalised, frames, self.used_frames(normalised.shape[-1]), generator)
@@ -32,8 +36,20 @@ class AnyLengthTransformer(AudioTransformer):
             logits.append(self.tag(normalised[clips], frames[clips], length, draws(length)))
         return torch.cat(logits)[torch.argsort(order)]  # (batch, classes)
 
-    def forward_features(self, features: Tensor, generator: Generator | None = None) -> Tensor:
-        return self.encode_features(self.normalise(features, None), generator)
+    @property
+    def piece_frames(self) -> int | None:
+        """Frames that go through the blocks at once, at most; None is any number."""
+        return None
+
+    def grid_of(self, features: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor | None]:
+        features = without_channel(features)
+        if self.piece_frames is not None:
+            features = _one_piece(features, self.piece_frames, self.model_name or "this network")
+        return self.grid_of_piece(self.fit_piece(self.normalise(features, None)))
+
+    def fit_piece(self, normalised: Tensor) -> Tensor:
+        """Bring one piece, (batch, mels, frames), to the frames that its patches cover, where convolutions don't."""
+        return normalised
 
     def normalise(self, features: Tensor, frames: Tensor | None) -> Tensor:
         """Bring what the front end gives into (batch, mels, frames) and into the network's range.
@@ -59,9 +75,25 @@ class AnyLengthTransformer(AudioTransformer):
         """
         return self.forward_head(self.encode_features(normalised[..., :used], generator))
 
-    @abstractmethod
     def encode_features(self, normalised: Tensor, generator: Generator | None) -> Tensor:
         """(batch, mels, frames) of one piece → (batch, tokens, embed_dim)."""
+        return self.encode(*self.grid_of_piece(normalised), generator)
+
+    @abstractmethod
+    def grid_of_piece(self, normalised: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The same as `grid_of`, of features that are normalised, of one piece."""
+
+
+def _one_piece(features: Tensor, most: int, name: str) -> Tensor:
+    if features.shape[2] > most:
+        raise ValueError(
+            f"features have {features.shape[2]} frames, and {name} takes longer clips than {most} piece by piece: call "
+            "it whole (forward), or give shorter clips"
+        )
+    return features
+
+
+torch.fx.wrap("_one_piece")  # a graph checks as well
 
 
 def _draws_by_length(generator: Generator | None) -> Callable[[int], Generator | None]:

@@ -12,6 +12,8 @@ from teacher.audio_transformer import AudioTransformer, TransformerConfig
 class AST(AudioTransformer):
     """Takes (batch, frames, mels), the layout of Kaldi features, with exactly the frames of its encodings."""
 
+    takes_fixed_frames = True
+
     def __init__(self, config: TransformerConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
         dim = config.embed_dim
@@ -24,17 +26,11 @@ class AST(AudioTransformer):
         self.pos_embed = nn.Parameter(torch.empty(1, 2 + self.grid_size[0] * self.grid_size[1], dim))
         self.init_weights()
 
-    def forward_features(self, features: Tensor, generator: Generator | None = None) -> Tensor:
-        if features.shape[1:] != (self.config.frames, self.config.mels):
-            raise ValueError(
-                f"features have shape {tuple(features.shape)}, but {self.model_name or 'this AST'} takes "
-                f"(batch, {self.config.frames} frames, {self.config.mels} mels), as its front end gives them"
-            )
+    def grid_of(self, features: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor | None]:
         of_tokens, of_patches = self.pos_embed.split([2, self.pos_embed.shape[1] - 2], dim=1)
-        grid = self.patch_embed(features.transpose(1, 2))  # (batch, embed_dim, frequency patches, time patches)
+        grid = self.patch_embed(self.exact_frames(features).transpose(1, 2))  # (batch, embed_dim, frequency, time)
         grid = grid + of_patches.transpose(1, 2).unflatten(2, self.grid_size)
-        tokens = torch.cat([self.cls_token, self.dist_token], dim=1) + of_tokens  # (1, 2, embed_dim)
-        return self.encode(grid, tokens, generator)
+        return grid, torch.cat([self.cls_token, self.dist_token], dim=1) + of_tokens  # (1, 2, embed_dim)
 
     def pool(self, sequence: Tensor) -> Tensor:
         return sequence[:, :2].mean(dim=1)  # the class and the distillation token

@@ -55,12 +55,11 @@ class ATSTFrame(AnyLengthTransformer):
             remaining = (frames - number * self.piece_frames) // self.config.patch  # (batch,), patches
             pooled.append(self.pool_piece(sequence, remaining.to(sequence.device)[:, None]))
         with torch.autocast(normalised.device.type, enabled=False):
-            return self.head(torch.stack(pooled).mean(dim=0).to(self.get_classifier().weight.dtype))
+            return self.classify(torch.stack(pooled).mean(dim=0).to(self.patch_embed.proj.weight.dtype))
 
-    def encode_features(self, normalised: Tensor, generator: Generator | None) -> Tensor:
+    def grid_of_piece(self, normalised: Tensor) -> tuple[Tensor, Tensor | None]:
         grid = self.patch_embed(normalised)  # (batch, embed_dim, 1, time patches)
-        grid = grid + self.pos_embed[:, 1 : 1 + grid.shape[-1]].mT[:, :, None]
-        return self.encode(grid, self.prefix_tokens(), generator)
+        return grid + self.pos_embed.narrow(1, 1, grid.shape[3]).mT.unsqueeze(2), self.prefix_tokens()
 
     def prefix_tokens(self) -> Tensor | None:
         """Returns what stands before the patches, (1, tokens, embed_dim)."""
@@ -77,7 +76,7 @@ class ATSTFrame(AnyLengthTransformer):
 
     def pool(self, sequence: Tensor) -> Tensor:
         patches = sequence.shape[1] - (0 if self.prefix_tokens() is None else 1)
-        return self.pool_piece(sequence, torch.full((len(sequence), 1), patches, device=sequence.device))
+        return self.pool_piece(sequence, sequence.new_full((sequence.shape[0], 1), patches))
 
 
 class ATSTClip(ATSTFrame):

@@ -1,20 +1,24 @@
 """What all families share: patches of a spectrogram go through a ViT, are pooled and classified.
 
-A family says in the methods named `build_…`, `transform` and `pool` where it departs from that.
+A family says in the methods named `build_…`, `grid_of`, `before_blocks` and `pool` where it departs from that.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
+from collections.abc import Collection
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
-from timm.layers import trunc_normal_
 from timm.models.vision_transformer import Block
 from torch import Generator, Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from teacher.front_ends import FrontEnd
-from teacher.patches import PatchEmbed, drop_patches
+from teacher.patches import PatchEmbed, drop_patches, without_channel
+from teacher.timm_model import TimmModel
+from teacher.tracing import is_traced
 
 _TOKENS_AT_ONCE = 4096
 """Through the blocks, on a CPU; three clips of PaSST-S. From 1200 to 9500 make no difference in speed."""
@@ -64,7 +68,12 @@ class TransformerConfig:
     u_patchout: int = 0
     """Single patches that a training step leaves out after the rows and columns."""
 
+    drop_rate: float = 0.0
+    """Share of the pooled vector that a training step leaves out before the last layer, 0 to 1."""
+
     def __post_init__(self) -> None:
+        if not 0 <= self.drop_rate <= 1:
+            raise ValueError(f"drop_rate is {self.drop_rate}; choose a value from 0 to 1")
         for field in ("embed_dim", "depth", "num_heads", "mels", "frames", "patch", "stride"):
             if getattr(self, field) < 1:
                 raise ValueError(f"{field} is {getattr(self, field)}; choose 1 or more")
@@ -85,8 +94,10 @@ class TransformerConfig:
         return 1 if self.whole_band else self.mels // self.stride
 
 
-class AudioTransformer(nn.Module, ABC):
+class AudioTransformer(TimmModel):
     """Base of all families; each adds its position encodings, its extra tokens and its pooling.
+
+    Features may have a channel axis of 1, as timm's images have one: (batch, 1, …).
 
     Attributes:
         front_end: (batch, samples) float32 waveforms at `sample_rate_hz` → the features that `forward` takes.
@@ -102,15 +113,17 @@ class AudioTransformer(nn.Module, ABC):
 
     def __init__(self, config: TransformerConfig, num_classes: int) -> None:
         super().__init__()
-        if num_classes < 1:
-            raise ValueError(f"num_classes is {num_classes}; choose 1 or more")
+        if num_classes < 0:
+            raise ValueError(f"num_classes is {num_classes}; choose 0 or more")
         self.config = config
         self.num_classes = num_classes
         self.num_features = self.embed_dim = config.embed_dim
         self.patch_embed = self.build_patch_embed()
         self.blocks = nn.Sequential(*(self.build_block() for _ in range(config.depth)))
         self.norm = self.build_norm()
-        self.head = nn.Sequential(self.build_head_norm(), nn.Linear(self.pooled_dim, num_classes))
+        last = nn.Linear(self.pooled_dim, num_classes) if num_classes else nn.Identity()
+        self.head = nn.Sequential(self.build_head_norm(), last)
+        self.head_drop = nn.Dropout(config.drop_rate)
 
     @property
     def pooled_dim(self) -> int:
@@ -152,15 +165,17 @@ class AudioTransformer(nn.Module, ABC):
         Returns:
             (batch, classes), before the sigmoid, float32 also under autocast.
         """
+        if is_traced(features):
+            generator = None  # a graph draws from torch's own
         return self.forward_head(self.forward_features(features, generator))
 
-    @abstractmethod
     def forward_features(self, features: Tensor, generator: Generator | None = None) -> Tensor:
         """Features → (batch, tokens, embed_dim), normalised output of the last block."""
+        return self.encode(*self.grid_of(features, generator), generator)
 
     @abstractmethod
     def pool(self, sequence: Tensor) -> Tensor:
-        """(batch, tokens, embed_dim) → (batch, embed_dim)."""
+        """(batch, tokens, embed_dim) → (batch, pooled_dim)."""
 
     def forward_head(self, sequence: Tensor, pre_logits: bool = False) -> Tensor:
         """Pool the sequence and classify it.
@@ -170,12 +185,21 @@ class AudioTransformer(nn.Module, ABC):
             pre_logits: stop at the pooled vector, the clip's embedding.
 
         Returns:
-            (batch, classes), or (batch, embed_dim) with `pre_logits`.
+            (batch, classes), or (batch, pooled_dim) with `pre_logits` and without classes.
         """
+        if not self.pools:
+            return sequence
         # The last layer costs nothing, and bfloat16 would round a logit of 5 to steps of 0.03.
-        with torch.autocast(sequence.device.type, enabled=False):
-            pooled = self.pool(sequence.to(self.get_classifier().weight.dtype))  # (batch, embed_dim)
-            return pooled if pre_logits else self.head(pooled)
+        with nullcontext() if is_traced(sequence) else torch.autocast(sequence.device.type, enabled=False):
+            pooled = self.pool(sequence.to(self.patch_embed.proj.weight.dtype))  # (batch, pooled_dim)
+            return pooled if pre_logits else self.classify(pooled)
+
+    def classify(self, pooled: Tensor) -> Tensor:
+        """(batch, pooled_dim) → (batch, classes), before the sigmoid; without classes the vectors as they are."""
+        if not self.num_classes:
+            return pooled
+        norm, last = self.head
+        return last(self.head_drop(norm(pooled)))
 
     def encode(self, grid: Tensor, tokens: Tensor | None, generator: Generator | None) -> Tensor:
         """Run the blocks over the extra tokens and the patches.
@@ -197,54 +221,64 @@ class AudioTransformer(nn.Module, ABC):
             generator=generator,
         )  # (batch, patches, embed_dim)
         if tokens is not None:
-            sequence = torch.cat([tokens.expand(len(sequence), -1, -1), sequence], dim=1)
-        if torch.is_grad_enabled() or sequence.device.type != "cpu":
-            return self.transform(sequence)
+            sequence = torch.cat([tokens.expand(sequence.shape[0], -1, -1), sequence], dim=1)
+        if is_traced(sequence) or torch.is_grad_enabled() or sequence.device.type != "cpu":
+            return self.finish_sequence(self.transform(sequence))
         # A processor is busy with a few clips, and what lies between the layers takes the memory of these alone.
         clips = max(1, _TOKENS_AT_ONCE // sequence.shape[1])
-        return torch.cat([self.transform(piece) for piece in sequence.split(clips)])
+        return self.finish_sequence(torch.cat([self.transform(piece) for piece in sequence.split(clips)]))
 
     def transform(self, sequence: Tensor) -> Tensor:
         """Run the blocks over (batch, tokens, embed_dim), and normalise what comes out."""
-        return self.norm(self.blocks(sequence))
+        return self.norm(self.run_blocks(sequence)[0])
+
+    def run_blocks(
+        self, sequence: Tensor, taken: Collection[int] = (), depth: int | None = None
+    ) -> tuple[Tensor, dict[int, Tensor]]:
+        sequence = self.before_blocks(sequence)
+        bias = self.attention_bias(sequence)
+        saves_memory = self.grad_checkpointing and torch.is_grad_enabled() and not is_traced(sequence)
+        found = {}
+        for number, block in enumerate(self.blocks):
+            if number == depth:
+                break
+            if saves_memory:
+                sequence = cast("Tensor", checkpoint(block, sequence, bias, use_reentrant=False))
+            else:
+                sequence = block(sequence, bias)
+            if number in taken:
+                found[number] = sequence
+        return sequence, found
+
+    def before_blocks(self, sequence: Tensor) -> Tensor:
+        """Returns what goes into the first block, (batch, tokens, embed_dim)."""
+        return sequence
+
+    def attention_bias(self, sequence: Tensor) -> Tensor | None:
+        """Returns what is added to the scores of every block's attention, (heads, queries, keys)."""
+        return None
 
     def patchout(self, time_patches: int) -> tuple[int, int]:
         """Returns how many columns, and then how many single patches, a training step leaves out of a grid."""
         return self.config.s_patchout_t, self.config.u_patchout
 
-    def init_weights(self) -> Self:
-        """Draw fresh weights as DeiT does: truncated normal, deviation 0.02, biases 0; the patches keep torch's own."""
-        for parameter in self.parameters(recurse=False):  # tokens and position encodings
-            trunc_normal_(parameter, std=0.02)
-        self.apply(_init_linear)
-        return self
+    def exact_frames(self, features: Tensor) -> Tensor:
+        """Returns (batch, frames, mels), of exactly the frames that the encodings are made for.
 
-    def get_classifier(self) -> nn.Linear:
-        """Returns the last linear layer, as timm's users expect."""
-        return cast(nn.Linear, self.head[-1])
-
-    def reset_classifier(self, num_classes: int) -> None:
-        """Replace the last layer by a fresh one for another number of classes."""
-        old = self.get_classifier().weight
-        fresh = nn.Linear(self.pooled_dim, num_classes, device=old.device, dtype=old.dtype)
-        _init_linear(fresh)
-        self.head[-1] = fresh
-        self.num_classes = num_classes
-
-    def group_matcher(self, coarse: bool = False) -> dict[str, Any]:
-        """Returns each parameter's depth, in timm's words, for layer-wise learning rates; `coarse` is unused."""
-        return {
-            "stem": r"^(?:cls_token|dist_token|\w*pos_embed|patch_\w+|pos_conv|relative_bias|init_bn|input_norm)",
-            "blocks": [(r"^blocks\.(\d+)", None), (r"^norm", (99999,))],
-        }
-
-    def no_weight_decay(self) -> set[str]:
-        """Returns the names of the parameters without weight decay: tokens and position encodings."""
-        return {name for name, _ in self.named_parameters(recurse=False)}
+        Raises:
+            ValueError: the features have others.
+        """
+        config = self.config
+        return _exact_frames(without_channel(features), config.frames, config.mels, self.model_name or "this network")
 
 
-def _init_linear(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        trunc_normal_(module.weight, std=0.02)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+def _exact_frames(features: Tensor, frames: int, mels: int, name: str) -> Tensor:
+    if features.shape[1] != frames or features.shape[2] != mels:
+        raise ValueError(
+            f"features have shape ({features.shape[0]}, {features.shape[1]}, {features.shape[2]}), but {name} takes "
+            f"(batch, {frames} frames, {mels} mels), as its front end gives them"
+        )
+    return features
+
+
+torch.fx.wrap("_exact_frames")  # a graph checks as well

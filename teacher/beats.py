@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from timm.layers import Attention
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from teacher.any_length import AnyLengthTransformer
@@ -36,6 +36,8 @@ class BEATs(AnyLengthTransformer):
     by a bias for each distance within it. That bias is looked up once for all blocks. Nothing is left out in training,
     for distances would no longer be what they were.
     """
+
+    time_major = True
 
     def __init__(self, config: TransformerConfig, num_classes: int) -> None:
         if config.s_patchout_t or config.s_patchout_f or config.u_patchout:
@@ -72,24 +74,16 @@ class BEATs(AnyLengthTransformer):
     def used_frames(self, frames: int) -> int:
         return frames // self.config.patch * self.config.patch
 
-    def encode_features(self, normalised: Tensor, generator: Generator | None) -> Tensor:
-        grid = self.patch_embed(normalised.mT)  # (batch, patch dim, time patches, frequency patches)
-        return self.encode(grid, None, generator)
+    def grid_of_piece(self, normalised: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.patch_embed(normalised.mT), None  # (batch, patch dim, time patches, frequency patches)
 
-    def transform(self, sequence: Tensor) -> Tensor:
+    def before_blocks(self, sequence: Tensor) -> Tensor:
         sequence = self.patch_proj(self.patch_norm(sequence))  # (batch, tokens, embed_dim)
-        neighbours = F.gelu(self.pos_conv(sequence.mT)[..., :-1]).mT
-        sequence = self.input_norm(sequence + neighbours)
-        bias = self.position_bias(sequence.shape[1])
-        for block in self.blocks:
-            sequence = block(sequence, bias)
-        return sequence
+        neighbours = F.gelu(self.pos_conv(sequence.mT)[:, :, :-1]).mT
+        return self.input_norm(sequence + neighbours)
 
-    def position_bias(self, tokens: int) -> Tensor:
-        """(heads, queries, keys): what is added to the scores of a sequence, before each block's gates."""
-        distances = torch.arange(1 - tokens, tokens, device=self.relative_bias.device)  # of a key from its query
-        by_distance = self.relative_bias[_bucket(distances)].T  # (heads, distances)
-        return by_distance.unfold(1, tokens, 1).flip(1)
+    def attention_bias(self, sequence: Tensor) -> Tensor:
+        return _position_bias(self.relative_bias, sequence.shape[1], _MAX_DISTANCE)
 
     def pool(self, sequence: Tensor) -> Tensor:
         return sequence.mean(dim=1)  # the original averages the tokens' logits, which is the same
@@ -120,13 +114,28 @@ class GatedBiasAttention(Attention):
         return opened * (scaled * self.position_scale - 1.0) + 2.0
 
 
-def _bucket(distances: Tensor) -> Tensor:
-    """Sort distances into buckets, half of them for keys behind the query: exact ones when near, then ever wider."""
-    half, exact = _BUCKETS // 2, _BUCKETS // 4
+def _position_bias(by_bucket: Tensor, tokens: int, max_distance: int) -> Tensor:
+    """Returns what is added to the scores of a sequence, before each block's gates: (heads, queries, keys).
+
+    Distances are sorted into buckets, half of them for keys behind the query: exact ones when near, then ever wider.
+
+    Args:
+        by_bucket: (buckets, heads).
+        tokens: length of the sequence.
+        max_distance: from here on all distances are one.
+    """
+    half, exact = by_bucket.shape[0] // 2, by_bucket.shape[0] // 4
+    distances = torch.arange(1 - tokens, tokens, device=by_bucket.device)  # of a key from its query
     near = distances.abs()
-    rise = (near.clamp_min(1).float() / exact).log() / math.log(_MAX_DISTANCE / exact)
+    rise = (near.clamp_min(1).float() / exact).log() / math.log(max_distance / exact)
     far = (exact + (rise * (half - exact)).long()).clamp_max(half - 1)
-    return (distances > 0) * half + torch.where(near < exact, near, far)
+    buckets = (distances > 0) * half + torch.where(near < exact, near, far)
+    by_distance = by_bucket[buckets].T  # (heads, distances)
+    places = torch.arange(tokens, device=by_bucket.device)
+    return by_distance[:, places - places[:, None] + (tokens - 1)]
+
+
+torch.fx.wrap("_position_bias")  # its size follows from the input's
 
 
 def _finish(tensors: dict[str, Tensor], beside: Mapping[str, object]) -> dict[str, Tensor]:

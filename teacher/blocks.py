@@ -4,6 +4,8 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from teacher.tracing import is_traced
+
 
 class PooledNorm(nn.BatchNorm1d):
     """Normalises pooled vectors, in training by the batch; a batch of one clip by the running statistics, as ever."""
@@ -13,9 +15,10 @@ class PooledNorm(nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(batch, dim) → the same."""
-        if self.training and len(input) == 1:
-            return F.batch_norm(input, self.running_mean, self.running_var, eps=self.eps)
-        return super().forward(input)
+        by_batch = self.training and input.shape[0] > 1
+        if self.training and not is_traced(input):
+            self.num_batches_tracked.add_(input.shape[0] > 1)  # pyright: ignore[reportOptionalMemberAccess]
+        return F.batch_norm(input, self.running_mean, self.running_var, None, None, by_batch, self.momentum, self.eps)
 
 
 class PostNormBlock(Block):

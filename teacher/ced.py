@@ -39,7 +39,13 @@ class CED(AnyLengthTransformer):
         normalised[own] = self.init_bn(features.mT[own]).to(normalised)
         return normalised.mT
 
+    @property
+    def piece_frames(self) -> int:
+        return self.config.frames
+
     def patchout(self, time_patches: int) -> tuple[int, int]:
+        if not (self.config.s_patchout_t or self.config.u_patchout):
+            return 0, 0
         frames = self.front_end.frames(torch.tensor([round(self.input_seconds * self.sample_rate_hz)]))
         assert frames is not None  # its front end doesn't bring clips to one length
         share = min(1.0, time_patches * self.config.stride / self.used_frames(int(frames)))
@@ -58,12 +64,12 @@ class CED(AnyLengthTransformer):
         normalised = F.pad(normalised, (0, used - normalised.shape[-1])).masked_fill(beyond[:, None], 0.0)
         pieces = normalised.unflatten(-1, (-1, self.config.frames)).movedim(2, 0)  # (pieces, batch, mels, frames)
         logits = self.forward_head(self.encode_features(pieces.flatten(0, 1), generator))  # (pieces * batch, classes)
-        return logit_of_mean_probability(logits.unflatten(0, pieces.shape[:2]))
+        by_piece = logits.unflatten(0, pieces.shape[:2])
+        return logit_of_mean_probability(by_piece) if self.num_classes else by_piece.mean(dim=0)
 
-    def encode_features(self, normalised: Tensor, generator: Generator | None) -> Tensor:
+    def grid_of_piece(self, normalised: Tensor) -> tuple[Tensor, Tensor | None]:
         grid = self.patch_embed(normalised)  # (batch, embed_dim, frequency patches, time patches)
-        grid = grid + self.time_pos_embed[..., : grid.shape[-1]] + self.freq_pos_embed
-        return self.encode(grid, None, generator)
+        return grid + self.time_pos_embed.narrow(3, 0, grid.shape[3]) + self.freq_pos_embed, None
 
     def pool(self, sequence: Tensor) -> Tensor:
         return sequence.mean(dim=1)

@@ -27,6 +27,8 @@ class EAT(AudioTransformer):
 
     pos_embed: Tensor
 
+    takes_fixed_frames = True
+
     def __init__(self, config: TransformerConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
         self.cls_token = nn.Parameter(torch.empty(1, 1, config.embed_dim))
@@ -42,18 +44,13 @@ class EAT(AudioTransformer):
     def build_norm(self) -> nn.Module:
         return nn.Identity()  # every block ends with one
 
-    def forward_features(self, features: Tensor, generator: Generator | None = None) -> Tensor:
-        if features.shape[1:] != (self.config.frames, self.config.mels):
-            raise ValueError(
-                f"features have shape {tuple(features.shape)}, but {self.model_name or 'this EAT'} takes "
-                f"(batch, {self.config.frames} frames, {self.config.mels} mels), as its front end gives them"
-            )
-        grid = self.patch_embed(features)  # (batch, embed_dim, time patches, frequency patches)
+    def grid_of(self, features: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor | None]:
+        grid = self.patch_embed(self.exact_frames(features))  # (batch, embed_dim, time patches, frequency patches)
         grid = grid + self.pos_embed.transpose(1, 2).unflatten(2, self.grid_size)
-        return self.encode(grid.mT, self.cls_token, generator)
+        return grid.mT, self.cls_token
 
-    def transform(self, sequence: Tensor) -> Tensor:
-        return super().transform(self.input_norm(sequence))
+    def before_blocks(self, sequence: Tensor) -> Tensor:
+        return self.input_norm(sequence)
 
     def pool(self, sequence: Tensor) -> Tensor:
         return sequence[:, 0]  # the class token

@@ -1,20 +1,19 @@
-"""A registered name, and perhaps a checkpoint → a model ready to run, here and in `timm.create_model`."""
+"""A registered name, and perhaps a checkpoint → a model ready to run."""
 
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from functools import cache
 from pathlib import Path
 
 import torch
-from timm.models import generate_default_cfgs, register_model
 from torch import Tensor
 
 from teacher.audio_transformer import AudioTransformer, TransformerConfig
 from teacher.front_ends import build_front_end
 from teacher.pretrained import Fetch, fetch_weights
-from teacher.registry import ALIASES, CARDS, ModelCard, model_card, released_weights
+from teacher.registry import CARDS, ModelCard, model_card, released_weights
 from teacher.state_dicts import Checkpoint, check_fit, read_checkpoint, shapes_of
 
 logger = logging.getLogger(__name__)
@@ -42,8 +41,8 @@ def create_model(
             `teacher.state_dicts` lists; None draws fresh weights.
         pretrained: take the weights that were released under this name as the checkpoint.
         fetch: brings them to this machine, URL → file.
-        num_classes: classes of the logits. None takes the checkpoint's, or AudioSet's 527 without one. Another number
-            than the checkpoint's gives a fresh last layer, and logs that.
+        num_classes: classes of the logits; 0 gives embeddings in their place. None takes the checkpoint's, or
+            AudioSet's 527 without one. Another number than the checkpoint's gives a fresh last layer, and logs that.
         kwargs: fields of `TransformerConfig` to set differently, such as `s_patchout_t`.
 
     Returns:
@@ -78,13 +77,17 @@ def _load_network(
     card: ModelCard, checkpoint: Checkpoint, num_classes: int | None, kwargs: Mapping[str, int | float]
 ) -> AudioTransformer:
     kwargs = {**_recorded_settings(card, checkpoint), **kwargs}
-    found_classes = checkpoint.num_classes or num_classes or AUDIOSET_CLASSES
+    asked_classes = AUDIOSET_CLASSES if num_classes is None else num_classes
+    found_classes = checkpoint.num_classes or asked_classes
     with torch.device("meta"):  # shapes alone: weights drawn here would only be thrown away
         network = _build_network(card, found_classes, kwargs)
     check_fit(checkpoint, shapes_of(network.state_dict()), card.name, _names_that_fit(checkpoint, found_classes))
     _check_release(card, checkpoint)
     network.load_state_dict(checkpoint.tensors, assign=True)
     if num_classes is not None and num_classes != found_classes:
+        if not num_classes:  # embeddings are wanted
+            network.reset_classifier(0)
+            return network
         logger.warning(
             "%s has %d classes, %d were asked for: the last layer of %s starts afresh and has to be trained",
             checkpoint.source,
@@ -160,34 +163,3 @@ def _names_that_fit(checkpoint: Checkpoint, num_classes: int) -> Iterator[str]:
 def _shapes(network: type[AudioTransformer], config: TransformerConfig, num_classes: int) -> dict[str, tuple[int, ...]]:
     with torch.device("meta"):
         return shapes_of(network(config, num_classes).state_dict())
-
-
-def _timm_entry_point(name: str) -> Callable[..., AudioTransformer]:
-    def entry_point(**kwargs) -> AudioTransformer:
-        for unused in ("pretrained_cfg", "cache_dir"):  # timm always passes them
-            kwargs.pop(unused, None)
-        overlay = kwargs.pop("pretrained_cfg_overlay", None) or {}  # how timm's users name a file of their own
-        if kwargs.get("pretrained") and "file" in overlay:
-            kwargs.setdefault("checkpoint", overlay["file"])
-        return create_model(name, **kwargs)
-
-    entry_point.__name__ = name
-    return entry_point
-
-
-# timm looks for this name in the module of every registered function.
-default_cfgs = generate_default_cfgs(
-    {
-        name: {
-            "url": (card := model_card(name)).weights_url or "",
-            "num_classes": AUDIOSET_CLASSES,
-            "input_size": (1, card.config.mels, card.config.frames),
-            "classifier": "head.1",
-            "license": card.licence.lower(),
-            "paper_ids": card.paper.replace("https://arxiv.org/abs/", "arXiv:"),
-        }
-        for name in (*CARDS, *ALIASES)
-    }
-)
-for _name in default_cfgs:
-    register_model(_timm_entry_point(_name))

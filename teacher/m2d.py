@@ -56,14 +56,33 @@ class M2D(AnyLengthTransformer):
         pieces = normalised.split(self.config.frames, dim=-1)
         return self.forward_head(torch.cat([self.encode_features(piece, generator) for piece in pieces], dim=1))
 
-    def encode_features(self, normalised: Tensor, generator: Generator | None) -> Tensor:
+    @property
+    def piece_frames(self) -> int:
+        return self.config.frames
+
+    def fit_piece(self, normalised: Tensor) -> Tensor:
+        return _fill_patches(normalised, self.config.patch, self.grid_size[1])
+
+    def grid_of_piece(self, normalised: Tensor) -> tuple[Tensor, Tensor | None]:
         of_class, of_patches = self.pos_embed.split([1, self.pos_embed.shape[1] - 1], dim=1)
         grid = self.patch_embed(normalised)  # (batch, embed_dim, frequency patches, time patches)
-        grid = grid + of_patches.mT.unflatten(2, self.grid_size)[..., : grid.shape[-1]]
-        return self.encode(grid, self.cls_token + of_class, generator)[:, 1:]
+        grid = grid + of_patches.mT.unflatten(2, self.grid_size).narrow(3, 0, grid.shape[3])
+        return grid, self.cls_token + of_class
+
+    def finish_sequence(self, sequence: Tensor) -> Tensor:
+        return sequence[:, 1:]  # the class token is for other tasks
 
     def pool(self, sequence: Tensor) -> Tensor:
-        return sequence.mean(dim=1)  # without the class token, which is for other tasks
+        return sequence.mean(dim=1)
+
+
+def _fill_patches(normalised: Tensor, patch: int, most: int) -> Tensor:
+    """Fill the last patch of (batch, mels, frames) up with zeros, where there is a place for it."""
+    patches = min((normalised.shape[2] + patch - 1) // patch, most)
+    return F.pad(normalised, [0, patches * patch - normalised.shape[2]])
+
+
+torch.fx.wrap("_fill_patches")  # its size follows from the input's
 
 
 _FIRST_RELEASES_STATISTICS = (-7.1, 4.2)

@@ -26,21 +26,33 @@ class PaSST(AudioTransformer):
         self.time_new_pos_embed = nn.Parameter(torch.empty(1, dim, 1, config.frames // config.stride))
         self.init_weights()
 
-    def forward_features(self, features: Tensor, generator: Generator | None = None) -> Tensor:
+    def grid_of(self, features: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor | None]:
         grid = self.patch_embed(features)  # (batch, embed_dim, frequency patches, time patches)
-        time = self._time_encodings(grid.shape[-1], generator)
-        grid = grid[..., : time.shape[-1]] + time + self.freq_new_pos_embed
-        tokens = torch.cat([self.cls_token, self.dist_token], dim=1) + self.new_pos_embed  # (1, 2, embed_dim)
-        return self.encode(grid, tokens, generator)
-
-    def _time_encodings(self, time_patches: int, generator: Generator | None) -> Tensor:
-        """(1, embed_dim, 1, at most `time_patches`)."""
-        spare = self.time_new_pos_embed.shape[-1] - time_patches
-        start = 0
-        if self.training and spare > 0:
-            device = generator.device if generator is not None else None
-            start = int(torch.randint(spare + 1, (), generator=generator, device=device))
-        return self.time_new_pos_embed[..., start : start + time_patches]
+        if self.training:
+            grid = _encode_times_anywhere(grid, self.time_new_pos_embed, generator)
+        else:
+            grid = _encode_times(grid, self.time_new_pos_embed)
+        grid = grid + self.freq_new_pos_embed
+        return grid, torch.cat([self.cls_token, self.dist_token], dim=1) + self.new_pos_embed  # (1, 2, embed_dim)
 
     def pool(self, sequence: Tensor) -> Tensor:
         return sequence[:, :2].mean(dim=1)  # the class and the distillation token
+
+
+def _encode_times(grid: Tensor, encodings: Tensor) -> Tensor:
+    """Add (1, embed_dim, 1, times) to (batch, embed_dim, rows, columns), from their beginning."""
+    columns = min(grid.shape[3], encodings.shape[3])
+    return grid[:, :, :, :columns] + encodings[:, :, :, :columns]
+
+
+def _encode_times_anywhere(grid: Tensor, encodings: Tensor, generator: Generator | None) -> Tensor:
+    """The same from a random place in the encodings."""
+    spare = max(0, encodings.shape[3] - grid.shape[3])
+    device = None if generator is None else generator.device
+    start = int(torch.randint(spare + 1, (), generator=generator, device=device)) if spare else 0
+    return _encode_times(grid, encodings[:, :, :, start:])
+
+
+# A graph chooses for itself, whenever it runs.
+torch.fx.wrap("_encode_times")
+torch.fx.wrap("_encode_times_anywhere")

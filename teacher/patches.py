@@ -13,9 +13,27 @@ class PatchEmbed(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(batch, mels, frames) → (batch, embed_dim, frequency patches, time patches)."""
-        if features.ndim != 3:
-            raise ValueError(f"features have shape {tuple(features.shape)}; give (batch, mels, frames)")
-        return self.proj(features.unsqueeze(1).to(self.proj.weight.dtype))
+        return self.proj(without_channel(features).unsqueeze(1).to(self.proj.weight.dtype))
+
+
+def without_channel(features: Tensor) -> Tensor:
+    """(batch, mels, frames), or timm's (batch, 1, mels, frames) → (batch, mels, frames).
+
+    Raises:
+        ValueError: the shape is another.
+    """
+    return _three_axes(features)
+
+
+def _three_axes(features: Tensor) -> Tensor:
+    if features.dim() == 4 and features.shape[1] == 1:
+        features = features[:, 0]
+    if features.dim() != 3:
+        raise ValueError(f"features have shape {list(features.shape)}; give (batch, mels, frames)")
+    return features
+
+
+torch.fx.wrap("_three_axes")  # a graph checks as well
 
 
 def drop_patches(
@@ -40,15 +58,15 @@ def drop_patches(
 
     Koutini et al. 2022, arXiv:2110.05069, Section 2.2.
     """
-    grid = _drop(grid, 3, "time", time, generator)
-    grid = _drop(grid, 2, "frequency", frequency, generator)
+    if time:
+        grid = _drop(grid, 3, "time", time, generator)
+    if frequency:
+        grid = _drop(grid, 2, "frequency", frequency, generator)
     sequence = grid.flatten(2).transpose(1, 2)  # (batch, patches, embed_dim)
-    return _drop(sequence, 1, "single", unstructured, generator)
+    return _drop(sequence, 1, "single", unstructured, generator) if unstructured else sequence
 
 
 def _drop(values: Tensor, axis: int, name: str, count: int, generator: Generator | None) -> Tensor:
-    if count == 0:
-        return values
     size = values.shape[axis]
     if not 0 < count < size:
         raise ValueError(f"patchout.{name} is {count}, and there are {size}; choose from 0 to {size - 1}")
