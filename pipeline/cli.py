@@ -62,6 +62,8 @@ COMMANDS = {
     "publish": ("publish", "A model, a store or a dataset as others can use it: a folder with a card, or the Hub."),
     "tag": ("tag", "What is to be heard in sound files."),
     "export": ("export", "A student as one ONNX file that runs anywhere, compared with its checkpoint first."),
+    "embed": ("embed", "An embedding of each clip, of a student's or a teacher's layers → Parquet."),
+    "probe": ("probe", "What embeddings are worth on a dataset's classes, by a linear classifier, cross-validated."),
     "teachers": ("teachers", "The teachers that can be named: cost, published mAP, licence, cached or not."),
     "students": ("students", "The students that can be named: cost, published mAP, licence, cached or not."),
     "plan": ("plan", "Hours, GPU hours and bytes of both stages, from measured speeds, before anything runs."),
