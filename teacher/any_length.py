@@ -37,14 +37,14 @@ class AnyLengthTransformer(AudioTransformer):
         return torch.cat(logits)[torch.argsort(order)]  # (batch, classes)
 
     @property
-    def piece_frames(self) -> int | None:
+    def max_frames(self) -> int | None:
         """Frames that go through the blocks at once, at most; None is any number."""
         return None
 
     def grid_of(self, features: Tensor, generator: Generator | None = None) -> tuple[Tensor, Tensor | None]:
         features = without_channel(features)
-        if self.piece_frames is not None:
-            features = _one_piece(features, self.piece_frames, self.model_name or "this network")
+        if self.max_frames is not None:
+            features = _one_piece(features, self.max_frames, self.model_name or "this network")
         return self.grid_of_piece(self.fit_piece(self.normalise(features, None)))
 
     def fit_piece(self, normalised: Tensor) -> Tensor:

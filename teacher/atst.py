@@ -42,6 +42,10 @@ class ATSTFrame(AnyLengthTransformer):
     def build_head_norm(self) -> nn.Module:
         return PooledNorm(self.pooled_dim)
 
+    @property
+    def max_frames(self) -> int:
+        return self.piece_frames
+
     def used_frames(self, frames: int) -> int:
         pieces, rest = divmod(frames, self.piece_frames)
         if pieces and rest <= self.piece_frames // 2:

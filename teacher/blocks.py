@@ -15,6 +15,7 @@ class PooledNorm(nn.BatchNorm1d):
 
     def forward(self, input: Tensor) -> Tensor:
         """(batch, dim) → the same."""
+        assert self.momentum is not None
         by_batch = self.training and input.shape[0] > 1
         if self.training and not is_traced(input):
             self.num_batches_tracked.add_(input.shape[0] > 1)  # pyright: ignore[reportOptionalMemberAccess]

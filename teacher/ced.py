@@ -40,7 +40,7 @@ class CED(AnyLengthTransformer):
         return normalised.mT
 
     @property
-    def piece_frames(self) -> int:
+    def max_frames(self) -> int:
         return self.config.frames
 
     def patchout(self, time_patches: int) -> tuple[int, int]:

@@ -57,7 +57,7 @@ class M2D(AnyLengthTransformer):
         return self.forward_head(torch.cat([self.encode_features(piece, generator) for piece in pieces], dim=1))
 
     @property
-    def piece_frames(self) -> int:
+    def max_frames(self) -> int:
         return self.config.frames
 
     def fit_piece(self, normalised: Tensor) -> Tensor:

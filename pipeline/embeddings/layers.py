@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,9 @@ import student
 from pipeline.errors import UsageError
 from pipeline.models.device import Precision
 from pipeline.models.hearing import tag_waveforms
+
+if TYPE_CHECKING:
+    import teacher
 
 PENULTIMATE = "penultimate"
 ALIASES = {"efficientat": "b5+b11+b13+b15+se5+se11+se13+se15"}
@@ -155,9 +159,9 @@ def _recorded(modules: Sequence[nn.Module]) -> Iterator[dict[nn.Module, list[Ten
 @contextmanager
 def _without_classes(network: nn.Module) -> Iterator[None]:
     """Have a teacher return what its classifier would be given, which is averaged over pieces as its logits are."""
-    classes = network.num_classes
-    network.num_classes = 0
+    transformer = cast("teacher.AudioTransformer", network)
+    classes, transformer.num_classes = transformer.num_classes, 0
     try:
         yield
     finally:
-        network.num_classes = classes
+        transformer.num_classes = classes

@@ -146,7 +146,7 @@ def test_an_image_has_one_channel_and_its_pooling_is_the_heads() -> None:
 @pytest.mark.parametrize("name", ["mn01_as", "mn10_as_fc_s2221", "dymn04_as"])
 def test_a_folder_that_timm_saved_wins_over_the_releases_address(name: str, tmp_path: Path) -> None:
     saved = build(name, num_classes=5)
-    save_for_hf(saved, tmp_path, safe_serialization=True)
+    save_for_hf(saved, str(tmp_path), safe_serialization=True)
     assert_equal(timm.create_model(f"local-dir:{tmp_path}", pretrained=True), saved)
     for classes, width in ((0, saved.head_hidden_size), (3, 3)):
         other: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=classes).eval()
@@ -161,7 +161,7 @@ def test_the_hub_wins_over_the_releases_address(tmp_path: Path, monkeypatch: pyt
     folder = tmp_path / "models--someone--mn"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("0" * 40)
-    save_for_hf(saved, folder / "snapshots" / ("0" * 40), safe_serialization=True)
+    save_for_hf(saved, str(folder / "snapshots" / ("0" * 40)), safe_serialization=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert_equal(timm.create_model("hf-hub:someone/mn", pretrained=True, cache_dir=tmp_path), saved)
 

@@ -181,7 +181,7 @@ def test_a_longer_clip_than_one_piece_has_no_one_sequence_of_features() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_folder_that_timm_saved_is_loaded_by_its_own_name(name: str, tmp_path: Path) -> None:
     saved = build(name, num_classes=5)
-    save_for_hf(saved, tmp_path, safe_serialization=True)
+    save_for_hf(saved, str(tmp_path), safe_serialization=True)
     loaded: Any = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
     assert isinstance(loaded, type(saved))
     assert_equal(loaded, saved)
@@ -220,5 +220,5 @@ def cached_on_the_hub(model: Any, repository: str, cache: Path, monkeypatch: pyt
     folder = cache / f"models--{repository.replace('/', '--')}"
     (folder / "refs").mkdir(parents=True)
     (folder / "refs" / "main").write_text("0" * 40)
-    save_for_hf(model, folder / "snapshots" / ("0" * 40), safe_serialization=True)
+    save_for_hf(model, str(folder / "snapshots" / ("0" * 40)), safe_serialization=True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)

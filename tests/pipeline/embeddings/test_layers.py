@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from pipeline.models.hearing import tag_waveforms
 from pipeline.models.loading import load_model
 
 
-def loaded(path: str) -> torch.nn.Module:
+def loaded(path: str) -> Any:
     return load_model(path).network
 
 
