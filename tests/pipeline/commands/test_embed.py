@@ -110,7 +110,7 @@ def test_embeddings_may_lie_behind_a_url(data: str, checkpoint: str) -> None:
 
 
 def test_a_folder_without_embeddings_says_so(tmp_path: Path, data: str) -> None:
-    with pytest.raises(PipelineError, match="holds no embeddings; make some with `pipeline embed`"):
+    with pytest.raises(PipelineError, match="this is no store of embeddings; make one with `pipeline embed`"):
         read_embeddings(data)
 
 
