@@ -83,7 +83,7 @@ class WaveformCache:
                 f"--cache-size allows {cache.max_bytes / 1e9:g} GB, and {disk.free / 1e9:.3g} GB are free. Make room, "
                 "choose another --cache-dir, or leave --cache-audio off"
             )
-        share = min(1.0, room / full)
+        share = 1.0 if full <= room else room / full
         kept = "" if share == 1 else f"{100 * share:.0f} % of the clips, the others are decoded each time: "
         sizes = share * full / 1e9, used / 1e9
         _log.info("decoded audio is kept in %s: %s%.2f GB when complete, now %.2f", self.path, kept, *sizes)

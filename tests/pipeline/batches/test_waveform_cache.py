@@ -69,6 +69,11 @@ def test_sound_of_16_bits_at_the_models_rate_is_the_same_with_and_without(tmp_pa
     assert torch.equal(without, reads)
 
 
+def test_a_dataset_without_clips_fits(tmp_path: Path, manifest: Manifest) -> None:
+    empty = Manifest(manifest.location, manifest.table.slice(0, 0), manifest.vocabulary)
+    assert open_cache(tmp_path, empty).keeps(0)
+
+
 def test_silence_is_a_waveform_too(tmp_path: Path, manifest: Manifest) -> None:
     cache = open_cache(tmp_path, manifest)
     cache.write(0, np.zeros(100, np.float32))
