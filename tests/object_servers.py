@@ -114,6 +114,8 @@ class Proxy:
 
     endpoint: str
     latency_seconds: float = 0.0
+    bytes_per_second: float = 0.0
+    """How fast an answer is sent, as over a network; 0 is as fast as can be."""
     faults: list[Fault] = field(default_factory=list)
     requests: list[tuple[str, str]] = field(default_factory=list)
     """(method, path with query) of each."""
@@ -129,6 +131,7 @@ class Proxy:
 
     def reset(self) -> None:
         with self.lock:
+            self.bytes_per_second = 0.0
             self.latency_seconds, self.connections, self.most_at_once, self.gather = 0.0, 0, 0, 0
             self.faults, self.requests = [], []
 
@@ -239,9 +242,18 @@ def proxy_before(port: int) -> Iterator[Proxy]:
                 self.send_header(name, value)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(content[:cut])
+                self.send(content[:cut])
             if cut is not None:
                 self.close_connection = True
+
+        def send(self, content: bytes) -> None:
+            piece = max(1, int(proxy.bytes_per_second / 100)) if proxy.bytes_per_second else max(1, len(content))
+            started = time.monotonic()
+            for offset in range(0, len(content), piece):
+                self.wfile.write(content[offset : offset + piece])
+                if proxy.bytes_per_second:
+                    ahead = (offset + piece) / proxy.bytes_per_second - (time.monotonic() - started)
+                    time.sleep(max(0.0, ahead))
 
         do_GET = do_PUT = do_POST = do_HEAD = do_DELETE = handle_any  # noqa: N815
 

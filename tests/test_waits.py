@@ -27,6 +27,7 @@ REASONS = {
     "pipeline/ingest/preparing.py: begun.order.result()": LOOKS_ITSELF,
     "pipeline/labelling/shard_decoder.py: current.prepared.popleft().result()": LOOKS_ITSELF,
     "pipeline/labelling/shard_decoder.py: order.result()": LOOKS_ITSELF,
+    "pipeline/labelling/shard_fetching.py: self._jobs[number].result()": LOOKS_ITSELF,
     "pipeline/models/weights_cache.py: job.result()": LOOKS_ITSELF,
     "pipeline/runtime/threads.py: job.result()": LOOKS_ITSELF,
     "pipeline/runtime/threads.py: self._jobs.get()": NEWS_OR_NOTHING,

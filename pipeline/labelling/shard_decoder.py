@@ -22,7 +22,9 @@ from pipeline.dataset.views import ViewsStamp, draw_view
 from pipeline.decoding.pool import DecodingPool, Order, RequestQueue
 from pipeline.errors import LostProcessError, PipelineError
 from pipeline.labelling.clip_range import ClipRange, as_range
-from pipeline.labelling.shard_reading import DecodedClip, ShardReader, Waveforms
+from pipeline.labelling.shard_fetching import ShardFetcher
+from pipeline.labelling.shard_reading import DecodedClip, ShardReader, Share, Waveforms
+from pipeline.labelling.stretches import Stretch
 from pipeline.logits.store import ClipFailure
 from pipeline.runtime.threads import Job, Threads
 from pipeline.runtime.watching import PATIENCE_SECONDS
@@ -99,6 +101,7 @@ class ShardDecoder:
         self._pool: DecodingPool | None = self._start()
         self._queue: RequestQueue | None = None
         self._assembler = Threads(1, "assemble", patience=patience)
+        self._fetching = Threads(2, "fetch", patience=patience) if storage.is_remote(manifest.location) else None
         self._current: _OpenShard | None = None
         self._ahead: _OpenShard | None = None
 
@@ -106,6 +109,8 @@ class ShardDecoder:
         """End the processes and the thread."""
         self._let_go()
         self._assembler.close()
+        if self._fetching is not None:
+            self._fetching.close()
 
     def rows_of(self, shard: str) -> np.ndarray:
         """Returns a shard's rows, (clips,) int64, in the order of its bytes, which is that of its batches."""
@@ -133,7 +138,7 @@ class ShardDecoder:
                         continue
                     if following is not None and self._ahead is None:
                         self._ahead, following = self._try_to_open(following), None
-                    if self._ahead is None or not self._prepare(self._ahead):
+                    if not self._prepare_ahead():
                         break
                 if not current.prepared:
                     break
@@ -161,11 +166,16 @@ class ShardDecoder:
 
     def _open(self, shard: str | ClipRange) -> "_OpenShard":
         wanted = self.range_of(shard)
-        reader = storage.RangeReader(self._manifest.location)
-        reader.read(wanted.shard, 0, 1)  # says now if the tar is missing
-        reader.close()
-        rows = self.rows_of(wanted.shard)[wanted.start : wanted.stop]
-        return _OpenShard(range=wanted, rows=deque(rows.tolist()), prepared=deque())
+        if self._fetching is None:
+            reader = storage.RangeReader(self._manifest.location)
+            reader.read(wanted.shard, 0, 1)  # says now if the tar is missing
+            reader.close()
+        rows = self.rows_of(wanted.shard)[wanted.start : wanted.stop].tolist()
+        batches = [rows[start : start + self._batch_size] for start in range(0, len(rows), self._batch_size)]
+        fetcher = None
+        if self._fetching is not None:
+            fetcher = ShardFetcher(self._manifest, wanted.shard, batches, self._fetching)
+        return _OpenShard(range=wanted, batches=batches, prepared=deque(), fetcher=fetcher)
 
     def _try_to_open(self, shard: str | ClipRange) -> "_OpenShard | None":
         try:
@@ -174,17 +184,35 @@ class ShardDecoder:
             return None
 
     def _prepare(self, shard: "_OpenShard") -> bool:
-        """Have one more batch made; False where the shard has no more clips."""
-        rows = [shard.rows.popleft() for _ in range(min(self._batch_size, len(shard.rows)))]
-        if rows:
-            queue = self._open_queue()
-            shares = [rows[start : start + self._share] for start in range(0, len(rows), self._share)]
-            orders = [order for order in map(queue.put, shares) if order is not None]
-            assert len(orders) == len(shares), "there is room for as many batches as are ever under way"
-            shard.prepared.append(
-                self._assembler.submit(f"decoding {shard.range.shard}", lambda: self._assemble(orders))
-            )
-        return bool(rows)
+        """Have one more batch made; False where the shard has no more clips, or its bytes are still on their way."""
+        number, fetched = shard.begun, None
+        if number == len(shard.batches):
+            return False
+        if shard.fetcher is not None:
+            shard.fetcher.begin(number)
+            if (self._current is not shard or shard.prepared) and not shard.fetcher.is_there(number):
+                return False  # there is something to do meanwhile
+            fetched = shard.fetcher.take(number)
+        shard.begun += 1
+        rows, queue = shard.batches[number], self._open_queue()
+        place = None if fetched is None else fetched.place
+        shares = [Share(rows[start : start + self._share], place) for start in range(0, len(rows), self._share)]
+        orders = [order for order in map(queue.put, shares) if order is not None]
+        assert len(orders) == len(shares), "there is room for as many batches as are ever under way"
+        # What was fetched has to live until it is decoded.
+        job = self._assembler.submit(f"decoding {shard.range}", lambda: self._assemble(orders, fetched))
+        shard.prepared.append(job)
+        return True
+
+    def _prepare_ahead(self) -> bool:
+        """Have one more batch made of the shard that follows, if that is possible now."""
+        try:
+            return self._ahead is not None and self._prepare(self._ahead)
+        except LostProcessError:
+            raise
+        except PipelineError:  # told when its turn comes
+            self._ahead = None
+            return False
 
     def _start(self) -> DecodingPool:
         remedy = "Give the machine more memory, or take fewer --decode-workers or a lower --batch-size"
@@ -197,7 +225,7 @@ class ShardDecoder:
             self._queue = self._pool.open_queue(
                 self._reader,
                 (_BATCHES_AHEAD + 1) * shares,
-                self._reader.result_bytes(range(self._share)),
+                self._reader.result_bytes(Share(range(self._share))),
                 held=shares,
             )
         return self._queue
@@ -215,8 +243,8 @@ class ShardDecoder:
             self._pool.close()
         self._pool = None
 
-    def _assemble(self, orders: Sequence[Order]) -> list[ClipBatch]:
-        """Put a batch together out of what the processes decoded."""
+    def _assemble(self, orders: Sequence[Order], fetched: Stretch | None) -> list[ClipBatch]:
+        """Put a batch together out of what the processes decoded, from what was fetched, if it was."""
         clips = [clip for order in orders for clip in order.result()]
         failures = {clip.row: self._failure(clip.row, *clip.failure) for clip in clips if clip.failure is not None}
         first, *others = self._divide([clip for clip in clips if clip.failure is None]) or [[]]
@@ -257,12 +285,16 @@ class ShardDecoder:
         return self._manifest.clip_ids[row].as_py()
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True, eq=False)
 class _OpenShard:
     """A shard, or a stretch of one, whose clips are being decoded."""
 
     range: ClipRange
-    rows: deque[int]
-    """Of the clips that no process was given yet."""
+    batches: list[list[int]]
+    """Rows of each batch."""
+    begun: int = 0
+    """How many of them processes were given."""
+    fetcher: ShardFetcher | None
+    """Brings the bytes of a shard behind a URL."""
     prepared: deque[Job[list[ClipBatch]]]
     """Batches made or in the making, in order; of long clips several in one."""

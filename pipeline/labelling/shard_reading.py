@@ -12,10 +12,11 @@ import numpy as np
 from pipeline.dataset.audio import load_whole_waveforms
 from pipeline.dataset.clip_lengths import view_samples
 from pipeline.dataset.clip_table import ClipTable
-from pipeline.dataset.shards import read_ahead, read_clip_bytes
+from pipeline.dataset.shards import check_clip_bytes, read_ahead, read_clip_bytes
 from pipeline.dataset.views import View, ViewsStamp, apply_view, draw_view, extra_seconds
 from pipeline.decoding.shared_memory import Arena
 from pipeline.errors import DecodeError, ShardError
+from pipeline.labelling.stretches import StretchPlace
 from pipeline.storage.files import RangeReader, is_remote
 
 _ROOM_SECONDS = 30.0
@@ -38,6 +39,16 @@ class DecodedClip:
     failure: Failure | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a process is asked for: some clips of a batch."""
+
+    rows: Sequence[int]
+    """In the manifest."""
+    fetched: StretchPlace | None = None
+    """Where their bytes are, if they were fetched already."""
+
+
 class ShardReader:
     """Decodes clips once for all sample rates and views, as long as they are.
 
@@ -55,35 +66,44 @@ class ShardReader:
         self._rates_hz, self._seconds = tuple(sample_rates_hz), seconds
         self._files = RangeReader(clips.location)
 
-    def load(self, request: Sequence[int], arena: Arena, at: Callable[[int], None]) -> list[DecodedClip]:
-        """Decode the clips at some rows.
+    def load(self, request: Share | Sequence[int], arena: Arena, at: Callable[[int], None]) -> list[DecodedClip]:
+        """Decode some clips, given as their rows or as a share.
 
         Raises:
             PipelineError: the storage fails, so that no clip is to blame.
         """
-        if is_remote(self._clips.location):
-            read_ahead(self._files, self._clips, np.array(request))
+        share = request if isinstance(request, Share) else Share(request)
+        rows, contents = share.rows, [None] * len(share.rows)
+        if share.fetched is not None:
+            ranges = [(int(self._clips.offsets[row]), int(self._clips.sizes[row])) for row in rows]
+            contents = share.fetched.read(ranges)
+        elif is_remote(self._clips.location):
+            read_ahead(self._files, self._clips, np.array(rows))
         decoded = []
-        for row in request:
+        for row, content in zip(rows, contents, strict=True):
             at(row)
-            decoded.append(self._decode(row))
+            decoded.append(self._decode(row, content))
         return decoded
 
-    def result_bytes(self, request: Sequence[int]) -> int:
+    def result_bytes(self, request: Share | Sequence[int]) -> int:
         """Returns how much memory the waveforms of some clips take, unless teachers hear all of very long ones."""
         views = 1 if self._views is None else self._views.count
         seconds = _ROOM_SECONDS if math.isinf(self._seconds) else self._seconds
         # Each array begins where vector instructions like it, and rates are rounded.
-        return len(request) * views * sum(4 * round(seconds * rate) + 128 for rate in self._rates_hz)
+        clips = len(request.rows if isinstance(request, Share) else request)
+        return clips * views * sum(4 * round(seconds * rate) + 128 for rate in self._rates_hz)
 
     def name_of(self, row: int) -> str:
         """Returns a clip's id and shard."""
         return f"{self._clips.clip_id(row)} of {self._clips.shards[self._clips.shard_of_clip[row]]}"
 
-    def _decode(self, row: int) -> DecodedClip:
+    def _decode(self, row: int, content: bytes | None) -> DecodedClip:
         extra = 0.0 if self._views is None else extra_seconds(self._views.config)
         try:
-            encoded = read_clip_bytes(self._files, self._clips, row)
+            if content is None:
+                encoded = read_clip_bytes(self._files, self._clips, row)
+            else:
+                check_clip_bytes(self._clips, row, encoded := content)
             waveforms = load_whole_waveforms(encoded, sample_rates_hz=self._rates_hz, max_seconds=self._seconds + extra)
         except DecodeError as error:
             return DecodedClip(row, [], (error.reason, error.detail))

@@ -129,6 +129,11 @@ class Job(Generic[Result]):
         self._result: Result | None = None
         self._error: BaseException | None = None
 
+    @property
+    def is_done(self) -> bool:
+        """Whether there is a result, or what went wrong."""
+        return self._done.is_set()
+
     def do(self) -> None:
         """Do it; called by the thread."""
         self._thread = threading.current_thread()
