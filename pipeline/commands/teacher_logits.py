@@ -57,8 +57,8 @@ class TeacherLogitsConfig:
     """Views of each clip: the clip as it is, and one fewer augmented ones, which a student is then shown just so."""
     view: ViewConfig = field(default_factory=ViewConfig)
     """What views may do to a clip."""
-    batch_size: int = 16
-    """Clips a forward pass, 1 or more. Batches don't cross shards."""
+    batch_size: int | None = None
+    """Clips a forward pass, 1 or more; by default 64 on GPUs, 16 without. Batches don't cross shards."""
     precision: PrecisionChoice = "auto"
     """What the networks' matrix products compute in; front ends, norms and the last layer always compute in float32,
     and logits are stored as float16. auto goes on with what the store was begun with; a new store gets bfloat16 where
@@ -168,7 +168,7 @@ def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
             store=store,
             teachers=specs,
             stamp=stamp,
-            batch_size=config.batch_size,
+            batch_size=config.batch_size or 0,
             decode_workers=config.decode_workers,
             patience=config.patience,
         )
@@ -270,16 +270,18 @@ def _label(
 
 def _note_speed(store: str, outcomes: Sequence["ShardOutcome"], seconds: float) -> None:
     clips = sum(outcome.clips for outcome in outcomes)
-    busy = sum(outcome.seconds for outcome in outcomes)
+    busy, idle = sum(outcome.seconds for outcome in outcomes), sum(outcome.idle_seconds for outcome in outcomes)
+    waiting = [outcome.waiting_seconds for outcome in outcomes]
+    publishing = [outcome.publishing_seconds for outcome in outcomes]
     if busy:
         write_speed(store, LabellingSpeed(clips=clips, busy_seconds=busy, seconds=seconds))
         _log.info(
             "%d clips in %.0f s, starting Ray included: %.1f clips/s an actor; its teachers waited for decoded clips "
-            "%.1f %% of the time",
+            "%.1f %% of the time, while logits were published %.1f %%, and for Ray %.1f %%",
             clips,
             seconds,
             clips / busy,
-            100 * sum(outcome.waiting_seconds for outcome in outcomes) / busy,
+            *(100 * sum(times) / (busy + idle) for times in (waiting, publishing, [idle])),
         )
 
 

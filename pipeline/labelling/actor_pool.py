@@ -4,10 +4,13 @@ With `work_board`, the room's only module that imports Ray, so a machine without
 """
 
 import logging
+import os
+import platform
 import threading
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -27,6 +30,7 @@ from pipeline.labelling.clip_range import ClipRange, ShardJoin
 from pipeline.labelling.shard_labeller import LabellerConfig, ShardLabeller, ShardReport
 from pipeline.labelling.work_board import BoardHandle, Event, exchange
 from pipeline.labelling.work_plan import Order, ShardOutcome, Step, StepOutcome, WorkPlan, steps_and_followers
+from pipeline.models.device import still_works
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.ray_capacity import TOLD_SECONDS, RoomWatch, machines
 from pipeline.runtime.ray_pulse import PulseWatch, beating
@@ -35,6 +39,8 @@ from pipeline.storage.outages import outlast
 
 _SILENT_SECONDS = 30.0
 """After so long without a sign of life of whoever works at an order it is given to another actor, too."""
+_BATCH_SIZES = {"cuda": 64, "cpu": 16}
+"""Clips a forward pass, where nobody says how many."""
 _LOOK_SECONDS = 0.2
 _IDLE_SECONDS = 0.3
 _END_SECONDS = 10.0
@@ -70,9 +76,10 @@ def label_shards(
         PipelineError: Ray itself fails, such as when the cluster goes away.
     """
     layout = fit_to_machines(machines(), actors, cpus_per_actor, gpus_per_actor)
+    device = "cuda" if layout.gpus_per_actor else "cpu"
+    config = replace(config, device=device, batch_size=config.batch_size or _BATCH_SIZES[device])
     plan = WorkPlan(shards, actors=layout.max_actors, batch_size=config.batch_size, done=done)
     board = BoardHandle.open()
-    config = replace(config, device="cuda" if layout.gpus_per_actor else "cpu")
     foreman = _Foreman(plan, board, layout, min(_SILENT_SECONDS, config.patience), on_clips)
     try:
         with PulseWatch(board, config.patience, on_look=foreman.look) as watch:
@@ -161,6 +168,8 @@ class _Foreman:
         self._shown = plan.clips_done
         self._told: dict[str, float] = {}
         self._error: Exception | None = None
+        self._workers = layout.max_actors
+        self._unfit: set[int] = set()
 
     @property
     def finished(self) -> bool:
@@ -216,9 +225,21 @@ class _Foreman:
             case "lost":
                 self._plan.order_lost(event.order)
                 self._fetched.pop(event.order, None)
+            case "unfit":
+                self._plan.order_ended(event.order)
+                self._fetched.pop(event.order, None)
+                self._leave_out(*event.about)
             case "told" if time.monotonic() > self._told.get(event.about, 0):
                 self._told[event.about] = time.monotonic() + TOLD_SECONDS
                 _log.warning("%s", event.about)
+
+    def _leave_out(self, worker: int, machine: str, why: str) -> None:
+        """Do without a worker that can't load the teachers; without all of them nothing can be done."""
+        self._unfit.add(worker)
+        if len(self._unfit) == self._workers:
+            self._error = PipelineError(why)
+        else:
+            _log.warning("%s is left out: it can't load the teachers, tried twice: %s", machine, why)
 
     def _release_what_is_silent(self, signs: Mapping[str, object]) -> None:
         """Give to others what somebody works at who may be gone, with his machine; if he is not, no harm is done."""
@@ -237,7 +258,11 @@ class _LabelActor:
         redaction.install()  # Ray keeps what an actor logs
         self._config, self._board = config, board
         self._cpus = own_share(_this_machine(), layout)
+        self._machine = platform.node()
         self._labeller: ShardLabeller | None = None
+        self._failure = ""
+        """Why the teachers can't be loaded here."""
+        self._worked_until: float | None = None
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list]:
         """Carry out orders until nothing is left to do."""
@@ -246,11 +271,32 @@ class _LabelActor:
         goes_on = True
         while goes_on:
             goes_on, order = self._ask("fetch", worker)
+            if order is not None and not self._load(str(order.steps[0])):
+                self._ask("unfit", worker, order.number, self._machine, self._failure)
+                break
             if order is not None:
                 self._carry_out(worker, order)
             elif goes_on:
                 time.sleep(_IDLE_SECONDS)
         return {"worker": [worker]}
+
+    def _load(self, step: str) -> bool:
+        """Load the teachers where that was not done yet, in two tries; False where they can't be loaded here."""
+        if self._labeller is None and not self._failure:
+            torch.set_num_threads(self._cpus)
+            if self._config.device == "cpu":
+                keep_freed_memory()  # 12 % less CPU time a clip, measured with the tiny teachers
+            with beating(self._board, step):
+                self._labeller = self._try_to_load() or self._try_to_load()
+        return self._labeller is not None
+
+    def _try_to_load(self) -> ShardLabeller | None:
+        try:
+            return outlast(lambda: ShardLabeller(self._config), self._config.patience, self._tell_outage)
+        except Exception as error:
+            _log.exception("loading the teachers")
+            self._failure = str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
+            return None
 
     def _ask(self, method: str, *given: object) -> Any:
         return self._board.ask(method, *given, patience=self._config.patience)
@@ -260,6 +306,7 @@ class _LabelActor:
         for step, following in steps_and_followers(order.steps):
             with beating(self._board, str(step)):
                 outcome = self._do(order, step, following)
+            self._worked_until = time.monotonic()
             self._ask("step", worker, order.number, outcome)
             if outcome.ends_run or time.monotonic() > end:
                 break
@@ -268,6 +315,7 @@ class _LabelActor:
     def _do(self, order: Order, step: Step, following: ClipRange | None) -> StepOutcome:
         """Carry out a step; again where a process that decodes is lost, and while the storage is away."""
         lost: list[str] = []
+        idle = 0.0 if self._worked_until is None else time.monotonic() - self._worked_until
         while True:
             try:
                 # What was lost may have been lost over what follows: a second try does without it.
@@ -275,15 +323,16 @@ class _LabelActor:
                 report = outlast(lambda: self._try(order, step, next_one), self._config.patience, self._tell_outage)  # noqa: B023
             except LostProcessError as error:
                 lost.append(str(error))
-                if self._labeller is not None and len(lost) < order.tries:
+                if len(lost) < order.tries:
                     continue
-                return StepOutcome(shard=step.shard, error=lost[-1], ends_run=self._labeller is None)
+                return StepOutcome(shard=step.shard, error=lost[-1])
             except Exception as error:
                 # Ray would end the whole run. Whatever went wrong with this shard, the others can still be done.
                 _log.exception("%s", step)
                 message = str(error) if isinstance(error, PipelineError) else f"{type(error).__name__}: {error}"
-                ends_run = self._labeller is None or isinstance(error, StorageFullError)
-                return StepOutcome(shard=step.shard, error=message, ends_run=ends_run)
+                if not still_works(self._config.device):
+                    self._end_process(message)
+                return StepOutcome(shard=step.shard, error=message, ends_run=isinstance(error, StorageFullError))
             warning = f"{step.shard} was begun again: {lost[-1]}" if lost else ""
             return StepOutcome(
                 shard=report.shard,
@@ -293,18 +342,23 @@ class _LabelActor:
                 published=report.published,
                 seconds=report.seconds,
                 waiting_seconds=report.waiting_seconds,
+                publishing_seconds=report.publishing_seconds,
+                idle_seconds=idle,
                 warning=warning,
             )
+
+    def _end_process(self, message: str) -> None:
+        """End this process, whose GPU answers nothing any more, so that Ray starts it anew, perhaps elsewhere."""
+        reason = message.splitlines()[0]
+        with suppress(RayError):
+            self._ask("tell", f"{self._machine}: its GPU has failed ({reason}); a new process begins the shard again")
+        os._exit(1)
 
     def _tell_outage(self, error: StorageUnavailableError) -> None:
         self._board.tell("tell", f"{error}; waiting up to {self._config.patience:g} s for it")
 
     def _try(self, order: Order, step: Step, following: ClipRange | None) -> ShardReport:
-        if self._labeller is None:
-            torch.set_num_threads(self._cpus)
-            if self._config.device == "cpu":
-                keep_freed_memory()  # 12 % less CPU time a clip, measured with the tiny teachers
-            self._labeller = ShardLabeller(self._config)
+        assert self._labeller is not None
         if isinstance(step, ShardJoin):
             return self._labeller.join_shard(step)
         end = time.monotonic() + order.seconds

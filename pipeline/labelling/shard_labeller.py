@@ -23,6 +23,7 @@ from pipeline.logits.part_ranges import join_ranges, publish_range
 from pipeline.logits.stamp import StoreStamp
 from pipeline.logits.store import ClipFailure, part_stem, publish_part
 from pipeline.models.device import Precision, choose_device, compute_in, device_name, tensor_dtype
+from pipeline.models.transfer import DeviceCopies
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.watching import PATIENCE_SECONDS
 
@@ -39,7 +40,7 @@ class LabellerConfig:
     stamp: StoreStamp
     """What the parts will say made them."""
     batch_size: int
-    """Clips a forward pass, which shows one view of them."""
+    """Clips a forward pass, which shows one view of them; 0 leaves it to the actors on Ray, whose device decides."""
     decode_workers: int = 0
     """Processes that decode; 0 is one for each core that torch uses."""
     patience: float = PATIENCE_SECONDS
@@ -65,6 +66,8 @@ class ShardReport:
     seconds: float
     waiting_seconds: float
     """Time in which the teachers had nothing to do because the next batch was not decoded yet."""
+    publishing_seconds: float
+    """Time in which they had nothing to do because logits were fetched from the device and written."""
 
 
 class ShardLabeller:
@@ -101,7 +104,7 @@ class ShardLabeller:
             patience=config.patience,
             pin_memory=self._on_gpu,
         )
-        self._copies = torch.cuda.Stream() if self._on_gpu else None
+        self._copies = DeviceCopies(config.device)
         self._unfinished: deque[torch.cuda.Event] = deque()
 
     def _load_teachers(self) -> Iterator[nn.Module]:
@@ -165,6 +168,7 @@ class ShardLabeller:
             count = len(labelled) + len(failures)
             on_progress(count)
         done = slice(wanted.start, wanted.start + count)
+        computed = perf_counter()
         failed = self._publish(wanted.shard, done, labelled, logits, failures)
         return ShardReport(
             shard=wanted.shard,
@@ -175,6 +179,7 @@ class ShardLabeller:
             failed=failed,
             seconds=perf_counter() - started,
             waiting_seconds=waiting,
+            publishing_seconds=perf_counter() - computed,
         )
 
     def _is_idle(self) -> bool:
@@ -213,17 +218,8 @@ class ShardLabeller:
 
     def _on_device(self, view: ViewedClips) -> dict[int, Tensor]:
         """Copy waveforms to the device; to a GPU while it still works at the views before."""
-        if self._copies is None:
-            return {rate: tensor.to(self._config.device) for rate, tensor in view.waveforms.items()}
-        with torch.cuda.stream(self._copies):
-            copied = {
-                rate: tensor.to(self._config.device, non_blocking=True) for rate, tensor in view.waveforms.items()
-            }
-        working = torch.cuda.current_stream()
-        working.wait_stream(self._copies)
-        for tensor in copied.values():
-            tensor.record_stream(working)  # or its memory would be given to the next copy too early
-        return copied
+        copied = self._copies.copy(list(view.waveforms.values()))
+        return dict(zip(view.waveforms, copied, strict=True))
 
     def _keep_pace(self) -> None:
         """Keep at most one batch queued on a GPU, so that the next one is copied meanwhile: memory is finite."""
@@ -255,6 +251,7 @@ class ShardLabeller:
             failed=failed,
             seconds=perf_counter() - started,
             waiting_seconds=0.0,
+            publishing_seconds=perf_counter() - started,
         )
 
     def _publish(

@@ -32,7 +32,7 @@ class Event:
 
     what: str
     """`step`: one of an order's ended; `ended`: nobody works at the order any more; `lost`: whoever did has died;
-    `told`: something for people."""
+    `unfit`: whoever had it can't load the teachers; `told`: something for people."""
     order: int
     about: Any = None
 
@@ -92,6 +92,11 @@ class WorkBoard(PulseBoard):
         """Note that a worker has done with an order."""
         self._in_hand.pop(worker, None)
         self._events.append(Event("ended", number))
+
+    def unfit(self, worker: int, number: int, machine: str, why: str) -> None:
+        """Note that a worker can't load the teachers, and gives its order back."""
+        self._in_hand.pop(worker, None)
+        self._events.append(Event("unfit", number, (worker, machine, why)))
 
     def tell(self, text: str) -> None:
         """Note what is to be told to people."""

@@ -39,6 +39,9 @@ class StepOutcome:
     """Whether the shard's part is there now."""
     seconds: float = 0.0
     waiting_seconds: float = 0.0
+    publishing_seconds: float = 0.0
+    idle_seconds: float = 0.0
+    """Before it, in which the actor had nothing to do, or waited for Ray."""
     error: str = ""
     warning: str = ""
     """What else there is to say of it, though it may have been done in the end."""
@@ -67,6 +70,8 @@ class ShardOutcome:
     failed: int = 0
     seconds: float = 0.0
     waiting_seconds: float = 0.0
+    publishing_seconds: float = 0.0
+    idle_seconds: float = 0.0
     error: str = ""
     warning: str = ""
     ends_run: bool = False
@@ -282,6 +287,8 @@ class WorkPlan:
                 failed=figures.failed + outcome.failed,
                 seconds=figures.seconds + outcome.seconds,
                 waiting_seconds=figures.waiting_seconds + outcome.waiting_seconds,
+                publishing_seconds=figures.publishing_seconds + outcome.publishing_seconds,
+                idle_seconds=figures.idle_seconds + outcome.idle_seconds,
                 warning=outcome.warning or figures.warning,
             )
             self._recent.append((outcome.stop - outcome.start, outcome.seconds))

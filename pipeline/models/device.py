@@ -109,6 +109,16 @@ def compute_in(precision: Precision, models: Iterable[nn.Module]) -> None:
         front_end.register_forward_hook(lambda *_: _allow_tf32(True), always_call=True)
 
 
+def still_works(device: str) -> bool:
+    """Whether a device computes: after some errors a GPU refuses everything that the process still asks of it."""
+    if not device.startswith("cuda"):
+        return True
+    try:
+        return torch.ones(1, device=device).add_(1).item() == 2
+    except (RuntimeError, AssertionError):
+        return False
+
+
 def repeat_exactly() -> None:
     """Let this process compute the same bits each time, on a GPU too; what can't be computed so is refused."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read with the first product; see torch's notes

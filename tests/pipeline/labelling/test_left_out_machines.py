@@ -1,0 +1,136 @@
+"""Machines that can't load the teachers, and GPUs that fail for good: without Ray, whose part a list plays."""
+
+import logging
+import os
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from pipeline.errors import CheckpointError, PipelineError
+from pipeline.labelling import actor_pool
+from pipeline.labelling.actor_layout import Layout
+from pipeline.labelling.actor_pool import _Foreman, _LabelActor
+from pipeline.labelling.clip_range import ClipRange
+from pipeline.labelling.shard_labeller import LabellerConfig
+from pipeline.labelling.work_board import Event
+from pipeline.labelling.work_plan import Order, WorkPlan
+
+ORDER = Order(number=7, steps=(ClipRange("a.tar", 0, 4),), seconds=60.0, tries=2)
+CONFIG = LabellerConfig(data="", store="", teachers=(), stamp=cast("Any", None), batch_size=4)
+
+
+class Board:
+    """Hands out one order, and notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[Any, ...]] = []
+        self._orders = [ORDER]
+
+    def ask(self, method: str, *given: object, patience: float) -> object:
+        self.asked.append((method, *given))
+        if method == "fetch":
+            return bool(self._orders), self._orders.pop() if self._orders else None
+        return None
+
+    def tell(self, method: str, *given: object) -> None:
+        self.asked.append((method, *given))
+
+    def __getattr__(self, name: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *given: None)  # signs of life
+
+    def methods(self) -> list[str]:
+        return [method for method, *_ in self.asked]
+
+
+def layout(workers: int) -> Layout:
+    return Layout(actors=workers, max_actors=workers, cpus_per_actor=1, gpus_per_actor=0, own_share=False)
+
+
+@pytest.fixture
+def board() -> Board:
+    return Board()
+
+
+@pytest.fixture
+def actor(board: Board, monkeypatch: pytest.MonkeyPatch) -> _LabelActor:
+    monkeypatch.setattr(actor_pool, "_this_machine", lambda: {"CPU": 1})
+    monkeypatch.setattr(actor_pool.platform, "node", lambda: "gpu-7")
+    monkeypatch.setattr(actor_pool.torch, "set_num_threads", lambda threads: None)
+    return _LabelActor(CONFIG, layout(2), cast("Any", board))
+
+
+def let_labeller_be(monkeypatch: pytest.MonkeyPatch, *made: object) -> list[object]:
+    """Let what is made next be these, or raise them; returns those that were not made."""
+    left = list(made)
+
+    def make(config: LabellerConfig) -> object:
+        one = left.pop(0)
+        if isinstance(one, Exception):
+            raise one
+        return one
+
+    monkeypatch.setattr(actor_pool, "ShardLabeller", make)
+    return left
+
+
+class Broken:
+    """A labeller whose device refuses everything."""
+
+    def label_shard(self, *given: object, **more: object) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be …")
+
+
+def test_a_machine_that_cannot_load_the_teachers_gives_its_order_back_after_two_tries(
+    actor: _LabelActor, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = CheckpointError("passt.pt: hashes to 0123 on this machine")
+    left = let_labeller_be(monkeypatch, wrong, wrong, "a third one")
+    actor({"worker": actor_pool.np.array([3])})
+    assert board.asked[-1] == ("unfit", 3, 7, "gpu-7", "passt.pt: hashes to 0123 on this machine")
+    assert left == ["a third one"]
+    assert board.methods().count("fetch") == 1, "it takes no other order"
+
+
+def test_teachers_that_load_at_the_second_try_are_loaded(
+    actor: _LabelActor, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_labeller_be(monkeypatch, OSError("the disk was away"), Broken())
+    actor({"worker": actor_pool.np.array([3])})
+    assert "unfit" not in board.methods()
+    assert "step" in board.methods()
+
+
+def test_a_process_whose_gpu_answers_no_more_says_so_and_ends(
+    actor: _LabelActor, board: Board, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    let_labeller_be(monkeypatch, Broken())
+    monkeypatch.setattr(actor_pool, "still_works", lambda device: False)
+
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", leave)
+    with pytest.raises(SystemExit):
+        actor({"worker": actor_pool.np.array([3])})
+    assert board.asked[-1][0] == "tell"
+    assert board.asked[-1][1].startswith(
+        "gpu-7: its GPU has failed (RuntimeError: CUDA error: an illegal memory access"
+    )
+
+
+def test_the_run_goes_on_without_a_machine_and_names_it_until_none_is_left(caplog: pytest.LogCaptureFixture) -> None:
+    plan = WorkPlan({"a.tar": 4}, actors=2, batch_size=4)
+    foreman = _Foreman(plan, cast("Any", Board()), layout(2), 30.0, lambda clips: None)
+    order = plan.take()
+    assert order is not None
+    with caplog.at_level(logging.WARNING):
+        foreman._note(Event("unfit", order.number, (0, "gpu-7", "no such file")))
+    assert "gpu-7 is left out: it can't load the teachers, tried twice: no such file" in caplog.text
+    foreman.check()
+    again = plan.take()
+    assert again is not None
+    assert again.steps == order.steps, "its order is for others"
+    foreman._note(Event("unfit", again.number, (1, "gpu-8", "no such file")))
+    with pytest.raises(PipelineError, match="no such file"):
+        foreman.check()
