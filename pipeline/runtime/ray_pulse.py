@@ -24,6 +24,8 @@ _BEAT_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
 _ANSWER_SECONDS = 10.0
 _AGAIN_SECONDS = 5.0
+_START_SECONDS = 60.0
+"""How long the board may at least take until its first answer, for a busy machine starts its process slowly."""
 
 
 class PulseBoard:
@@ -80,6 +82,7 @@ class PulseWatch:
         board: a handle of the actor.
         patience: how long there may be no sign of life of any work, in seconds.
         on_look: also done from time to time; what it asks of Ray has a limit.
+        remedy: how to go on, for the message.
         interrupts: interrupt the main thread as if by Ctrl-C where the limit is passed, for a wait that has none of its
             own; see `told`.
     """
@@ -90,9 +93,10 @@ class PulseWatch:
         patience: float,
         *,
         on_look: Callable[[], None] = lambda: None,
+        remedy: str = "the same command goes on with the rest",
         interrupts: bool = False,
     ) -> None:
-        self._board, self._patience, self._on_look = board, patience, on_look
+        self._board, self._patience, self._on_look, self._remedy = board, patience, on_look, remedy
         self._interrupts = interrupts and threading.current_thread() is threading.main_thread()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="pulse", daemon=True)
@@ -114,33 +118,33 @@ class PulseWatch:
     def _look(self) -> None:
         watch = Watch(self._patience)
         busy: list[str] = []
-        answers = True
+        answers, limit = True, max(self._patience, _START_SECONDS)
         while not self._ended.wait(_LOOK_SECONDS):
             try:
                 beats, busy = cast(
                     "tuple[int, list[str]]", ray.get(self._board.pulse.remote(), timeout=_ANSWER_SECONDS)
                 )
-                answers = True
+                answers, limit = True, self._patience
             except RayError:
                 beats, answers = None, False
             watch.see(beats)
             self._on_look()
-            if not watch.expired:
+            if not watch.longer_than(limit):
                 continue
             if answers and not busy:  # nothing has begun: whoever gave the work tells what it waits for
                 watch = Watch(self._patience)
                 continue
-            self._silence = self._put_into_words(busy, answers)
+            self._silence = self._put_into_words(busy, answers, limit)
             if self._interrupts:
                 _thread.interrupt_main()
                 self._ended.wait(_AGAIN_SECONDS)  # and then again: an exception in a callback of Ray's is swallowed
         self._on_look()
 
-    def _put_into_words(self, busy: list[str], answers: bool) -> str:
+    def _put_into_words(self, busy: list[str], answers: bool, seconds: float) -> str:
         if not answers:
-            return f"the Ray cluster has not answered for {self._patience:g} s. The same command goes on with the rest"
+            return f"the Ray cluster has not answered for {seconds:g} s; {self._remedy}"
         work = ", ".join(sorted(busy)[:3]) + (f" and {len(busy) - 3} more" if len(busy) > 3 else "")
         return (
-            f"there has been no sign of life of the work on Ray for {self._patience:g} s; under way: {work}. End what "
-            "is stopped there; the same command goes on with the rest. --patience allows more"
+            f"there has been no sign of life of the work on Ray for {seconds:g} s; under way: {work}. End what "
+            f"is stopped there; {self._remedy}. --patience allows more"
         )

@@ -15,6 +15,7 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import LostProcessError, PipelineError, StorageUnavailableError
+from pipeline.runtime.ray_pulse import PulseBoard
 from pipeline.training.run import RunResult
 
 ANSWER_SECONDS = 60.0
@@ -56,8 +57,9 @@ def start_board() -> Board:
 
 
 @ray.remote(num_cpus=0)
-class _Board:
+class _Board(PulseBoard):
     def __init__(self) -> None:
+        super().__init__()
         self._stop = asyncio.Event()
         self._result: RunResult | None = None
         self._error: PipelineError | None = None

@@ -30,6 +30,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from pipeline.errors import PipelineError, UsageError
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.ray_address import cluster_address
+from pipeline.runtime.ray_pulse import PulseWatch, beating
 from pipeline.runtime.stopping import stop_on_event, stop_on_signals
 from pipeline.training.loop import TrainingConfig
 from pipeline.training.rank_board import ANSWER_SECONDS, Board, News, may_be_mended, start_board, told_to
@@ -55,6 +56,7 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
 
     Raises:
         UsageError: the cluster has too few GPUs or cores.
+        LostProcessError: no rank has given a sign of life for long.
         PipelineError: what `command` raises, or Ray itself fails.
     """
     patience = start_seconds(config.patience)
@@ -92,7 +94,8 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
             ),
         )
         try:
-            _fit(trainer, _News(board, config, kind))
+            # Where a rank is lost, the others find that out, and then all of them start once more.
+            _fit(trainer, _News(board, config, kind), patience=config.patience + patience)
         except (TrainingFailedError, RayError, RuntimeError, ValueError) as error:
             _raise_if_told(board)
             reason = str(error).strip().splitlines()[-1]
@@ -109,7 +112,7 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
         return result
 
 
-def _fit(trainer: TorchTrainer, news: "_News") -> None:
+def _fit(trainer: TorchTrainer, news: "_News", *, patience: float) -> None:
     """Train in a thread; meanwhile tell what the ranks tell, and pass on to them that this process is asked to end.
 
     In the main thread Ray Train would take Ctrl-C for itself, and save nothing.
@@ -124,8 +127,10 @@ def _fit(trainer: TorchTrainer, news: "_News") -> None:
             done.set_exception(error)
 
     threading.Thread(target=fit, name="Ray Train", daemon=True).start()
-    with stop_on_signals() as stop:
+    remedy = "the same command with --resume goes on"
+    with stop_on_signals() as stop, PulseWatch(news.board, patience, remedy=remedy) as watch:
         while not wait([done], timeout=_POLL_SECONDS).done:
+            watch.check()
             if stop.requested:
                 news.board.stop.remote()
             news.look()
@@ -182,7 +187,7 @@ def _train_one_rank(settings: dict[str, Any]) -> None:
     rank = ray.train.get_context().get_world_rank()
     if not ray.get(board.begin.remote(rank), timeout=ANSWER_SECONDS):
         return  # what ended the ranks before would end these
-    with _stopped_by(board), told_to(board, rank):
+    with _stopped_by(board), told_to(board, rank), beating(board, f"rank {rank}"):
         try:
             result = settings["command"](config)
         except PipelineError as error:

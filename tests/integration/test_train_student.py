@@ -2,12 +2,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import soundfile
 import torch
@@ -20,7 +22,7 @@ from pipeline import cli
 from pipeline.batches.sampling import EpochSampler
 from pipeline.commands.train_student import TrainStudentConfig, run
 from pipeline.dataset.manifest import read_manifest
-from pipeline.errors import CheckpointError, LogitStoreError, UsageError
+from pipeline.errors import CheckpointError, LogitStoreError, LostProcessError, UsageError
 from pipeline.logits.store import open_store, publish_part, write_stamp
 from pipeline.models.loading import load_model
 from pipeline.runtime.progress import read_metrics
@@ -222,6 +224,29 @@ def test_two_ranks_on_ray_train_have_the_curve_of_one(
     assert ours == pytest.approx(theirs, rel=1e-3)
     with pytest.raises(UsageError, match="is not empty"):  # what a rank raises is what the command raises
         run(together)
+
+
+@pytest.mark.ray
+def test_ranks_on_ray_that_all_stand_still_end_the_command_with_a_word(
+    config: TrainStudentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipeline.runtime.ray_pulse import PulseWatch
+    from pipeline.training import ray_ranks
+
+    impatient = lambda board, patience, **more: PulseWatch(board, 5.0, **more)  # noqa: E731
+    monkeypatch.setattr(ray_ranks, "PulseWatch", impatient)
+    endless = replace(config, run=str(tmp_path / "still"), workers=0, ranks=2, eval_data=None, epochs=10_000)
+
+    def stop_all_ranks() -> None:
+        while len(list_checkpoints(tmp_path / "still")) < 2:
+            time.sleep(0.1)
+        for child in psutil.Process().children(recursive=True):
+            if "RayTrainWorker" in " ".join(child.cmdline()):
+                child.suspend()
+
+    threading.Thread(target=stop_all_ranks, daemon=True).start()
+    with pytest.raises(LostProcessError, match=r"for 5 s; under way: rank 0, rank 1\. .* with --resume goes on"):
+        run(endless)
 
 
 def test_torchrun_passes_a_stop_on_to_all_ranks_and_one_rank_can_go_on(
