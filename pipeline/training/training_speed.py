@@ -58,7 +58,7 @@ def measure_training(
     trainer = Trainer(learner, config, sampler, lambda epoch: 1.0, device)
     dataset = open_clips(config, manifest, learner.model)  # pyright: ignore[reportArgumentType]
     started = 0.0
-    with start_pool(config, StopRequest()) as pool:
+    with start_pool(config, device, StopRequest()) as pool:
         for report in trainer.steps(load_steps(dataset, sampler, workers=pool, device=device)):
             now = perf_counter()
             started = started or now  # the first step also warmed up

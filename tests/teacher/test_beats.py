@@ -112,7 +112,7 @@ def test_fused_attention_adds_the_gated_bias_that_plain_attention_adds(clips: Ca
 
 
 def test_a_bias_depends_on_the_distance_alone_and_saturates_far_away() -> None:
-    bias = small().position_bias(2000)
+    bias = small().attention_bias(torch.empty(1, 2000, 1))
     assert bias.shape == (2, 2000, 2000)
     torch.testing.assert_close(bias[:, 5, 9], bias[:, 100, 104])
     assert not torch.equal(bias[:, 9, 5], bias[:, 5, 9])

@@ -5,7 +5,7 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 import teacher
 from teacher.registry import ALIASES
@@ -144,15 +144,19 @@ def test_another_number_of_classes_starts_the_last_layer_afresh_and_says_so(capl
     with caplog.at_level(logging.WARNING):
         model = teacher.create_model("ced_tiny", weights_of("ced_tiny", 50), num_classes=3)
     assert "has 50 classes, 3 were asked for: the last layer of ced_tiny starts afresh" in caplog.text
-    assert model.get_classifier().weight.shape == (3, 192)
-    assert model.get_classifier().weight.std().item() == pytest.approx(0.02, rel=0.2)
+    last = model.get_classifier()
+    assert isinstance(last, nn.Linear)
+    assert last.weight.shape == (3, 192)
+    assert last.weight.std().item() == pytest.approx(0.02, rel=0.2)
     assert not model.state_dict()["norm.weight"].any()  # all the rest is the checkpoint's zeros
     assert model(model.front_end(torch.zeros(1, 16000))).shape == (1, 3)
 
 
 def test_the_checkpoints_number_of_classes_keeps_its_last_layer(caplog: pytest.LogCaptureFixture) -> None:
     model = teacher.create_model("ced_tiny", weights_of("ced_tiny", 3), num_classes=3)
-    assert not model.get_classifier().weight.any()
+    last = model.get_classifier()
+    assert isinstance(last, nn.Linear)
+    assert not last.weight.any()
     assert not caplog.text
 
 

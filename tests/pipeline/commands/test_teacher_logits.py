@@ -55,7 +55,9 @@ def label_without_ray(config: TeacherLogitsConfig, manifest: Manifest, **form: o
     stamp = replace(stamp_teachers(specs, manifest, config.precision), **form)  # pyright: ignore[reportArgumentType]
     write_stamp(config.store, stamp)
     labeller = ShardLabeller(
-        LabellerConfig(data=config.data, store=config.store, teachers=specs, stamp=stamp, batch_size=config.batch_size)
+        LabellerConfig(
+            data=config.data, store=config.store, teachers=specs, stamp=stamp, batch_size=config.batch_size or 1
+        )
     )
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # other numbers of threads sum in other orders, and round otherwise

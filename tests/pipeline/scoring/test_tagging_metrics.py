@@ -5,6 +5,7 @@ import pytest
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.dataset.vocabulary import LabelClass, Vocabulary
+from pipeline.scoring.intervals import BootstrapConfig
 from pipeline.scoring.scoring import System, score
 from pipeline.scoring.tagging_metrics import ranking_scores
 from pipeline.training.finetuning import FinetuneConfig, FinetuneLearner
@@ -50,7 +51,8 @@ def test_a_single_label_checkpoint_is_scored_by_its_probabilities(
 
     def judged(said: np.ndarray, task: str) -> float:
         system = System(name="x", source="x", logits=said, failures={}, task=task)  # pyright: ignore[reportArgumentType]
-        return score([system], manifest, max_failed=0).systems[0].mean_average_precision
+        report = score([system], manifest, max_failed=0, resampling=BootstrapConfig(bootstrap=0))
+        return report.systems[0].mean_average_precision
 
     assert judged(shifted, "single-label") == pytest.approx(judged(logits, "single-label"))
     assert judged(shifted, "multi-label") < judged(logits, "multi-label")
