@@ -19,6 +19,7 @@ from student.timm_model import is_pooled
 
 def _timm_builder(name: str) -> Callable[..., torch.nn.Module]:
     """Make the function that timm calls for a name."""
+    registered = model_card(name).weights_url or ""
 
     def build(
         pretrained: bool = False,
@@ -40,7 +41,7 @@ def _timm_builder(name: str) -> Callable[..., torch.nn.Module]:
             kwargs["dropout"] = drop_rate
         described = {**_described(card.network, settings), **(pretrained_cfg_overlay or {})}
         config = resolve_pretrained_cfg(name, pretrained_cfg, described)
-        elsewhere = config.file or config.hf_hub_id or config.state_dict or config.url != (card.weights_url or "")
+        elsewhere = config.file or config.hf_hub_id or config.state_dict or config.url != registered
         if pretrained and not elsewhere:
             described["file"] = str(fetch_weights(released_weights(card)))
 

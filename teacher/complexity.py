@@ -10,6 +10,7 @@ from functools import cache
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from teacher.any_length import AnyLengthTransformer
 from teacher.audio_transformer import AudioTransformer, TransformerConfig
 from teacher.factory import AUDIOSET_CLASSES
 from teacher.front_ends import FrontEndConfig, build_front_end
@@ -51,7 +52,10 @@ def _count(network: type[AudioTransformer], config: TransformerConfig, shape: to
     with torch.device("meta"):
         model = network(config, AUDIOSET_CLASSES).eval()
         features = torch.empty(shape)
+    most = model.max_frames if isinstance(model, AnyLengthTransformer) else None
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.head(model.pool(model.forward_features(features)))  # `forward_head` sets up autocast, unknown on "meta"
+        pieces = [features] if most is None else features.split(most, dim=-1)
+        sequence = torch.cat([model.forward_features(piece) for piece in pieces], dim=1)  # (1, tokens, embed_dim)
+        model.head(model.pool(sequence))  # `forward_head` sets up autocast, unknown on "meta"
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return Complexity(parameters=parameters, flops=counter.get_total_flops())

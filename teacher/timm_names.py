@@ -26,6 +26,8 @@ _SETTINGS = frozenset(field.name for field in fields(TransformerConfig))
 
 
 def _timm_entry_point(name: str) -> Callable[..., torch.nn.Module]:
+    registered = model_card(name).weights_url
+
     def entry_point(
         pretrained: bool = False,
         pretrained_cfg: Any = None,
@@ -46,7 +48,7 @@ def _timm_entry_point(name: str) -> Callable[..., torch.nn.Module]:
         config = resolve_pretrained_cfg(name, pretrained_cfg, described).to_dict()
         if img_size is not None and tuple(img_size) != tuple(described["input_size"][1:]):
             raise ValueError(f"img_size is {img_size}, but the front end of {name} gives {described['input_size'][1:]}")
-        checkpoint = _checkpoint(card, config, cache_dir) if pretrained else None
+        checkpoint = _checkpoint(card, config, cache_dir, registered) if pretrained else None
         if num_classes is None and checkpoint is None:
             num_classes = config["num_classes"]
         pooled = is_pooled(global_pool, AUDIOSET_CLASSES if num_classes is None else num_classes)
@@ -74,8 +76,12 @@ def _timm_entry_point(name: str) -> Callable[..., torch.nn.Module]:
     return entry_point
 
 
-def _checkpoint(card: ModelCard, config: Mapping[str, Any], cache_dir: Any) -> str | Path | Mapping[str, Tensor]:
+def _checkpoint(
+    card: ModelCard, config: Mapping[str, Any], cache_dir: Any, registered: str | None
+) -> str | Path | Mapping[str, Tensor]:
     """Returns the weights that timm's configuration names, wherever that came from: a file, a folder, or tensors.
+
+    The address that the name was `registered` with means the release.
 
     Raises:
         ValueError: there are none.
@@ -87,7 +93,7 @@ def _checkpoint(card: ModelCard, config: Mapping[str, Any], cache_dir: Any) -> s
     if config.get("hf_hub_id"):
         return load_state_dict_from_hf(config["hf_hub_id"], weights_only=True, cache_dir=cache_dir)
     url = config.get("url")
-    return fetch_weights(url if url and url != card.weights_url else released_weights(card))
+    return fetch_weights(url if url and url != registered else released_weights(card))
 
 
 def _described(card: ModelCard, config: TransformerConfig) -> dict[str, Any]:

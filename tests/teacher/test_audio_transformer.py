@@ -122,8 +122,3 @@ def test_the_classifier_can_be_replaced() -> None:
 def test_impossible_shapes_are_refused(settings: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build("passt_tiny", **settings)
-
-
-def test_no_classes_are_refused() -> None:
-    with pytest.raises(ValueError, match="num_classes is 0"):
-        teacher.create_model("passt_tiny", num_classes=0)

@@ -48,6 +48,8 @@ def test_patchout_of_everything_is_refused(name: str, flag: str) -> None:
         drop_patches(GRID, **{**NONE, name: 35})
 
 
-def test_features_with_a_channel_axis_are_refused() -> None:
+def test_features_may_have_timms_axis_of_one_channel_and_no_more() -> None:
+    embed, features = PatchEmbed((16, 16), 10, 8), torch.rand(1, 128, 100)
+    assert torch.equal(embed(features[:, None]), embed(features))
     with pytest.raises(ValueError, match=r"give \(batch, mels, frames\)"):
-        PatchEmbed((16, 16), 10, 8)(torch.zeros(1, 1, 128, 100))
+        embed(torch.zeros(1, 3, 128, 100))

@@ -124,7 +124,6 @@ def train(manifest: Manifest, spec: str, folder: Path, monkeypatch: pytest.Monke
         eval_data=manifest.location,
         run=str(folder / name),
         cache=str(folder / "cache"),
-        cache_audio=True,
         checkpoint=path,
         model=name,
         epochs=2,

@@ -31,7 +31,7 @@ def write_student(path: Path, name: str = "mn01", *, seed: int = 0, **kwargs: An
                 assert module.running_var is not None
                 module.running_mean.uniform_(-0.1, 0.1)
                 module.running_var.uniform_(0.5, 2.0)
-        network.get_classifier().get_submodule("5").get_parameter("bias").uniform_(-3, 3)
+        network.get_classifier().get_parameter("bias").uniform_(-3, 3)
     metadata = {
         "stage": "student",
         "model": name,

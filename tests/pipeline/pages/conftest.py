@@ -65,5 +65,9 @@ def write_run(run: Path, vocabulary: Vocabulary, seed: int) -> None:
     metadata |= {"vocabulary_sha256": vocabulary.sha256, "vocabulary": vocabulary.to_csv_bytes().decode()}
     save_weights(run / "best.safetensors", model.state_dict(), metadata)
     (run / "config.toml").write_text(f'run = "{run}"\nnote = "{NASTY}"\n[mixup]\nrate = {seed}.0\n')
-    lines = [{"epoch": 0, "epoch/loss": 0.7}, {"epoch": 0, "eval/mAP": 0.3}, {"epoch": 1, "epoch/loss": 0.5}]
+    lines = [
+        {"step": 4, "epoch": 0, "epoch/loss": 0.7},
+        {"step": 4, "epoch": 0, "eval/mAP": 0.3},
+        {"step": 8, "epoch": 1, "epoch/loss": 0.5},
+    ]
     (run / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

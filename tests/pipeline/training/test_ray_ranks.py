@@ -37,6 +37,7 @@ def two_cores() -> Iterator[None]:
     """A Ray for all of the module, whose processes find the tests' modules: a rank claims a core."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
+        ray.shutdown()  # of what an earlier test has left in this process
         ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         yield
         ray.shutdown()
