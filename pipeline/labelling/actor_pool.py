@@ -268,6 +268,11 @@ class _LabelActor:
         """Carry out orders until nothing is left to do."""
         worker = int(batch["worker"].item())
         self._ask("hello", worker)
+        with beating(self._board, f"worker {worker}"):  # between two stretches, too, it may stand still
+            self._work(worker)
+        return {"worker": [worker]}
+
+    def _work(self, worker: int) -> None:
         goes_on = True
         while goes_on:
             goes_on, order = self._ask("fetch", worker)
@@ -278,7 +283,6 @@ class _LabelActor:
                 self._carry_out(worker, order)
             elif goes_on:
                 time.sleep(_IDLE_SECONDS)
-        return {"worker": [worker]}
 
     def _load(self, step: str) -> bool:
         """Load the teachers where that was not done yet, in two tries; False where they can't be loaded here."""
