@@ -128,12 +128,16 @@ def _fit(trainer: TorchTrainer, news: "_News", *, patience: float) -> None:
 
     threading.Thread(target=fit, name="Ray Train", daemon=True).start()
     remedy = "the same command with --resume goes on"
-    with stop_on_signals() as stop, PulseWatch(news.board, patience, remedy=remedy) as watch:
-        while not wait([done], timeout=_POLL_SECONDS).done:
-            watch.check()
-            if stop.requested:
-                news.board.stop.remote()
-            news.look()
+    try:
+        with stop_on_signals() as stop, PulseWatch(news.board, patience, remedy=remedy) as watch:
+            while not wait([done], timeout=_POLL_SECONDS).done:
+                watch.check()
+                if stop.requested:
+                    news.board.stop.remote()
+                news.look()
+    except BaseException:
+        news.board.stop.remote()  # a Ray that was there before stays, and so would ranks that nobody waits for
+        raise
     news.look()
     done.result()
 

@@ -230,7 +230,11 @@ def test_two_ranks_on_ray_train_have_the_curve_of_one(
 def test_ranks_on_ray_that_all_stand_still_end_the_command_with_a_word(
     config: TrainStudentConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from pipeline.runtime.ray_pulse import PulseWatch
+    from pipeline.runtime.ray_pulse import PulseWatch  # first: it sets what Ray reads while it is imported
+
+    # isort: split
+    import ray
+
     from pipeline.training import ray_ranks
 
     impatient = lambda board, patience, **more: PulseWatch(board, 5.0, **more)  # noqa: E731
@@ -245,8 +249,11 @@ def test_ranks_on_ray_that_all_stand_still_end_the_command_with_a_word(
                 child.suspend()
 
     threading.Thread(target=stop_all_ranks, daemon=True).start()
-    with pytest.raises(LostProcessError, match=r"for 5 s; under way: rank 0, rank 1\. .* with --resume goes on"):
-        run(endless)
+    try:
+        with pytest.raises(LostProcessError, match=r"for 5 s; under way: rank 0, rank 1\. .* with --resume goes on"):
+            run(endless)
+    finally:
+        ray.shutdown()  # with the ranks, which would take the cores of what comes after
 
 
 def test_torchrun_passes_a_stop_on_to_all_ranks_and_one_rank_can_go_on(
