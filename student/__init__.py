@@ -27,7 +27,7 @@ from student.metrics import (
 )
 from student.mixup import Mix, MixedThing, MixupConfig, draw_mix
 from student.mobilenetv3 import MobileNetV3
-from student.randomness import Randomness
+from student.randomness import Randomness, send
 from student.registry import (
     ModelCard,
     card_of_file,
@@ -90,6 +90,7 @@ __all__ = [
     "read_checkpoint",
     "released_weights",
     "roc_auc",
+    "send",
     "tagging_scores",
     "teacher_probabilities",
     "untold_settings",

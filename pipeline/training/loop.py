@@ -21,6 +21,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+import student
 from pipeline.batches.join import TrainingBatch
 from pipeline.batches.sampling import EpochSampler, Sampling, StreamConfig, seed_for
 from pipeline.dataset.manifest import Manifest
@@ -339,7 +340,7 @@ class Trainer:
             check_compiler(self._device)
         if self._ranks.world_size > 1:
             if config.sync_batch_norm:
-                convert_batch_norm(model, self._device)
+                convert_batch_norm(model)
             devices = [self._device] if self._device.type == "cuda" else None
             # Batch norms that see the global batch have the same statistics everywhere already.
             buffers = not config.sync_batch_norm
@@ -484,8 +485,10 @@ class Trainer:
         seed = self._config.seed
         # What draws from the global generator, as torch's own layers do, at least repeats when the run does.
         torch.manual_seed(seed_for(seed, self.step, 0))
-        for number, layer in enumerate(self._dropouts):
-            layer.draw_for(seed_for(seed, self.step, 2, number), part.positions, part.global_batch_size)
+        if self._dropouts:
+            positions = student.send(part.positions, self._device)
+            for number, layer in enumerate(self._dropouts):
+                layer.draw_for(seed_for(seed, self.step, 2, number), positions)
         generator = torch.Generator().manual_seed(seed_for(seed, self.step, 1))
         with autocast(self._device.type, self._precision):
             return self._learner.loss(self._network, part, generator)
