@@ -1,10 +1,12 @@
 """What a model is given of a clip, and how it tags clips that keep their own lengths."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
+from pipeline.dataset.clip_lengths import ORDINARY_SECONDS
 from pipeline.models.device import Precision, autocast
 
 
@@ -63,3 +65,12 @@ def tag_waveforms(
     features = front_end(waveforms, **own)
     with autocast(waveforms.device.type, precision):
         return model(features, **({} if frames is None else {"frames": frames})).float()
+
+
+@torch.no_grad()
+def silent_features(model: nn.Module, clips: int) -> Tensor:
+    """Returns what a model's network is given of silent clips, (clips, …), on the model's device."""
+    audio_model = cast("AudioModel", model)
+    samples = round(min(audio_model.input_seconds, ORDINARY_SECONDS) * audio_model.sample_rate_hz)
+    device = next(model.parameters()).device
+    return model.get_submodule("front_end")(torch.zeros(clips, samples, device=device))

@@ -75,9 +75,7 @@ class GlobalBatchNorm(_BatchNorm):
             self.num_batches_tracked += 1
             if self.momentum is None:
                 momentum = 1 / float(self.num_batches_tracked)
-        return _GlobalNorm.apply(
-            input, self.weight, self.bias, self.running_mean, self.running_var, momentum, self.eps
-        )  # pyright: ignore[reportReturnType]
+        return _GlobalNorm.apply(input, self.weight, self.bias, self.running_mean, self.running_var, momentum, self.eps)  # pyright: ignore[reportReturnType]
 
 
 class _GlobalNorm(torch.autograd.Function):

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from cyclopts import Parameter
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
@@ -32,7 +31,8 @@ from pipeline.runtime.ray_address import check_address
 from pipeline.runtime.watching import PATIENCE_SECONDS
 from pipeline.storage.cache import GIGABYTE, CacheFolder
 from pipeline.storage.files import local_path
-from pipeline.training.global_batch import convert_batch_norm, convert_dropout
+from pipeline.training.divided_network import divide_among_ranks
+from pipeline.training.global_batch import convert_dropout
 from pipeline.training.ranks import Ranks
 
 
@@ -327,8 +327,8 @@ class Trainer:
         self._unsettled: StepReport | None = None
         self._lost: Tensor | None = None
         self._average = _build_average(self._model, config.average)
-        self._dropouts = convert_dropout(self._model)
         self._network = self._wrap(self._model)
+        self._dropouts = convert_dropout(self._model)
         self._optimizer = _build_optimizer(learner, config.optimizer)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._precision == "float16")
         self._begin_epoch(0)
@@ -339,15 +339,8 @@ class Trainer:
         if config.compile:
             check_compiler(self._device)
         if self._ranks.world_size > 1:
-            if config.sync_batch_norm:
-                convert_batch_norm(model)
-            devices = [self._device] if self._device.type == "cuda" else None
-            # Batch norms that see the global batch have the same statistics everywhere already.
-            buffers = not config.sync_batch_norm
             with self._ranks.collectives():
-                network = DistributedDataParallel(
-                    model, device_ids=devices, broadcast_buffers=buffers, gradient_as_bucket_view=True
-                )
+                network = divide_among_ranks(model, self._device, sync_batch_norm=config.sync_batch_norm)
         return torch.compile(network) if config.compile else network  # pyright: ignore[reportReturnType]
 
     @property

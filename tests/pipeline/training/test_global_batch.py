@@ -41,8 +41,9 @@ def learn(layer: nn.Module, maps: Tensor, weights: Tensor) -> dict[str, Tensor]:
     (out * weights).sum().backward()
     assert maps.grad is not None
     found = {"out": out.detach(), "maps": maps.grad}
-    found |= {f"gradient of {name}": weight.grad for name, weight in layer.named_parameters() if weight.grad is not None}
-    return found | {name: buffer for name, buffer in layer.named_buffers()}
+    gradients = {name: weight.grad for name, weight in layer.named_parameters() if weight.grad is not None}
+    found |= {f"gradient of {name}": gradient for name, gradient in gradients.items()}
+    return found | dict(layer.named_buffers())
 
 
 def learn_as_a_rank(layout: str, affine: bool) -> dict[str, np.ndarray]:
@@ -69,7 +70,7 @@ def test_batch_norm_of_two_ranks_is_that_of_one_with_all_clips(layout: str, affi
         else:
             found = sum(parts) if name.startswith("gradient") else parts[0]
             assert name.startswith("gradient") or torch.equal(*parts), f"{name} differs between the ranks"
-        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_batch_norm_over_ranks_waits_for_nothing_and_exchanges_twice(monkeypatch: pytest.MonkeyPatch) -> None:
