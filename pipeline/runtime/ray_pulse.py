@@ -4,7 +4,6 @@ Work on other machines can't be looked at from here. So it tells a board, an act
 whether its thread has done anything, and whoever waits asks the board.
 """
 
-import _thread
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +22,6 @@ from pipeline.runtime.watching import Watch
 _BEAT_SECONDS = 2.0
 _LOOK_SECONDS = 0.5
 _ANSWER_SECONDS = 10.0
-_AGAIN_SECONDS = 5.0
 _START_SECONDS = 60.0
 """How long the board may at least take until its first answer, for a busy machine starts its process slowly."""
 
@@ -83,8 +81,6 @@ class PulseWatch:
         patience: how long there may be no sign of life of any work, in seconds.
         on_look: also done from time to time; what it asks of Ray has a limit.
         remedy: how to go on, for the message.
-        interrupts: interrupt the main thread as if by Ctrl-C where the limit is passed, for a wait that has none of its
-            own; see `told`.
     """
 
     def __init__(
@@ -94,10 +90,8 @@ class PulseWatch:
         *,
         on_look: Callable[[], None] = lambda: None,
         remedy: str = "the same command goes on with the rest",
-        interrupts: bool = False,
     ) -> None:
         self._board, self._patience, self._on_look, self._remedy = board, patience, on_look, remedy
-        self._interrupts = interrupts and threading.current_thread() is threading.main_thread()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, name="pulse", daemon=True)
         self._silence = ""
@@ -135,9 +129,6 @@ class PulseWatch:
                 watch = Watch(self._patience)
                 continue
             self._silence = self._put_into_words(busy, answers, limit)
-            if self._interrupts:
-                _thread.interrupt_main()
-                self._ended.wait(_AGAIN_SECONDS)  # and then again: an exception in a callback of Ray's is swallowed
         self._on_look()
 
     def _put_into_words(self, busy: list[str], answers: bool, seconds: float) -> str:

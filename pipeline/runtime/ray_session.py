@@ -3,10 +3,10 @@
 Import this module before Ray: it sets what Ray reads while it is imported.
 """
 
+import atexit
 import logging
 import os
 import secrets
-import signal
 import socket
 import sys
 import threading
@@ -26,6 +26,7 @@ os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
 
 from pipeline.errors import LostProcessError, PipelineError, UsageError
+from pipeline.interruption import interrupt_main
 
 try:
     import ray
@@ -53,7 +54,7 @@ _HEAD_SECONDS = 40.0
 _LOOK_SECONDS = 2.0
 _AGAIN_SECONDS = 5.0
 _END_SECONDS = 30.0
-"""How long Ray may take to end on this machine by itself, which is a matter of seconds."""
+"""How long Ray may take to end on this machine by itself, or to leave a cluster, which is a matter of seconds."""
 _LONGEST_SOCKET_NAME = len("ray-4294967295/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store")
 
 _log = logging.getLogger(__name__)
@@ -114,7 +115,7 @@ def _head_watched(address: str) -> Iterator[None]:
                 heard = time.monotonic()
             if time.monotonic() - heard > _HEAD_SECONDS:
                 gone.set()
-                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                interrupt_main()
                 ended.wait(_AGAIN_SECONDS)  # the first one may be taken for a wish to stop: ranks save, and that is all
 
     threading.Thread(target=watch, name="head of the cluster", daemon=True).start()
@@ -131,7 +132,17 @@ def _head_watched(address: str) -> Iterator[None]:
     finally:
         ended.set()
         if not gone.is_set():  # else Ray would wait for it
-            ray.shutdown()
+            _leave(address)
+
+
+def _leave(address: str) -> None:
+    """Take leave of a cluster, which Ray waits for without a limit where the head stands still."""
+    leaving = threading.Thread(target=ray.shutdown, name="leave of the cluster", daemon=True)
+    leaving.start()
+    leaving.join(_END_SECONDS)
+    if leaving.is_alive():
+        _log.warning("the Ray cluster at %s has not answered for %g s: left all the same", address, _END_SECONDS)
+        atexit.unregister(ray_worker.shutdown)  # Ray's own last try, at the end of this process
 
 
 def _shut_down() -> None:

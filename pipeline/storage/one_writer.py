@@ -4,13 +4,11 @@ On a disk a lock says so, which the kernel ends with its process. In an object s
 one writer can put there, which its holder renews as long as it lives.
 """
 
-import _thread
 import json
 import logging
 import os
 import platform
 import secrets
-import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +20,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from pipeline.errors import PipelineError, StorageError, UsageError
+from pipeline.interruption import interrupt_main
 from pipeline.storage.files import WRITER_LOCK_NAME, WRITER_NAME, is_remote, join_path, local_path, remove
 from pipeline.storage.remote import leases
 
@@ -145,7 +144,7 @@ class _Lease:
                 self._renew()
             if self.taken_by is not None:
                 if self._interrupts:
-                    _interrupt_main()
+                    interrupt_main()
                 return
 
     def _renew(self) -> None:
@@ -180,13 +179,6 @@ class _Lease:
             if now != version:
                 return now is None
         return True
-
-
-def _interrupt_main() -> None:
-    if hasattr(signal, "pthread_kill"):  # which ends a wait, too
-        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-    else:
-        _thread.interrupt_main()
 
 
 def _refusal(location: str | Path, holder: dict[str, Any]) -> UsageError:

@@ -59,6 +59,18 @@ with ray_session._head_watched(f"127.0.0.1:{head.getsockname()[1]}"), stop_on_si
     time.sleep(1000)  # as whoever waits for the cluster to stop
 """
 
+STOPPED_HEAD = """
+import psutil
+from pipeline.runtime import ray_session
+from ray.cluster_utils import Cluster
+ray_session._END_SECONDS = 2.0
+cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, "object_store_memory": 80 * 2**20})
+with ray_session.running_ray(cluster.address):
+    [head] = [child for child in psutil.Process().children() if child.name() == "gcs_server"]
+    head.suspend()
+print("left")
+"""
+
 STOPPED_DAEMON = """
 import psutil
 from pipeline.runtime import ray_session
@@ -126,6 +138,12 @@ def test_a_daemon_of_ray_that_stands_still_does_not_keep_a_command_from_its_end(
     done = run(STOPPED_DAEMON, tmp_path)
     assert done.stdout.split() == ["[]"], done.stderr
     assert "Ray has not ended within 2 s: its processes are killed" in done.stderr
+
+
+def test_a_head_that_stands_still_does_not_keep_a_command_from_leaving_its_cluster(tmp_path: Path) -> None:
+    done = run(STOPPED_HEAD, tmp_path)
+    assert (done.returncode, done.stdout.split()) == (0, ["left"]), done.stderr
+    assert "has not answered for 2 s: left all the same" in done.stderr
 
 
 @pytest.fixture
