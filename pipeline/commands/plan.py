@@ -13,6 +13,7 @@ from pipeline.batches.sampling import sampling_weights
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import UsageError
 from pipeline.labelling.labelling_speed import measure_labelling, read_speed
+from pipeline.labelling.shard_labeller import BATCH_SIZES
 from pipeline.labelling.teacher_spec import parse_teachers
 from pipeline.logits.store import LogitStore, open_store
 from pipeline.models.device import choose_device, fastest_precision
@@ -144,7 +145,7 @@ def _plan_labelling(config: PlanConfig, manifest: Manifest, store_before: str | 
             manifest,
             device=device,
             precision=fastest_precision(device),
-            batch_size=16,
+            batch_size=BATCH_SIZES.get(device.type, BATCH_SIZES["cpu"]),
             seconds=config.seconds,
         )
         rate = speed.clips_per_second

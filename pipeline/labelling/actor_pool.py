@@ -27,7 +27,7 @@ from pipeline import redaction
 from pipeline.errors import LostProcessError, PipelineError, StorageFullError, StorageUnavailableError
 from pipeline.labelling.actor_layout import Layout, fit_to_machines, own_share
 from pipeline.labelling.clip_range import ClipRange, ShardJoin
-from pipeline.labelling.shard_labeller import LabellerConfig, ShardLabeller, ShardReport
+from pipeline.labelling.shard_labeller import BATCH_SIZES, LabellerConfig, ShardLabeller, ShardReport
 from pipeline.labelling.work_board import BoardHandle, Event, exchange
 from pipeline.labelling.work_plan import Order, ShardOutcome, Step, StepOutcome, WorkPlan, steps_and_followers
 from pipeline.models.device import still_works
@@ -39,8 +39,6 @@ from pipeline.storage.outages import outlast
 
 _SILENT_SECONDS = 30.0
 """After so long without a sign of life of whoever works at an order it is given to another actor, too."""
-_BATCH_SIZES = {"cuda": 64, "cpu": 16}
-"""Clips a forward pass, where nobody says how many."""
 _LOOK_SECONDS = 0.2
 _IDLE_SECONDS = 0.3
 _END_SECONDS = 10.0
@@ -77,21 +75,23 @@ def label_shards(
     """
     layout = fit_to_machines(machines(), actors, cpus_per_actor, gpus_per_actor)
     device = "cuda" if layout.gpus_per_actor else "cpu"
-    config = replace(config, device=device, batch_size=config.batch_size or _BATCH_SIZES[device])
+    config = replace(config, device=device, batch_size=config.batch_size or BATCH_SIZES[device])
     plan = WorkPlan(shards, actors=layout.max_actors, batch_size=config.batch_size, done=done)
     board = BoardHandle.open()
     foreman = _Foreman(plan, board, layout, min(_SILENT_SECONDS, config.patience), on_clips)
     try:
         with PulseWatch(board, config.patience, on_look=foreman.look) as watch:
             pool = _start_pool(config, layout, board)
-            while True:
+            while not foreman.finished and not pool.done():
                 yield from foreman.take_ended()
-                if foreman.finished:
-                    break
                 watch.check()
                 foreman.check()
-                _raise_if_failed(pool)
                 time.sleep(_LOOK_SECONDS)
+        # The watch has looked once more: what actors said before they ended tells why they did.
+        yield from foreman.take_ended()
+        if not foreman.finished:
+            foreman.check()
+            _raise_what_ended(pool)
         board.tell("stop")
         _wait_for_end(pool)
     finally:
@@ -132,15 +132,14 @@ def _start_pool(config: LabellerConfig, layout: Layout, board: BoardHandle) -> "
     return ended
 
 
-def _raise_if_failed(pool: "Future[None]") -> None:
-    error = pool.exception() if pool.done() else None
+def _raise_what_ended(pool: "Future[None]") -> None:
+    error = pool.exception()
     if isinstance(error, RayError):
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise PipelineError(f"Ray gave up: {reason}. The same command goes on with what is missing.") from error
     if error is not None:
         raise error
-    if pool.done():
-        raise PipelineError("Ray ended before all was done. The same command goes on with what is missing.")
+    raise PipelineError("Ray ended before all was done. The same command goes on with what is missing.")
 
 
 def _wait_for_end(pool: "Future[None]") -> None:

@@ -27,6 +27,9 @@ from pipeline.models.transfer import DeviceCopies
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.watching import PATIENCE_SECONDS
 
+BATCH_SIZES = {"cuda": 64, "cpu": 16}
+"""Clips a forward pass, where nobody says how many."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LabellerConfig:
