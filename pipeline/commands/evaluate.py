@@ -1,18 +1,22 @@
 """`pipeline evaluate`: how well checkpoints, their ensemble and a logit store tag the clips of a dataset."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Annotated, Any
 
+import torch
 from cyclopts import Parameter
 
-from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.vocabulary import read_vocabulary
 from pipeline.errors import UsageError
 from pipeline.logits.store import open_store
 from pipeline.models.device import Precision, choose_device
-from pipeline.models.loading import load_model
+from pipeline.models.loading import LoadedModel, load_model
 from pipeline.runtime.output import print_line, print_table
+from pipeline.runtime.ray_address import check_address
 from pipeline.runtime.recipes import read_options
+from pipeline.runtime.watching import PATIENCE_SECONDS
 from pipeline.scoring.intervals import BootstrapConfig
 from pipeline.scoring.report import EvaluationReport, differences, score_table, write_report
 from pipeline.scoring.scoring import System, ensemble, read_members, read_store, run_models, score, thresholds_of
@@ -53,6 +57,13 @@ class EvaluateConfig:
     """What the networks compute in; front ends always compute in float32."""
     max_failed: float = 0.01
     """Largest share, 0 to 1, of the clips that may be undecodable or missing from the store."""
+    ranks: int = 1
+    """Processes that share the clips, each with a GPU of its own where there are any, or a core. Above 1, Ray starts
+    them, on this machine or a cluster's; without it one process scores, on the machine where it was started."""
+    address: Annotated[str | None, Parameter(env_var="RAY_ADDRESS")] = None
+    """Of the Ray cluster whose machines share the clips where there are `ranks`: HOST:PORT, or auto to find it."""
+    patience: float = PATIENCE_SECONDS
+    """Seconds that the ranks may be waited for without a sign of life."""
     resampling: Annotated[BootstrapConfig, Parameter(name="*")] = field(default_factory=BootstrapConfig)
     """How often the clips are resampled."""
 
@@ -61,6 +72,11 @@ class EvaluateConfig:
             raise UsageError("nothing to score: give --checkpoint, --store, or both")
         if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"batch_size is {self.batch_size}; choose 1 or more")
+        if self.ranks < 1:
+            raise UsageError(f"ranks is {self.ranks}; choose 1 or more")
+        if not self.patience > 0:
+            raise UsageError(f"patience is {self.patience}; choose a number of seconds above 0")
+        check_address(self.address)
         if self.workers is not None and self.workers < 0:
             raise UsageError(f"workers is {self.workers}; choose 0 or more")
         if not 0 <= self.max_failed <= 1:
@@ -81,25 +97,11 @@ def run(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> EvaluationRep
         PipelineError: a checkpoint, the store and the dataset don't fit, or too many clips have no logits.
     """
     manifest = read_manifest(config.data)
-    device = choose_device(config.device)
     systems: list[System] = []
     if config.store is not None:
         store = open_store(config.store)
         systems += [read_store(store, manifest), *read_members(store, manifest)]
-    options = read_options(config.model_options)
-    classes = None if config.classes is None else read_vocabulary(config.classes)
-    models = [
-        load_model(file, manifest, model=config.model, options=options, classes=classes, device=device)
-        for file in config.checkpoint
-    ]
-    members = run_models(
-        models,
-        manifest,
-        batch_size=config.batch_size,
-        workers=config.workers,
-        device=device,
-        precision=config.precision,
-    )
+    members = _run_models(config, manifest) if config.checkpoint else []
     systems += members
     if len(members) > 1:
         systems.append(ensemble(members))
@@ -114,3 +116,38 @@ def run(config: Annotated[EvaluateConfig, Parameter(name="*")]) -> EvaluationRep
         for location in write_report(config.out, report):
             print_line(f"wrote {location}")
     return report
+
+
+def _run_models(config: EvaluateConfig, manifest: Manifest) -> list[System]:
+    if config.ranks > 1:
+        from pipeline.scoring.ray_scoring import run_models_on_ray  # Ray takes seconds to import
+
+        return run_models_on_ray(
+            partial(_load_models, config),
+            manifest,
+            ranks=config.ranks,
+            address=config.address,
+            batch_size=config.batch_size,
+            workers=config.workers,
+            device=config.device,
+            precision=config.precision,
+            patience=config.patience,
+        )
+    device = choose_device(config.device)
+    return run_models(
+        _load_models(config, manifest, device),
+        manifest,
+        batch_size=config.batch_size,
+        workers=config.workers,
+        device=device,
+        precision=config.precision,
+    )
+
+
+def _load_models(config: EvaluateConfig, manifest: Manifest, device: torch.device) -> list[LoadedModel]:
+    options = read_options(config.model_options)
+    classes = None if config.classes is None else read_vocabulary(config.classes)
+    return [
+        load_model(file, manifest, model=config.model, options=options, classes=classes, device=device)
+        for file in config.checkpoint
+    ]

@@ -28,6 +28,11 @@ def machines() -> list[Mapping[str, float]]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
+def has_room_on_gpus(device: str) -> bool:
+    """Whether what is to run on a device, cpu, cuda or auto, gets GPUs of the cluster."""
+    return device.startswith("cuda") or (device == "auto" and ray.cluster_resources().get("GPU", 0) > 0)
+
+
 class RoomWatch:
     """Tells, every so often, what is wanted and what the cluster has while not all actors are there.
 

@@ -64,8 +64,9 @@ def run_models(
     workers: int | None,
     device: torch.device,
     precision: Precision,
+    batches: Sequence[np.ndarray] | None = None,
 ) -> list[System]:
-    """Run each model over the whole dataset; models of one rate and length share the decoding.
+    """Run each model over a dataset; models of one rate and length share the decoding.
 
     Args:
         models: on `device`, of the dataset's classes.
@@ -74,21 +75,22 @@ def run_models(
         workers: decoding processes, see `loader_processes`; 0 decodes in this one.
         device: where the models are.
         precision: of the networks.
+        batches: those of `scoring_batches` that are wanted; None is all. Nothing is said of the other rows.
     """
     compute_in(precision, [model.network for model in models])
-    batch_size = scoring_batch(batch_size, device)
+    batches = scoring_batches(manifest, batch_size, device) if batches is None else batches
     systems: dict[int, System] = {}
     inputs = [model_input(cast("AudioModel", model.network)) for model in models]
     for shared in dict.fromkeys(inputs):
         sharing = [place for place, wanted in enumerate(inputs) if wanted == shared]
         dataset = JoinedDataset(manifest, **asdict(shared))
-        batches = np.split(np.arange(len(manifest)), np.arange(batch_size, len(manifest), batch_size))
         loader = batch_loader(dataset, batches, workers=workers, device=device)
         failures: dict[int, str] = {}
         networks = [models[place].network for place in sharing]
         logits = [scratch_array((len(manifest), len(manifest.vocabulary)), np.float32) for _ in sharing]
         broken: list[dict[int, str]] = [{} for _ in sharing]
-        with progress_bar(f"scoring {', '.join(models[place].name for place in sharing)}", len(manifest)) as bar:
+        title = f"scoring {', '.join(models[place].name for place in sharing)}"
+        with progress_bar(title, sum(map(len, batches))) as bar:
             watched = _watch(loader, failures, bar, shared.sample_rate_hz)
             for found in iter_predictions(networks, watched, device=device, precision=precision):
                 for target, faults, predicted in zip(logits, broken, found.logits, strict=True):
@@ -106,6 +108,15 @@ def run_models(
                 task=model.task,
             )
     return [systems[place] for place in range(len(models))]
+
+
+def scoring_batches(manifest: Manifest, batch_size: int | None, device: torch.device) -> list[np.ndarray]:
+    """Returns the rows of each batch in which a dataset is scored, each (batch,) int64.
+
+    A clip's logits can depend, in their last bits, on the batch that it is computed in.
+    """
+    size = scoring_batch(batch_size, device)
+    return np.split(np.arange(len(manifest)), np.arange(size, len(manifest), size))
 
 
 def _watch(

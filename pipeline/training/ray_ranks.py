@@ -30,6 +30,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from pipeline.errors import PipelineError, UsageError
 from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.ray_address import cluster_address
+from pipeline.runtime.ray_capacity import has_room_on_gpus
 from pipeline.runtime.ray_pulse import PulseWatch, beating
 from pipeline.runtime.stopping import stop_on_event, stop_on_signals
 from pipeline.training.loop import TrainingConfig
@@ -62,10 +63,9 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
     patience = start_seconds(config.patience)
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(patience)
     with running_ray(config.address), tempfile.TemporaryDirectory() as scratch:
-        resources = ray.cluster_resources()
-        on_gpus = config.device.startswith("cuda") or (config.device == "auto" and resources.get("GPU", 0) > 0)
+        on_gpus = has_room_on_gpus(config.device)
         kind = "GPU" if on_gpus else "CPU"
-        there = int(resources.get(kind, 0))
+        there = int(ray.cluster_resources().get(kind, 0))
         if config.ranks > there and cluster_address(config.address) is None:  # a cluster may grow
             raise UsageError(f"--ranks {config.ranks}: the cluster has {there} {kind}s; a rank needs one of its own")
         board = start_board()
