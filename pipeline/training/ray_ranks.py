@@ -32,6 +32,7 @@ from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.ray_address import cluster_address
 from pipeline.runtime.ray_capacity import has_room_on_gpus
 from pipeline.runtime.ray_pulse import PulseWatch, beating
+from pipeline.runtime.same_code import check_code, code_version
 from pipeline.runtime.stopping import stop_on_event, stop_on_signals
 from pipeline.training.loop import TrainingConfig
 from pipeline.training.rank_board import ANSWER_SECONDS, Board, News, may_be_mended, start_board, told_to
@@ -77,6 +78,7 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
                 "board": board,
                 "launch": uuid.uuid4().hex,
                 "folder": str(Path.cwd()),
+                "code": code_version(),
             },
             scaling_config=ScalingConfig(num_workers=config.ranks, use_gpu=on_gpus),
             # The ranks' machines have GPUs or not; this one need have none.
@@ -193,6 +195,7 @@ def _train_one_rank(settings: dict[str, Any]) -> None:
         return  # what ended the ranks before would end these
     with _stopped_by(board), told_to(board, rank), beating(board, f"rank {rank}"):
         try:
+            check_code(settings["code"])
             result = settings["command"](config)
         except PipelineError as error:
             # Ray Train starts the ranks again where one of them raises something.
