@@ -14,7 +14,7 @@ AS_MANY_STEPS := --epochs 120 --evaluate-every 30 --schedule.warmup-epochs 15 --
 TAGGED ?= manifests/sample/audio/z7lz6wMBUKL.opus
 TEACHERS := --teacher passt_tiny=manifests/sample/passt_tiny.safetensors ast_tiny=manifests/sample/ast_tiny.safetensors
 
-.PHONY: demo study test check ffmpeg chromium lock clean
+.PHONY: demo study test cluster-test check ffmpeg chromium lock clean
 
 # Both students train at once, with a thread each: faster on two cores, and the same figures on any number.
 demo: export OMP_NUM_THREADS = 1
@@ -44,6 +44,10 @@ study: .venv/ready
 # Two processes with a thread each: on two cores half the time, and no more memory than a laptop has.
 test: .venv/ready ffmpeg chromium
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# Machines that come and go, for real: containers of the Dockerfile's image, by podman or Docker. Some ten minutes.
+cluster-test: .venv/ready
+	$(BIN)/python -m pytest -v tests/cluster_machines.py
 
 # FFmpeg's command line is the independent decoder of the tests, Chromium opens the pages that are written; the tests that
 # need one skip where it can't be had.

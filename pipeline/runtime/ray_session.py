@@ -19,11 +19,13 @@ from typing import Any
 
 # Ray reads these while it is imported and started. In order: `uv run` as launcher would make every worker rebuild the
 # environment; no usage statistics are sent to Ray's makers; no internal notes between the lines of a progress bar; a
-# cluster that is gone is asked for the better part of a minute, not for ten.
+# cluster that is gone is asked for the better part of a minute, not for ten; a thread of Ray's own that outlives a
+# session starts or joins no other one.
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
 os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
 
 from pipeline.errors import LostProcessError, PipelineError, UsageError
 from pipeline.interruption import interrupt_main

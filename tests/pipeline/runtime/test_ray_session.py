@@ -71,6 +71,17 @@ with ray_session.running_ray(cluster.address):
 print("left")
 """
 
+ENDED = """
+from pipeline.runtime import ray_session
+import ray
+with ray_session.running_ray(None):
+    pass
+try:
+    ray.put("what a thread of Ray Data's might still do")
+finally:
+    print(ray.is_initialized())
+"""
+
 STOPPED_DAEMON = """
 import psutil
 from pipeline.runtime import ray_session
@@ -144,6 +155,10 @@ def test_a_head_that_stands_still_does_not_keep_a_command_from_leaving_its_clust
     done = run(STOPPED_HEAD, tmp_path)
     assert (done.returncode, done.stdout.split()) == (0, ["left"]), done.stderr
     assert "has not answered for 2 s: left all the same" in done.stderr
+
+
+def test_nothing_starts_or_joins_a_ray_once_the_session_has_ended(tmp_path: Path) -> None:
+    assert run(ENDED, tmp_path).stdout.split() == ["False"]
 
 
 @pytest.fixture
