@@ -42,6 +42,7 @@ _SILENT_SECONDS = 30.0
 """After so long without a sign of life of whoever works at an order it is given to another actor, too."""
 _LOOK_SECONDS = 0.2
 _IDLE_SECONDS = 0.3
+_REST_SECONDS = 2.0
 _END_SECONDS = 10.0
 """How long the actors may take to end once all is done."""
 
@@ -278,11 +279,17 @@ class _LabelActor:
             goes_on, order = self._ask("fetch", worker)
             if order is not None and not self._load(str(order.steps[0])):
                 self._ask("unfit", worker, order.number, self._machine, self._failure)
+                self._wait_for_end()
                 break
             if order is not None:
                 self._carry_out(worker, order)
             elif goes_on:
                 time.sleep(_IDLE_SECONDS)
+
+    def _wait_for_end(self) -> None:
+        """Wait until the others have done: whoever is free would get the rows of actors that are still to start."""
+        while self._ask("goes_on"):
+            time.sleep(_REST_SECONDS)
 
     def _load(self, step: str) -> bool:
         """Load the teachers where that was not done yet, in two tries; False where they can't be loaded here."""

@@ -106,6 +106,10 @@ class WorkBoard(PulseBoard):
         """Note how many clips of an order's step are done."""
         self._clips[number] = clips
 
+    def goes_on(self) -> bool:
+        """Returns whether there may be something left to do."""
+        return not self._stopped
+
     def stop(self) -> None:
         """Let nobody begin anything more."""
         self._stopped = True

@@ -27,11 +27,14 @@ class Board:
     def __init__(self) -> None:
         self.asked: list[tuple[Any, ...]] = []
         self._orders = [ORDER]
+        self._goes_on = [True, True, False]
 
     def ask(self, method: str, *given: object, patience: float) -> object:
         self.asked.append((method, *given))
         if method == "fetch":
             return bool(self._orders), self._orders.pop() if self._orders else None
+        if method == "goes_on":
+            return self._goes_on.pop(0)
         return None
 
     def tell(self, method: str, *given: object) -> None:
@@ -55,6 +58,7 @@ def board() -> Board:
 
 @pytest.fixture
 def actor(board: Board, monkeypatch: pytest.MonkeyPatch) -> _LabelActor:
+    monkeypatch.setattr(actor_pool, "_REST_SECONDS", 0.0)
     monkeypatch.setattr(actor_pool, "_this_machine", lambda: {"CPU": 1})
     monkeypatch.setattr(actor_pool.platform, "node", lambda: "gpu-7")
     monkeypatch.setattr(actor_pool.torch, "set_num_threads", lambda threads: None)
@@ -88,9 +92,11 @@ def test_a_machine_that_cannot_load_the_teachers_gives_its_order_back_after_two_
     wrong = CheckpointError("passt.pt: hashes to 0123 on this machine")
     left = let_labeller_be(monkeypatch, wrong, wrong, "a third one")
     actor({"worker": actor_pool.np.array([3])})
-    assert board.asked[-1] == ("unfit", 3, 7, "gpu-7", "passt.pt: hashes to 0123 on this machine")
+    assert board.asked[-4] == ("unfit", 3, 7, "gpu-7", "passt.pt: hashes to 0123 on this machine")
     assert left == ["a third one"]
-    assert board.methods().count("fetch") == 1, "it takes no other order"
+    assert board.methods()[-3:] == ["goes_on"] * 3, (
+        "it takes no other order, and none that is an actor's who still starts"
+    )
 
 
 def test_a_machine_with_another_version_of_the_program_gives_its_order_back(
@@ -99,8 +105,8 @@ def test_a_machine_with_another_version_of_the_program_gives_its_order_back(
     actor._code = "0.1.0 (0123456789ab)"
     let_labeller_be(monkeypatch)
     actor({"worker": actor_pool.np.array([3])})
-    assert board.asked[-1][:4] == ("unfit", 3, 7, "gpu-7")
-    assert board.asked[-1][4].endswith(
+    assert board.asked[-4][:4] == ("unfit", 3, 7, "gpu-7")
+    assert board.asked[-4][4].endswith(
         f"has audioset-distill {code_version()}, but the run was started by 0.1.0 (0123456789ab). Give every machine "
         "the same image or installation"
     )
