@@ -37,6 +37,7 @@ from pipeline.batches.sampling import EpochSampler
 from pipeline.batches.waveform_cache import WaveformCache
 from pipeline.commands.train_student import TrainStudentConfig
 from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.labelling.publisher import Publisher
 from pipeline.labelling.shard_labeller import LabellerConfig, ShardLabeller
 from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
 from pipeline.logits.store import write_stamp
@@ -237,11 +238,15 @@ def _label(bench: Bench, specs: tuple[TeacherSpec, ...], batch: int, *, on_ray: 
     else:
         if bench.device.type == "cuda":  # as an actor has all of its cores
             torch.set_num_threads(usable_cores())
+        done = []
         with closing(ShardLabeller(config)) as labeller:
             started = time.perf_counter()
-            following = pairwise([*shards, None])
-            done = [labeller.label_shard(shard, following=after) for shard, after in following if shard]
-        seconds = time.perf_counter() - started
+            with Publisher() as publisher:
+                for shard, after in pairwise([*shards, ""]):
+                    made = labeller.compute(shard, following=after or None)
+                    publisher.wait()
+                    publisher.submit(shard, lambda made=made: done.append(labeller.publish(made)))
+            seconds = time.perf_counter() - started
         waiting = sum(report.waiting_seconds for report in done) / seconds
     return name, str(batch), f"{len(bench.data) / seconds:,.0f}", f"{100 * waiting:.0f} %"
 

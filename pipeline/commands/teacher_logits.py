@@ -272,16 +272,17 @@ def _note_speed(store: str, outcomes: Sequence["ShardOutcome"], seconds: float) 
     clips = sum(outcome.clips for outcome in outcomes)
     busy, idle = sum(outcome.seconds for outcome in outcomes), sum(outcome.idle_seconds for outcome in outcomes)
     waiting = [outcome.waiting_seconds for outcome in outcomes]
+    copying = [outcome.copying_seconds for outcome in outcomes]
     publishing = [outcome.publishing_seconds for outcome in outcomes]
     if busy:
         write_speed(store, LabellingSpeed(clips=clips, busy_seconds=busy, seconds=seconds))
         _log.info(
             "%d clips in %.0f s, starting Ray included: %.1f clips/s an actor; its teachers waited for decoded clips "
-            "%.1f %% of the time, while logits were published %.1f %%, and for Ray %.1f %%",
+            "%.1f %% of the time, for copies %.1f %%, for logits to be published %.1f %%, and for Ray %.1f %%",
             clips,
             seconds,
             clips / busy,
-            *(100 * sum(times) / (busy + idle) for times in (waiting, publishing, [idle])),
+            *(100 * sum(times) / (busy + idle) for times in (waiting, copying, publishing, [idle])),
         )
 
 

@@ -9,7 +9,7 @@ shard's rows alone, and none holds clips of two shards.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +32,9 @@ from pipeline.storage import files as storage
 
 _BATCHES_AHEAD = 3
 """One being filled, one full, one in the making: enough for the model never to wait where the processes keep up."""
+
+Following = Callable[[], ClipRange | None]
+"""Says which shard or stretch comes next, as late as that can still be decoded ahead; None where nobody knows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,12 +120,15 @@ class ShardDecoder:
         rows = self._manifest.rows_of_shard(shard)
         return rows[np.argsort(self._manifest.offsets[rows], kind="stable")]
 
-    def batches(self, shard: str | ClipRange, following: str | ClipRange | None = None) -> Iterator[ClipBatch]:
+    def batches(
+        self, shard: str | ClipRange, following: str | ClipRange | Following | None = None
+    ) -> Iterator[ClipBatch]:
         """Yields the batches of a shard, or of a stretch of one that begins where a batch does.
 
         Args:
             shard: its name in the manifest, or the stretch.
-            following: what will be asked for next, if that is known; its first batches are made meanwhile.
+            following: what will be asked for next, if that is known, or who says so once all batches of this shard are
+                in the making; its first batches are made meanwhile.
 
         Raises:
             LostProcessError: a process died, or does not answer; the next shard is decoded by others.
@@ -177,9 +183,10 @@ class ShardDecoder:
             fetcher = ShardFetcher(self._manifest, wanted.shard, batches, self._fetching)
         return _OpenShard(range=wanted, batches=batches, prepared=deque(), fetcher=fetcher)
 
-    def _try_to_open(self, shard: str | ClipRange) -> "_OpenShard | None":
+    def _try_to_open(self, following: str | ClipRange | Following) -> "_OpenShard | None":
+        shard = following() if callable(following) else following
         try:
-            return self._open(shard)
+            return None if shard is None else self._open(shard)
         except PipelineError:  # not this shard's affair
             return None
 

@@ -1,7 +1,7 @@
 """Stage 1's unit of work: one shard in, one published part of the logit store out. It knows nothing of Ray."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -16,14 +16,14 @@ from pipeline.dataset.clip_lengths import ORDINARY_SECONDS
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import CheckpointError, DecodeError, PipelineError
 from pipeline.labelling.clip_range import ClipRange, ShardJoin
-from pipeline.labelling.shard_decoder import ClipBatch, ShardDecoder, ViewedClips
+from pipeline.labelling.shard_decoder import ClipBatch, Following, ShardDecoder, ViewedClips
 from pipeline.labelling.teacher_spec import TeacherSpec
 from pipeline.logits.forms import mean_of_members
 from pipeline.logits.part_ranges import join_ranges, publish_range
 from pipeline.logits.stamp import StoreStamp
 from pipeline.logits.store import ClipFailure, part_stem, publish_part
 from pipeline.models.device import Precision, choose_device, compute_in, device_name, tensor_dtype
-from pipeline.models.transfer import DeviceCopies
+from pipeline.models.transfer import DeviceCopies, HostCopy
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.watching import PATIENCE_SECONDS
 
@@ -67,10 +67,34 @@ class ShardReport:
     failed: int
     """Of these, clips without logits."""
     seconds: float
-    waiting_seconds: float
+    waiting_seconds: float = 0.0
     """Time in which the teachers had nothing to do because the next batch was not decoded yet."""
-    publishing_seconds: float
-    """Time in which they had nothing to do because logits were fetched from the device and written."""
+    copying_seconds: float = 0.0
+    """Time in which they had nothing to do because the next batch was not on the device yet."""
+    publishing_seconds: float = 0.0
+    """Time that it took to write the logits."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LabelledRange:
+    """A shard, or a stretch of one, whose logits are made, and perhaps still on their way from the device."""
+
+    shard: str
+    start: int
+    stop: int
+    """Which of the shard's clips, in the order of their bytes, were tried: those before `stop`."""
+    is_whole: bool
+    """Whether these are all of the shard's."""
+    rows: list[int]
+    """In the manifest, of the clips that have logits."""
+    logits: list[HostCopy]
+    """Of each batch of them, (teachers, batch, views, classes), float16."""
+    failures: dict[int, ClipFailure]
+    """Of the other clips, by row."""
+    seconds: float
+    """As in `ShardReport`, without publishing."""
+    waiting_seconds: float
+    copying_seconds: float
 
 
 class ShardLabeller:
@@ -107,7 +131,7 @@ class ShardLabeller:
             patience=config.patience,
             pin_memory=self._on_gpu,
         )
-        self._copies = DeviceCopies(config.device)
+        self._copies = DeviceCopies(config.device, timed=True)
         self._unfinished: deque[torch.cuda.Event] = deque()
 
     def _load_teachers(self) -> Iterator[nn.Module]:
@@ -130,25 +154,36 @@ class ShardLabeller:
         shard: str | ClipRange,
         on_progress: Callable[[int], None] = lambda clips: None,
         *,
-        following: str | ClipRange | None = None,
+        following: str | ClipRange | Following | None = None,
         enough: Callable[[], bool] = lambda: False,
     ) -> ShardReport:
-        """Make and publish the part of one shard, replacing an older one, or the logits of a stretch of it.
+        """Make and publish the part of one shard: `compute` and `publish` in a row."""
+        return self.publish(self.compute(shard, on_progress, following=following, enough=enough))
+
+    def compute(
+        self,
+        shard: str | ClipRange,
+        on_progress: Callable[[int], None] = lambda clips: None,
+        *,
+        following: str | ClipRange | Following | None = None,
+        enough: Callable[[], bool] = lambda: False,
+    ) -> LabelledRange:
+        """Make the logits of one shard, or of a stretch of it; a GPU may be at the last of them still.
 
         Args:
             shard: its name in the manifest, or the stretch, which begins where a batch does.
             on_progress: told how many of its clips are done, after each batch.
-            following: what will be asked for next, if that is known; its decoding begins meanwhile.
+            following: what will be asked for next, if that is known, or who says so once this shard is about to end;
+                its decoding begins meanwhile.
             enough: asked after each batch; the rest is left to others where it says so.
 
         Raises:
             LostProcessError: a process that decodes died or does not answer; the next shard gets others.
-            PipelineError: the shard is not there, or the store can't be written. A bad clip raises nothing: it is
-                listed in the part.
+            PipelineError: the shard is not there. A bad clip raises nothing: it is listed in the part.
         """
         started, waiting = perf_counter(), 0.0
         wanted = self._decoder.range_of(shard)
-        logits: list[Tensor] = []
+        logits: list[HostCopy] = []
         labelled: list[int] = []
         failures: dict[int, ClipFailure] = {}
         batches = self._decoder.batches(wanted, following)
@@ -167,30 +202,28 @@ class ShardLabeller:
                     labelled.extend(batch.rows)
             except DecodeError as error:
                 [row] = batch.rows
-                failures[row] = ClipFailure(clip_id=self._clip_id(row), reason=error.reason, detail=error.detail)
+                failures[row] = self._failure(row, error.reason, error.detail)
             count = len(labelled) + len(failures)
             on_progress(count)
-        done = slice(wanted.start, wanted.start + count)
-        computed = perf_counter()
-        failed = self._publish(wanted.shard, done, labelled, logits, failures)
-        return ShardReport(
+        return LabelledRange(
             shard=wanted.shard,
-            start=done.start,
-            stop=done.stop,
-            published=count == len(self._decoder.rows_of(wanted.shard)),
-            clips=count,
-            failed=failed,
+            start=wanted.start,
+            stop=wanted.start + count,
+            is_whole=count == len(self._decoder.rows_of(wanted.shard)),
+            rows=labelled,
+            logits=logits,
+            failures=failures,
             seconds=perf_counter() - started,
             waiting_seconds=waiting,
-            publishing_seconds=perf_counter() - computed,
+            copying_seconds=self._copies.take_stalled_seconds(),
         )
 
     def _is_idle(self) -> bool:
         """Whether the teachers have nothing left to do; a GPU works on while this process waits for the next batch."""
         return all(event.query() for event in self._unfinished)
 
-    def _logits_of(self, batch: ClipBatch) -> Tensor:
-        """Returns each teacher's logits of each view: (teachers, batch, views, classes), float16, on the device.
+    def _logits_of(self, batch: ClipBatch) -> HostCopy:
+        """Returns each teacher's logits of each view: (teachers, batch, views, classes), float16.
 
         Where the members are not kept, their weighted mean stands for them, as a single teacher.
 
@@ -217,7 +250,7 @@ class ShardLabeller:
             # An overflow becomes infinite here and is found before the part is published.
             logits.append(kept.to(torch.float16))
             self._keep_pace()
-        return torch.stack(logits, dim=2)
+        return HostCopy(torch.stack(logits, dim=2))
 
     def _on_device(self, view: ViewedClips) -> dict[int, Tensor]:
         """Copy waveforms to the device; to a GPU while it still works at the views before."""
@@ -234,8 +267,50 @@ class ShardLabeller:
         if len(self._unfinished) > 1:
             self._unfinished.popleft().synchronize()
 
+    def publish(self, made: LabelledRange) -> ShardReport:
+        """Publish the part of a shard, replacing an older one, or of a stretch of it; from any thread.
+
+        Raises:
+            PipelineError: the store can't be written.
+        """
+        started = perf_counter()
+        stamp, shard, done = self._config.stamp, made.shard, slice(made.start, made.stop)
+        teachers = len(stamp.teachers) if stamp.members else 1
+        nothing = np.empty((teachers, 0, stamp.view_count, stamp.classes), np.float16)
+        logits = np.concatenate([nothing, *(batch.read().numpy() for batch in made.logits)], axis=1)
+        finite = np.isfinite(logits).all(axis=(0, 2, 3))  # (labelled clips,)
+        labelled = np.array(made.rows, np.int64)
+        bad = {row: self._failure(row, "non-finite logits") for row in labelled[~finite].tolist()}
+        failures = made.failures | bad
+        rows = logits[:, finite].reshape(teachers, -1, stamp.classes)  # (teachers, clips x views, classes)
+        publish = publish_part if made.is_whole else partial(publish_range, start=made.start, stop=made.stop)
+        publish(
+            self._config.store,
+            part_stem(shard),
+            clip_ids=[self._clip_id(row) for row in labelled[finite].tolist()],
+            logits=mean_of_members(rows, stamp.weights) if stamp.members else rows[0],
+            stamp=stamp,
+            shard_identity=self._manifest.shard_identity(shard),
+            failures=[failures[row] for row in self._decoder.rows_of(shard)[done].tolist() if row in failures],
+            members=rows if stamp.members else None,
+            device=self._device if stamp.members else "",
+        )
+        publishing = perf_counter() - started
+        return ShardReport(
+            shard=shard,
+            start=made.start,
+            stop=made.stop,
+            published=made.is_whole,
+            clips=made.stop - made.start,
+            failed=len(failures),
+            seconds=made.seconds + publishing,
+            waiting_seconds=made.waiting_seconds,
+            copying_seconds=made.copying_seconds,
+            publishing_seconds=publishing,
+        )
+
     def join_shard(self, join: ShardJoin) -> ShardReport:
-        """Publish the part of a shard whose clips were labelled in stretches.
+        """Publish the part of a shard whose clips were labelled in stretches; from any thread.
 
         Raises:
             PipelineError: a stretch is not there any more, or the store can't be written.
@@ -244,7 +319,7 @@ class ShardLabeller:
         identity = self._manifest.shard_identity(join.shard)
         config = self._config
         failed = join_ranges(config.store, part_stem(join.shard), join.pieces, config.stamp, identity)
-        clips = join.pieces[-1][1]
+        clips, seconds = join.pieces[-1][1], perf_counter() - started
         return ShardReport(
             shard=join.shard,
             start=0,
@@ -252,45 +327,12 @@ class ShardLabeller:
             published=True,
             clips=clips,
             failed=failed,
-            seconds=perf_counter() - started,
-            waiting_seconds=0.0,
-            publishing_seconds=perf_counter() - started,
+            seconds=seconds,
+            publishing_seconds=seconds,
         )
 
-    def _publish(
-        self,
-        shard: str,
-        done: slice,
-        labelled: Sequence[int],
-        batches: Sequence[Tensor],
-        failures: dict[int, ClipFailure],
-    ) -> int:
-        """Publish the part, or those of its clips that were done, with the failures; return how many there are."""
-        stamp = self._config.stamp
-        teachers = len(stamp.teachers) if stamp.members else 1
-        nothing = np.empty((teachers, 0, stamp.view_count, stamp.classes), np.float16)
-        logits = np.concatenate([nothing, *(batch.cpu().numpy() for batch in batches)], axis=1)
-        finite = np.array(
-            [np.isfinite(logits[:, clip]).all() for clip in range(logits.shape[1])], bool
-        )  # (labelled clips,)
-        bad = [row for row, good in zip(labelled, finite.tolist(), strict=True) if not good]
-        failures |= {row: ClipFailure(clip_id=self._clip_id(row), reason="non-finite logits", detail="") for row in bad}
-        rows = logits[:, finite].reshape(teachers, -1, stamp.classes)  # (teachers, clips x views, classes)
-        in_order = self._decoder.rows_of(shard)
-        is_whole = done == slice(0, len(in_order))
-        publish = publish_part if is_whole else partial(publish_range, start=done.start, stop=done.stop)
-        publish(
-            self._config.store,
-            part_stem(shard),
-            clip_ids=[self._clip_id(row) for row in np.array(labelled, np.int64)[finite].tolist()],
-            logits=mean_of_members(rows, stamp.weights) if stamp.members else rows[0],
-            stamp=stamp,
-            shard_identity=self._manifest.shard_identity(shard),
-            failures=[failures[row] for row in in_order[done].tolist() if row in failures],
-            members=rows if stamp.members else None,
-            device=self._device if stamp.members else "",
-        )
-        return len(failures)
+    def _failure(self, row: int, reason: str, detail: str = "") -> ClipFailure:
+        return ClipFailure(clip_id=self._clip_id(row), reason=reason, detail=detail)
 
     def _clip_id(self, row: int) -> str:
         return self._manifest.clip_ids[row].as_py()

@@ -6,7 +6,7 @@ is filled again within a second, and what went with the old one is found missing
 
 import secrets
 import time
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,7 +50,7 @@ class BoardState:
     last_event: int
     """Number of the last of them."""
     clips: dict[int, int]
-    """How many clips of an order's step are done."""
+    """How many clips of an order's steps are done that have not ended."""
     signs: dict[str, object]
     """Signs of life of the work at a step."""
 
@@ -63,48 +63,54 @@ class WorkBoard(PulseBoard):
         self._generation = secrets.token_hex(4)
         self._known: set[int] = set()
         self._waiting: deque[Order] = deque()
-        self._in_hand: dict[int, int] = {}
+        self._in_hand: defaultdict[int, set[int]] = defaultdict(set)
+        """Orders of each worker: one that it computes, and perhaps the one before, whose end is being published."""
         self._events: list[Event] = []
         self._read = 0
-        self._clips: dict[int, int] = {}
+        self._clips: dict[tuple[int, str, int], int] = {}
         self._stopped = False
 
     def hello(self, worker: int) -> None:
         """Note that a worker begins; what it had in hand before was lost with its process."""
-        if (number := self._in_hand.pop(worker, None)) is not None:
-            self._events.append(Event("lost", number))
+        self._events.extend(Event("lost", number) for number in sorted(self._in_hand.pop(worker, ())))
 
-    def fetch(self, worker: int) -> tuple[bool, Order | None]:
-        """Returns whether the work goes on, and an order for a worker, if there is one."""
-        if self._stopped or not self._waiting:
+    def fetch(self, worker: int, ahead: bool = False) -> tuple[bool, Order | None]:
+        """Returns whether the work goes on, and an order for a worker, if there is one.
+
+        Args:
+            worker: who asks.
+            ahead: he is still at another one, so that he gets one only if there is one for each who is at work.
+        """
+        wanted = sum(map(bool, self._in_hand.values())) if ahead else 1
+        if self._stopped or len(self._waiting) < wanted or not self._waiting:
             return not self._stopped, None
         order = self._waiting.popleft()
-        self._in_hand[worker] = order.number
+        self._in_hand[worker].add(order.number)
         return True, order
 
     def step(self, worker: int, number: int, outcome: StepOutcome) -> None:
         """Note how a step ended."""
-        self._in_hand[worker] = number
-        self._clips.pop(number, None)
+        self._in_hand[worker].add(number)  # this board may have begun meanwhile
+        self._clips.pop((number, outcome.shard, outcome.start), None)
         self._events.append(Event("step", number, outcome))
 
     def ended(self, worker: int, number: int) -> None:
         """Note that a worker has done with an order."""
-        self._in_hand.pop(worker, None)
+        self._in_hand[worker].discard(number)
         self._events.append(Event("ended", number))
 
     def unfit(self, worker: int, number: int, machine: str, why: str) -> None:
         """Note that a worker can't load the teachers, and gives its order back."""
-        self._in_hand.pop(worker, None)
+        self._in_hand[worker].discard(number)
         self._events.append(Event("unfit", number, (worker, machine, why)))
 
     def tell(self, text: str) -> None:
         """Note what is to be told to people."""
         self._events.append(Event("told", 0, text))
 
-    def set_done(self, number: int, clips: int) -> None:
-        """Note how many clips of an order's step are done."""
-        self._clips[number] = clips
+    def set_done(self, number: int, shard: str, start: int, clips: int) -> None:
+        """Note how many clips of an order's step are done; the one before may still be on its way to the store."""
+        self._clips[number, shard, start] = clips
 
     def goes_on(self) -> bool:
         """Returns whether there may be something left to do."""
@@ -122,6 +128,9 @@ class WorkBoard(PulseBoard):
             generation: which board the driver has read.
             read: number of the last event that it has read.
         """
+        clips: Counter[int] = Counter()
+        for (number, _, _), count in self._clips.items():
+            clips[number] += count
         for order in orders:
             if order.number not in self._known:
                 self._known.add(order.number)
@@ -134,7 +143,7 @@ class WorkBoard(PulseBoard):
             waiting={order.number for order in self._waiting},
             events=list(self._events),
             last_event=self._read + len(self._events),
-            clips=dict(self._clips),
+            clips=dict(clips),
             signs=dict(self._signs),
         )
 

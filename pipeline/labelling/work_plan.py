@@ -39,7 +39,9 @@ class StepOutcome:
     """Whether the shard's part is there now."""
     seconds: float = 0.0
     waiting_seconds: float = 0.0
+    copying_seconds: float = 0.0
     publishing_seconds: float = 0.0
+    """Time in which the next step waited for its publication."""
     idle_seconds: float = 0.0
     """Before it, in which the actor had nothing to do, or waited for Ray."""
     error: str = ""
@@ -70,6 +72,7 @@ class ShardOutcome:
     failed: int = 0
     seconds: float = 0.0
     waiting_seconds: float = 0.0
+    copying_seconds: float = 0.0
     publishing_seconds: float = 0.0
     idle_seconds: float = 0.0
     error: str = ""
@@ -287,6 +290,7 @@ class WorkPlan:
                 failed=figures.failed + outcome.failed,
                 seconds=figures.seconds + outcome.seconds,
                 waiting_seconds=figures.waiting_seconds + outcome.waiting_seconds,
+                copying_seconds=figures.copying_seconds + outcome.copying_seconds,
                 publishing_seconds=figures.publishing_seconds + outcome.publishing_seconds,
                 idle_seconds=figures.idle_seconds + outcome.idle_seconds,
                 warning=outcome.warning or figures.warning,

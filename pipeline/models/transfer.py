@@ -1,5 +1,6 @@
 """Tensors on their way to a device: in one piece of memory, copied beside what the device computes."""
 
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
@@ -61,11 +62,14 @@ class DeviceCopies:
 
     Args:
         device: where to.
+        timed: note how long the device waits for copies; see `take_stalled_seconds`.
     """
 
-    def __init__(self, device: torch.device | str) -> None:
+    def __init__(self, device: torch.device | str, *, timed: bool = False) -> None:
+        self._timed = timed
         self.device = torch.device(device)
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._stalls: deque[tuple[torch.cuda.Event, torch.cuda.Event]] = deque()
 
     def copy(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Copy some tensors, from page-locked memory without waiting; what comes after sees them whole."""
@@ -74,10 +78,45 @@ class DeviceCopies:
         with torch.cuda.stream(self._stream):
             copied = [tensor.to(self.device, non_blocking=True) for tensor in tensors]
         working = torch.cuda.current_stream(self.device)
+        before, after = (torch.cuda.Event(enable_timing=self._timed) for _ in range(2))
+        before.record(working)
         working.wait_stream(self._stream)
+        after.record(working)
+        if self._timed:
+            self._stalls.append((before, after))
         for tensor in copied:
             tensor.record_stream(working)  # or its memory would be given to the next copy too early
         return copied
+
+    def take_stalled_seconds(self) -> float:
+        """Returns how long the device did nothing but wait for copies, since the last call."""
+        stalled_ms = 0.0
+        while self._stalls and self._stalls[0][1].query():
+            before, after = self._stalls.popleft()
+            stalled_ms += before.elapsed_time(after)
+        return stalled_ms / 1000
+
+
+class HostCopy:
+    """A tensor on its way to the host, for whoever asks for it once the device has made it: nobody waits until then.
+
+    Args:
+        values: on any device.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self._values, self._made = values, None
+        if values.device.type == "cuda":
+            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+            self._values.copy_(values, non_blocking=True)
+            self._made = torch.cuda.Event()
+            self._made.record(torch.cuda.current_stream(values.device))
+
+    def read(self) -> Tensor:
+        """Wait for the device, as long as it takes, and return the tensor, on the CPU; from any thread."""
+        if self._made is not None:
+            self._made.synchronize()
+        return self._values.cpu()
 
 
 class LateNumbers:
@@ -88,14 +127,7 @@ class LateNumbers:
     """
 
     def __init__(self, values: Tensor) -> None:
-        self._event: torch.cuda.Event | None = None
-        if values.device.type == "cuda":
-            self._values = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-            self._values.copy_(values, non_blocking=True)
-            self._event = torch.cuda.Event()
-            self._event.record(torch.cuda.current_stream(values.device))
-        else:
-            self._values = values
+        self._copy = HostCopy(values)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, LateNumbers) and self.read() == other.read()
@@ -104,6 +136,4 @@ class LateNumbers:
 
     def read(self) -> list[float]:
         """Wait for the device, as long as it takes, and return the numbers."""
-        if self._event is not None:
-            self._event.synchronize()
-        return self._values.tolist()
+        return self._copy.read().tolist()

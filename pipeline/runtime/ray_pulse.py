@@ -50,18 +50,19 @@ class PulseBoard:
 
 
 @contextmanager
-def beating(board: Any, who: str) -> Iterator[None]:
+def beating(board: Any, who: str, sign: Callable[[], object] | None = None) -> Iterator[None]:
     """Give signs of life of this thread to a board of another process while the block runs.
 
     Args:
         board: a handle of the actor.
         who: names the work.
+        sign: gives what changes while there is progress, where others than this thread make it.
     """
     thread, ended = threading.current_thread(), threading.Event()
 
     def beat() -> None:
         while True:
-            board.beat.remote(who, sign_of_life(thread))
+            board.beat.remote(who, sign_of_life(thread) if sign is None else sign())
             if ended.wait(_BEAT_SECONDS):
                 board.rest.remote(who)
                 return

@@ -82,7 +82,7 @@ def let_labeller_be(monkeypatch: pytest.MonkeyPatch, *made: object) -> list[obje
 class Broken:
     """A labeller whose device refuses everything."""
 
-    def label_shard(self, *given: object, **more: object) -> None:
+    def compute(self, *given: object, **more: object) -> None:
         raise RuntimeError("CUDA error: an illegal memory access was encountered\nCUDA kernel errors might be …")
 
 
