@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from student.layers import init_weights
+from student.layers import GlobalAveragePool, init_weights
 
 HeadType = Literal["mlp", "fully_convolutional", "multihead_attention_pooling"]
 
@@ -23,7 +23,7 @@ class MlpHead(nn.Sequential):
 
     def __init__(self, in_features: int, hidden_features: int, num_classes: int, dropout: float) -> None:
         super().__init__(
-            nn.AdaptiveAvgPool2d(1),
+            GlobalAveragePool(),
             nn.Flatten(),
             nn.Linear(in_features, hidden_features),
             nn.Hardswish(inplace=True),
@@ -58,7 +58,7 @@ class FullyConvolutionalHead(nn.Sequential):
 
     def __init__(self, in_features: int, num_classes: int) -> None:
         # Positions are averaged after the normalisation; its eps is torch's default, unlike the network's.
-        super().__init__(nn.Identity(), nn.Identity(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        super().__init__(nn.Identity(), nn.Identity(), GlobalAveragePool(), nn.Flatten())
         self.hidden_features = in_features
         self.reset(num_classes)
 

@@ -45,7 +45,8 @@ def global_average_pool(maps: Tensor) -> Tensor:
 
 
 def _global_average_pool(maps: Tensor) -> Tensor:
-    if maps.is_contiguous(memory_format=torch.channels_last):
+    # An exported program has one form for all sizes, and would take on the layout that its example has.
+    if not torch.compiler.is_exporting() and maps.is_contiguous(memory_format=torch.channels_last):
         # The same numbers, but the gradient keeps the layout; that of a mean over two axes would lose it, and adding
         # it to one of the other layout takes three times as long as all else in squeeze-excitation.
         return maps.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
@@ -53,6 +54,17 @@ def _global_average_pool(maps: Tensor) -> Tensor:
 
 
 torch.fx.wrap("_global_average_pool")  # a graph looks at the layout whenever it runs
+
+
+class GlobalAveragePool(nn.AdaptiveAvgPool2d):
+    """Averages over the image and keeps its axes: (batch, channels, mels, frames) → (batch, channels, 1, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Average, without a look at the layout where a program for all sizes is exported."""
+        return maps.mean(dim=(2, 3), keepdim=True) if torch.compiler.is_exporting() else super().forward(maps)
 
 
 def init_weights(module: nn.Module) -> None:

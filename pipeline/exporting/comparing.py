@@ -31,16 +31,19 @@ class Difference:
     """In terms of the spread of that clip's outputs."""
 
 
-def compare(run: Runner, exported: ExportedModel, sounds: Sequence[np.ndarray]) -> Difference:
+def compare(
+    run: Runner, exported: ExportedModel, sounds: Sequence[np.ndarray], tolerance: float = TOLERANCE
+) -> Difference:
     """Run a file and its model on the same sounds, of several lengths where both take any, one and three at once.
 
     Args:
         run: runs the file.
         exported: what it was made from.
         sounds: each (samples,), float32, at the model's rate; a short one is repeated.
+        tolerance: the largest relative difference that is allowed.
 
     Raises:
-        PipelineError: they differ by more than `TOLERANCE`, or the file does not run.
+        PipelineError: they differ by more than the tolerance, or the file does not run.
     """
     worst = Difference(0.0, 0.0)
     for waveforms in _batches(sounds, exported):
@@ -59,10 +62,10 @@ def compare(run: Runner, exported: ExportedModel, sounds: Sequence[np.ndarray]) 
         difference = _difference(found, wanted)
         if not difference.relative <= worst.relative:  # also where it is no number
             worst = difference
-    if not worst.relative <= TOLERANCE:
+    if not worst.relative <= tolerance:
         raise PipelineError(
             f"the exported model differs from the checkpoint by {worst.absolute:.1e}, {worst.relative:.1e} of the "
-            f"outputs' spread; {TOLERANCE:.0e} are allowed. Nothing was written"
+            f"outputs' spread; {tolerance:.0e} are allowed. Nothing was written"
         )
     return worst
 

@@ -3,6 +3,7 @@
 from dataclasses import asdict
 from importlib.metadata import version
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -61,6 +62,19 @@ class ExportedModel(nn.Module):
     def features(self, waveforms: Tensor) -> Tensor:
         """Turn (batch, samples) into log-mel images by the front end that the model was trained with."""
         return self.network.front_end(waveforms)
+
+    def input_of(self, waveform: np.ndarray) -> np.ndarray:
+        """Turn a sound, (samples,), into an input without its batch axis, of the length that the model was trained on.
+
+        What is missing is silence, as in training.
+        """
+        length = round(self.network.input_seconds * self.sample_rate_hz)
+        samples = np.zeros(length, np.float32)
+        samples[: len(waveform)] = waveform[:length]
+        if self.takes == "inside":
+            return samples
+        with torch.inference_mode():
+            return self.features(torch.from_numpy(samples)[None])[0].numpy()
 
     def example(self) -> Tensor:
         """Returns an input to trace with; two sounds, as one would be taken for what the batch always is."""

@@ -42,12 +42,14 @@ class ExportMetadata(BaseModel):
     source_sha256: str
     exporter: str
     """The versions of what wrote the file."""
+    int8: Json[dict[str, Any]] | None = None
+    """Of a file with 8-bit integers: what it was calibrated with, and the mAP before and after on which clips."""
 
     def to_properties(self) -> dict[str, str]:
         """Returns key → text, as ONNX and torch.export keep it."""
         return {
             key: value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
-            for key, value in self.model_dump().items()
+            for key, value in self.model_dump(exclude_none=True).items()
         }
 
     def vocabulary(self, location: str) -> Vocabulary:

@@ -1,19 +1,16 @@
 """A model → one ONNX file: waveform in, logits, probabilities or embeddings out, all that it means in its metadata."""
 
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from pipeline.exporting.exported_model import ExportedModel
 from pipeline.exporting.metadata import ExportMetadata
+from pipeline.exporting.quiet import quiet_exporter
 
 OPSET = 18
 """The oldest that torch's exporter writes."""
-EXPORTER = f"opset {OPSET}"
 
 
 def write_onnx(exported: ExportedModel, metadata: ExportMetadata, path: Path) -> None:
@@ -24,7 +21,7 @@ def write_onnx(exported: ExportedModel, metadata: ExportMetadata, path: Path) ->
         metadata: what it says of itself.
         path: where to; it is not looked at again here.
     """
-    with torch.no_grad(), _quiet_exporter():
+    with torch.no_grad(), quiet_exporter():
         program = torch.onnx.export(
             exported,
             (exported.example(),),
@@ -41,17 +38,11 @@ def write_onnx(exported: ExportedModel, metadata: ExportMetadata, path: Path) ->
     program.save(path, external_data=False)
 
 
-@contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Keep out what torch's exporter tells its own developers."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.__trace", "onnxscript")]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def add_properties(path: Path, properties: Mapping[str, str]) -> None:
+    """Let a file say more of itself."""
+    import onnx
+
+    model = onnx.load(str(path))
+    for key, value in properties.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.save(model, str(path))

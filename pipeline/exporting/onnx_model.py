@@ -114,14 +114,14 @@ class OnnxModel:
             raise CheckpointError(
                 f"{self._location}: gives {scores.shape} for {len(windows)} sounds and {len(self.vocabulary)} classes"
             )
-        return scores if self.metadata.output == "logits" else _logits_of(scores, self.task)
+        return scores if self.metadata.output == "logits" else logits_of(scores, self.task)
 
     def frame_logits(self, windows: np.ndarray) -> np.ndarray:
         """Refuses: the file has no finer timeline."""
         raise NotImplementedError
 
 
-def _logits_of(probabilities: np.ndarray, task: str) -> np.ndarray:
+def logits_of(probabilities: np.ndarray, task: str) -> np.ndarray:
     """Returns finite numbers whose sigmoid, or softmax, the probabilities are: (batch, classes) both."""
     smallest = np.finfo(np.float32).tiny
     probabilities = probabilities.astype(np.float64)

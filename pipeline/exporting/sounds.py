@@ -25,13 +25,14 @@ class CheckSounds:
     """Where they come from, for a line that says it."""
 
 
-def check_sounds(data: str | None, sample_rate_hz: int) -> CheckSounds:
+def check_sounds(data: str | None, sample_rate_hz: int, max_sounds: int = MAX_SOUNDS) -> CheckSounds:
     """Returns some sounds, spread evenly over what is there.
 
     Args:
         data: a dataset, or a folder or file of sounds; None is the sample in a checkout of this project, or where that
             is not, as in an installed wheel, sounds that are made here.
         sample_rate_hz: what they are resampled to.
+        max_sounds: how many, at most.
 
     Raises:
         PipelineError: nothing there can be decoded.
@@ -39,9 +40,9 @@ def check_sounds(data: str | None, sample_rate_hz: int) -> CheckSounds:
     if data is None and (data := _sample()) is None:
         made = list(_made_sounds(sample_rate_hz))
         return CheckSounds(made, f"{len(made)} chirps in noise, which were made for it")
-    waveforms = list(_decoded(data, sample_rate_hz))
+    waveforms = list(_decoded(data, sample_rate_hz, max_sounds))
     if not waveforms:
-        raise PipelineError(f"{data}: no sound that can be decoded, to compare on; choose other data")
+        raise PipelineError(f"{data}: no sound that can be decoded, choose other data")
     return CheckSounds(waveforms, f"{len(waveforms)} sounds of {data}")
 
 
@@ -50,9 +51,9 @@ def _sample() -> str | None:
     return str(folder) if folder.is_dir() else None
 
 
-def _decoded(data: str, sample_rate_hz: int) -> Iterator[np.ndarray]:
+def _decoded(data: str, sample_rate_hz: int, max_sounds: int) -> Iterator[np.ndarray]:
     found = find_sounds([data])
-    for number in np.unique(np.linspace(0, len(found) - 1, MAX_SOUNDS).round().astype(int)).tolist():
+    for number in np.unique(np.linspace(0, len(found) - 1, max_sounds).round().astype(int)).tolist():
         try:
             with found.open(number) as encoded:
                 sound = decode(encoded, max_seconds=_MAX_SECONDS)

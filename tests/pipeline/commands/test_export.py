@@ -1,3 +1,5 @@
+import json
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +16,7 @@ from pipeline.commands import export
 from pipeline.commands.export import ExportConfig, run
 from pipeline.errors import CheckpointError, PipelineError, UsageError
 
+ROOT = Path(__file__).resolve().parents[3]
 OUTSIDE = ["--front-end", "outside"]
 COARSE: dict[str, Any] = {"n_mels": 40, "hopsize": 1600}
 
@@ -63,8 +66,8 @@ def test_a_file_that_differs_from_its_checkpoint_is_not_kept(
 
         return run
 
-    monkeypatch.setattr(export, "write_onnx", lambda exported, metadata, path: path.write_bytes(b"a model"))
-    monkeypatch.setattr(export, "onnx_runner", biased)
+    write = lambda exported, metadata, path: path.write_bytes(b"a model")  # noqa: E731
+    monkeypatch.setitem(export._FORMATS, "onnx", (write, biased, ""))
     with pytest.raises(PipelineError, match=r"differs from the checkpoint by 2\.0e-03, .* Nothing was written"):
         run(ExportConfig(checkpoint, out=str(out), model_options=COARSE))
     assert not list(out.parent.iterdir())
@@ -72,7 +75,8 @@ def test_a_file_that_differs_from_its_checkpoint_is_not_kept(
 
 def test_a_file_that_does_not_run_is_not_kept(checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out" / "mine.onnx"
-    monkeypatch.setattr(export, "write_onnx", lambda exported, metadata, path: path.write_bytes(b"no model"))
+    write = lambda exported, metadata, path: path.write_bytes(b"no model")  # noqa: E731
+    monkeypatch.setitem(export._FORMATS, "onnx", (write, export.onnx_runner, ""))
     with pytest.raises(CheckpointError, match="the exported model: no whole ONNX file that ONNX Runtime can run"):
         run(ExportConfig(checkpoint, out=str(out), model_options=COARSE))
     assert not list(out.parent.iterdir())
@@ -89,5 +93,27 @@ def test_a_missing_package_is_told_with_the_extra_to_install(
 
 
 def test_another_name_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"mine\.pb; what is written is ONNX"):
+    with pytest.raises(UsageError, match=r"mine\.pb; let its name end in \.onnx or \.pt2"):
         ExportConfig("mn10", out="mine.pb")
+    with pytest.raises(UsageError, match=r"mine\.onnx; let its name end in \.pt2"):
+        ExportConfig("mn10", out="mine.onnx", format="pt2")
+
+
+def test_a_file_of_torch_export_needs_no_package_of_the_extra_and_no_length(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
+    out = tmp_path / "mine.pt2"
+    run(ExportConfig(checkpoint, out=str(out), model_options=COARSE))
+    _, example = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "export.md").read_text(), re.M | re.S)
+    made: dict[str, Any] = {}
+    exec(example.replace("mn10.pt2", str(out)), made)
+    module, names, said = made["module"], made["names"], json.loads(made["told"]["metadata.json"])
+    assert (said["model"], len(names), names[0]) == ("mn01", 527, "Speech")
+    network = student.create_model("mn01", checkpoint.partition("=")[2], **COARSE).eval()
+    for batch, seconds in ((1, 0.7), (3, 12.0)):
+        sounds = 0.1 * torch.randn(batch, round(32_000 * seconds))
+        with torch.inference_mode():
+            expected = network(network.front_end(sounds)).sigmoid()
+            torch.testing.assert_close(module(sounds), expected, atol=1e-5, rtol=0)
