@@ -23,10 +23,11 @@ import ray
 
 from pipeline.labelling import actor_pool, work_board
 from pipeline.labelling.actor_layout import Layout
-from pipeline.labelling.clip_range import ClipRange
-from pipeline.labelling.shard_labeller import LabellerConfig, ShardReport
+from pipeline.labelling.clip_range import ClipRange, ShardJoin
+from pipeline.labelling.shard_decoder import Following
+from pipeline.labelling.shard_labeller import LabelledRange, LabellerConfig, ShardReport
 from pipeline.labelling.work_board import WorkBoard
-from pipeline.labelling.work_plan import Order, Step, StepOutcome, WorkPlan
+from pipeline.labelling.work_plan import Order, StepOutcome, WorkPlan
 from pipeline.logits.stamp import StoreStamp
 from pipeline.runtime.ray_session import running_ray
 
@@ -43,18 +44,15 @@ class IdleActor(actor_pool._LabelActor):
     def _load(self, step: str) -> bool:
         return True
 
-    def _try(self, order: Order, step: Step, following: ClipRange | None) -> ShardReport:
-        return ShardReport(
-            shard=step.shard,
-            start=0,
-            stop=CLIPS,
-            published=True,
-            clips=CLIPS,
-            failed=0,
-            seconds=0.001,
-            waiting_seconds=0.0,
-            publishing_seconds=0.0,
-        )
+    def _compute(self, order: Order, step: ClipRange, following: Following | ClipRange | None) -> LabelledRange:
+        if callable(following):
+            following()  # the next order is fetched
+        nothing = {"rows": [], "logits": [], "failures": {}, "waiting_seconds": 0.0, "copying_seconds": 0.0}
+        return LabelledRange(shard=step.shard, start=0, stop=CLIPS, is_whole=True, seconds=0.001, **nothing)
+
+    def _publish(self, made: tuple[LabelledRange, str] | ShardJoin) -> ShardReport:
+        shard = made.shard if isinstance(made, ShardJoin) else made[0].shard
+        return ShardReport(shard=shard, start=0, stop=CLIPS, published=True, clips=CLIPS, failed=0, seconds=0.001)
 
 
 class CountingBoard(WorkBoard):
