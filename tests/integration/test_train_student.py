@@ -269,9 +269,8 @@ def test_torchrun_passes_a_stop_on_to_all_ranks_and_one_rank_can_go_on(
         assert process.poll() is None, process.communicate()[1]
         time.sleep(0.05)
     process.terminate()
-    asked = time.monotonic()
     said = process.communicate(timeout=60)[1]
-    assert time.monotonic() - asked < 10
+    assert "SIGKILL" not in said  # which torchrun sends 30 s later
     assert "--resume goes on" in said
     left = int(list_checkpoints(tmp_path / "ended")[-1].stem.removeprefix("step-"))
     more = replace(ended, resume=True, epochs=left // 2 + 1)  # two steps an epoch

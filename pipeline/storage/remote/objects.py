@@ -7,6 +7,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from pipeline.errors import StorageUnavailableError
 from pipeline.storage.remote.byte_ranges import ByteRange, read_ranges
 from pipeline.storage.remote.calls import Action, call, call_each
 from pipeline.storage.remote.failures import status_of
@@ -211,7 +212,12 @@ def upload(source: Path, location: str) -> None:
     size = source.stat().st_size
     part = max(PART_BYTES, -(-size // _MAX_PARTS))
     options = {"use_multipart": size > part, "chunk_size": part, "max_concurrency": _PARTS_AT_ONCE}
-    call(location, lambda store, path: store.put(path, source, **options))
+    try:
+        call(location, lambda store, path: store.put(path, source, **options))
+    except FileNotFoundError as error:  # of the parts; a bucket that is missing has an error of its own
+        raise StorageUnavailableError(
+            f"{location}: the server dropped the upload before its last part came. Run the same command again later"
+        ) from error
 
 
 def remove(location: str) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
+from busy_machine import tried_twice
 
 from pipeline.dataset.manifest import Manifest
 from pipeline.logits.store import open_store
@@ -61,7 +62,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, str(folder)]))
-        made = Cluster(initialize_head=True, head_node_args=head)
+        made = tried_twice(Cluster, initialize_head=True, head_node_args=head)
         yield made
         made.shutdown()
 
@@ -72,7 +73,7 @@ def join(cluster: Any) -> Iterator[Callable[[], Any]]:
     joined = []
 
     def add() -> Any:
-        joined.append(cluster.add_node(num_cpus=1, object_store_memory=STORE_BYTES))
+        joined.append(tried_twice(cluster.add_node, num_cpus=1, object_store_memory=STORE_BYTES))
         return joined[-1]
 
     yield add

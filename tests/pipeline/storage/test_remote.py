@@ -145,6 +145,18 @@ def test_a_large_upload_in_parts_is_seen_when_it_is_whole_and_dropped_when_it_fa
     assert storage.read_bytes(location) == content
 
 
+def test_an_upload_whose_parts_the_server_has_dropped_is_a_failure_of_the_server(
+    s3_folder: str, s3_proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "_TRIES", 2)
+    monkeypatch.setattr(objects, "PART_BYTES", 5 << 20)
+    s3_proxy.faults = [Fault("status", 404, 1, method="PUT", path="partNumber=2")]
+    with pytest.raises(
+        StorageUnavailableError, match=r"large\.bin: the server dropped the upload before its last part"
+    ):
+        storage.publish_bytes(storage.join_path(s3_folder, "large.bin"), bytes(12 << 20))
+
+
 def test_a_listing_shows_what_others_published_since(s3_folder: str) -> None:
     storage.publish_bytes(storage.join_path(s3_folder, "a.bin"), b"one")
     before = storage.list_files(s3_folder)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from busy_machine import tried_twice
 from safetensors.torch import load_file
 from several_ranks import run_ranks
 from tiny_learner import TinyLearner
@@ -38,7 +39,8 @@ def two_cores() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
         ray.shutdown()  # of what an earlier test has left in this process
-        ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        options = {"num_cpus": 2, "include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
+        tried_twice(ray.init, "local", **options)
         yield
         ray.shutdown()
 
