@@ -150,7 +150,7 @@ def test_the_image_installs_with_hashes_from_the_lock() -> None:
 
 def test_volumes_of_services_are_declared_and_owned_by_the_user() -> None:
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    named = [volume for service in SERVICES.values() for volume in service["volumes"] if isinstance(volume, str)]
+    named = [volume for service in SERVICES.values() for volume in service["volumes"] if ":" in volume]
     assert {volume.partition(":")[0] for volume in named} == set(compose["volumes"])
     # A new volume takes over the owner of the image's folder, so each mount point must be made in the Dockerfile.
     made = "\n".join(rest for _, rest in _instructions())
