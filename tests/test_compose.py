@@ -94,6 +94,10 @@ def test_example_environment_names_each_secret_without_a_value() -> None:
     assert [line for line in example if line and not line.startswith("#")] == [f"{secret}=" for secret in SECRETS]
 
 
+def test_the_file_of_secrets_is_ignored_by_git() -> None:
+    assert ".env" in (ROOT / ".gitignore").read_text().splitlines()
+
+
 def test_every_variable_is_explained_in_the_example_environment() -> None:
     text = (ROOT / "docker-compose.yml").read_text()
     example = (ROOT / ".env.example").read_text()
