@@ -160,12 +160,11 @@ def teachers(bench: Bench, peaks: dict[str, float]) -> Table:
         flops = float(teacher.count_complexity(teacher.model_card(name)).flops)
         for precision in bench.plan.precisions:
             for compiled in bench.plan.compiles:
-                network = teacher.create_model(name).to(bench.device)
-                ensemble = teacher.Ensemble([network], [1.0], tensor_dtype(precision))
-                compute_in(precision, ensemble.members)
-                if compiled:
-                    network.blocks.compile()
                 for batch in bench.plan.teacher_batches:
+                    torch.compiler.reset()  # or what was compiled for others would count against this one
+                    network = teacher.create_model(name).to(bench.device)
+                    ensemble = teacher.Ensemble([network], [1.0], tensor_dtype(precision), compiled=compiled)
+                    compute_in(precision, ensemble.members)
                     rate = ensemble.sample_rates_hz[0]
                     sounds = {rate: 0.1 * torch.randn(batch, round(10 * rate), device=bench.device)}
                     speed = batch / bench.seconds(lambda sounds=sounds, ensemble=ensemble: ensemble(sounds))

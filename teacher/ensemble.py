@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from teacher.audio_transformer import AudioTransformer
+from teacher.compiled_blocks import compile_blocks
 from teacher.feature_groups import FeatureGroup, clip_seconds, extract_features, input_seconds, logits_of_groups
 from teacher.front_ends import FrontEnd
 from teacher.inference import optimise_for_inference
@@ -47,7 +48,12 @@ class Ensemble(nn.Module):
     """
 
     def __init__(
-        self, members: Iterable[nn.Module], weights: Sequence[float], precision: torch.dtype = torch.float32
+        self,
+        members: Iterable[nn.Module],
+        weights: Sequence[float],
+        precision: torch.dtype = torch.float32,
+        *,
+        compiled: bool = False,
     ) -> None:
         super().__init__()
         self.weights = tuple(weights)
@@ -56,7 +62,9 @@ class Ensemble(nn.Module):
         for member in members:
             member.requires_grad_(False).eval()
             if isinstance(member, AudioTransformer):
-                optimise_for_inference(member, precision)
+                optimise_for_inference(member, precision, packed=not compiled)
+                if compiled:
+                    compile_blocks(member, precision)
             self.members.append(member)
         if not self.members:
             raise ValueError("an ensemble needs at least one teacher")

@@ -15,11 +15,16 @@ from torch.nn import functional as F
 from teacher.audio_transformer import AudioTransformer
 
 
-def optimise_for_inference(network: AudioTransformer, precision: torch.dtype) -> None:
+def optimise_for_inference(network: AudioTransformer, precision: torch.dtype, *, packed: bool = True) -> None:
     """Exchange the linear layers of the blocks for ones that hold their weights once, ready for this device.
 
     The network can't be trained, saved or moved to another device afterwards. In float32 its logits change by rounding
     errors alone.
+
+    Args:
+        network: its blocks are changed.
+        precision: of their matrix products.
+        packed: bring the weights into oneDNN's order on a CPU, which `torch.compile` does not take.
 
     Raises:
         ValueError: the network was made ready for another precision before.
@@ -28,7 +33,7 @@ def optimise_for_inference(network: AudioTransformer, precision: torch.dtype) ->
     for name, layer in list(network.blocks.named_modules()):
         if isinstance(layer, nn.Linear):
             owner, _, attribute = name.rpartition(".")
-            setattr(network.blocks.get_submodule(owner), attribute, InferenceLinear(layer, precision))
+            setattr(network.blocks.get_submodule(owner), attribute, InferenceLinear(layer, precision, packed=packed))
         elif isinstance(layer, InferenceLinear) and layer.precision != precision:
             raise ValueError(f"{network.model_name} holds its weights in {layer.precision} already, not in {precision}")
         elif isinstance(layer, Attention) and on_cpu and precision == torch.bfloat16:
@@ -43,12 +48,12 @@ class InferenceLinear(nn.Module):
     ViT-B on an AMD EPYC in float32 and bfloat16.
     """
 
-    def __init__(self, linear: nn.Linear, precision: torch.dtype) -> None:
+    def __init__(self, linear: nn.Linear, precision: torch.dtype, *, packed: bool = True) -> None:
         super().__init__()
         weight = linear.weight.detach().to(precision)  # (outputs, inputs)
         self.precision = precision
         self.bias = None if linear.bias is None else linear.bias.detach().to(precision)
-        self.is_packed = _can_pack(weight)
+        self.is_packed = packed and _can_pack(weight)
         self.weight: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight) if self.is_packed else weight
 
     def forward(self, values: Tensor) -> Tensor:

@@ -177,6 +177,8 @@ class TimmModel(Scriptable, ABC):
 
     def init_weights(self) -> Self:
         """Draw fresh weights as DeiT does: truncated normal, deviation 0.02, biases 0; the patches keep torch's own."""
+        if any(parameter.is_meta for parameter in self.parameters()):
+            return self  # shapes alone, and torch would take as long as for numbers
         for parameter in self.parameters(recurse=False):  # tokens and position encodings
             trunc_normal_(parameter, std=0.02)
         self.apply(init_linear)

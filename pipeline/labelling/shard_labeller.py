@@ -50,6 +50,9 @@ class LabellerConfig:
     """How long a process may be waited for without a sign of life, in seconds."""
     device: str = "cpu"
     """Where the teachers run: cpu, cuda …"""
+    compile: bool | None = None
+    """Let `torch.compile` translate the teachers' blocks first; None leaves it to the actors on Ray, whose device and
+    work decide."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,7 +119,10 @@ class ShardLabeller:
         self._manifest: Manifest = read_manifest(config.data)
         precision = cast("Precision", config.stamp.precision)
         self._ensemble = teacher.Ensemble(
-            self._load_teachers(), [spec.weight for spec in config.teachers], tensor_dtype(precision)
+            self._load_teachers(),
+            [spec.weight for spec in config.teachers],
+            tensor_dtype(precision),
+            compiled=bool(config.compile),
         )
         compute_in(precision, self._ensemble.members)
         self._on_gpu = config.device.startswith("cuda")
