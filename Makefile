@@ -14,7 +14,7 @@ AS_MANY_STEPS := --epochs 120 --evaluate-every 30 --schedule.warmup-epochs 15 --
 TAGGED ?= manifests/sample/audio/z7lz6wMBUKL.opus
 TEACHERS := --teacher passt_tiny=manifests/sample/passt_tiny.safetensors ast_tiny=manifests/sample/ast_tiny.safetensors
 
-.PHONY: demo study test cluster-test check ffmpeg chromium lock clean
+.PHONY: demo study test cluster-test check ffmpeg chromium onnxruntime-web lock clean
 
 # Both students train at once, with a thread each: faster on two cores, and the same figures on any number.
 demo: export OMP_NUM_THREADS = 1
@@ -42,7 +42,7 @@ study: .venv/ready
 	$(BIN)/python -m benchmarks.study --data $(DATA) --out $(OUT) --recipe $(RECIPE) --seeds $(SEEDS) --jobs $(JOBS) --parts $(PARTS) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(TEACHER_STORE),--store $(TEACHER_STORE),$(TEACHERS)) $(STUDY_FLAGS)
 
 # Two processes with a thread each: on two cores half the time, and no more memory than a laptop has.
-test: .venv/ready ffmpeg chromium
+test: .venv/ready ffmpeg chromium onnxruntime-web
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Machines that come and go, for real: containers of the Dockerfile's image, by podman or Docker. Some ten minutes.
@@ -55,6 +55,14 @@ ffmpeg chromium:
 	@command -v $@ > /dev/null \
 		|| { export DEBIAN_FRONTEND=noninteractive; timeout 300 sh -c 'apt-get update && apt-get install --yes --no-install-recommends $@' > /dev/null 2>&1; } \
 		|| echo 'make: no $@, and apt-get could not install it: tests that need it skip'
+
+# What computes in the browser, of the version that pages are written for, from npm.
+ORT_WEB = $(shell sed -n 's/^RUNTIME_VERSION = "\(.*\)"/\1/p' pipeline/pages/listening_page.py)
+onnxruntime-web: .venv/ready
+	@test -d .venv/onnxruntime-web/$(ORT_WEB) \
+		|| { mkdir -p .venv/onnxruntime-web && cd .venv/onnxruntime-web && timeout 300 npm pack --silent onnxruntime-web@$(ORT_WEB) > /dev/null 2>&1 \
+			&& tar -xzf onnxruntime-web-$(ORT_WEB).tgz package/dist/ort.wasm.bundle.min.mjs package/dist/ort-wasm-simd-threaded.wasm && rm onnxruntime-web-$(ORT_WEB).tgz && mv package/dist $(ORT_WEB) && rm -r package; } \
+		|| echo 'make: npm could not fetch onnxruntime-web $(ORT_WEB): tests that need it skip'
 
 check: .venv/ready
 	$(BIN)/ruff check .

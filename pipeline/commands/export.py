@@ -20,11 +20,13 @@ from pipeline.exporting.quantising import quantise
 from pipeline.exporting.sounds import check_sounds
 from pipeline.exporting.torch_file import pt2_runner, write_pt2
 from pipeline.models.loading import LoadedModel, load_model
+from pipeline.pages.documents import EXTRA, NEEDED
+from pipeline.pages.listening_page import MODEL_NAME, find_runtime, write_listening_page
 from pipeline.redaction import redact
 from pipeline.runtime.extras import check_packages
 from pipeline.runtime.output import print_line
 from pipeline.runtime.recipes import read_options
-from pipeline.storage.files import check_writable, publish
+from pipeline.storage.files import check_writable, join_path, publish
 
 _FORMATS = {
     "onnx": (write_onnx, onnx_runner, f"opset {OPSET}"),
@@ -41,8 +43,13 @@ class ExportConfig:
     """File of weights, a run's folder, a URL, or a released model's name, such as mn10_as, which is fetched once.
     NAME=FILE names the model in a file that does not say it."""
     _: KW_ONLY
-    out: str
+    out: str | None = None
     """The file to write, a path or URL, whose name ends in .onnx, or in .pt2 for torch.export's format."""
+    web: str | None = None
+    """Instead: the folder to write, a path or URL, of a page that tags sounds and the microphone in a browser."""
+    runtime: str | None = None
+    """Folder with ONNX Runtime Web, such as dist of npm's onnxruntime-web, that is copied beside the page; without it
+    the page asks a content delivery network for that one version."""
     output: Output = "probabilities"
     """What comes out: logits, probabilities (0 to 1) or embeddings (the mean of the last maps)."""
     front_end: FrontEnd = "inside"
@@ -71,10 +78,16 @@ class ExportConfig:
     """By how much 8-bit integers may lower the mAP, 0 to 1; where it is more, nothing is written."""
 
     def __post_init__(self) -> None:
-        suffix = PurePath(self.out).suffix.lower()
+        if (self.out is None) == (self.web is None):
+            raise UsageError("choose what to write: --out FILE.onnx, --out FILE.pt2, or --web FOLDER")
+        if self.web is not None and (self.output, self.front_end) != ("probabilities", "inside"):
+            raise UsageError("a page takes waveforms and shows probabilities: leave --output and --front-end out")
+        if self.web is None and self.runtime is not None:
+            raise UsageError("--runtime is copied beside a page: give --web FOLDER, too")
+        suffix = PurePath(self.location).suffix.lower()
         if suffix not in (".onnx", ".pt2") or (self.format or suffix[1:]) != suffix[1:]:
             wanted = f".{self.format}" if self.format else ".onnx or .pt2"
-            raise UsageError(f"out is {self.out}; let its name end in {wanted}, for the format that is written")
+            raise UsageError(f"out is {self.location}; let its name end in {wanted}, for the format that is written")
         if self.int8 and (suffix != ".onnx" or self.output == "embeddings"):
             raise UsageError("--int8 is for .onnx files whose output is probabilities or logits")
         if self.int8 and (self.calibration_data is None or self.check_data is None):
@@ -87,20 +100,31 @@ class ExportConfig:
                 "more, and 0 to 1"
             )
 
+    @property
+    def location(self) -> str:
+        """Where the file goes."""
+        return self.out or join_path(str(self.web), MODEL_NAME)
+
 
 def run(config: Annotated[ExportConfig, Parameter(name="*")]) -> None:
     """Write a student as one file, front end, class names and all, and compare it with the checkpoint first.
 
     Batch and length are free. ONNX Runtime, or torch, runs the file on sounds of 0.5 to 30 s, one and three at once;
     where it differs from the checkpoint by more than a ten-thousandth of the outputs' spread, nothing is written.
+    --web puts a page beside it that tags files and the microphone in the reader's own browser: no sound leaves that
+    machine.
 
     Raises:
         PipelineError: the checkpoint can't be used, the extra is missing, or the file differs from the checkpoint.
     """
-    form = PurePath(config.out).suffix.lower()[1:]
+    form = PurePath(config.location).suffix.lower()[1:]
     if form == "onnx":
         check_packages("pipeline export", "onnx", "onnxscript", "onnxruntime", extra="export")
-    check_writable(config.out)
+    check_writable(config.location)
+    runtime = None
+    if config.web is not None:
+        check_packages("pipeline export --web", *NEEDED, extra=EXTRA)
+        runtime = find_runtime(config.runtime)
     check_manifest = read_manifest(config.check_data) if config.int8 and config.check_data else None
     model = load_model(
         config.checkpoint,
@@ -112,8 +136,9 @@ def run(config: Annotated[ExportConfig, Parameter(name="*")]) -> None:
     exported = ExportedModel(model, config.output, config.front_end)
     sounds = check_sounds(config.check_data, model.sample_rate_hz)
     write, runner, exporter = _FORMATS[form]
-    with publish(config.out) as staged:
-        write(exported, describe(model, exported, licence=config.licence, exporter=exporter), staged)
+    metadata = describe(model, exported, licence=config.licence, exporter=exporter)
+    with publish(config.location) as staged:
+        write(exported, metadata, staged)
         difference = compare(runner(staged), exported, sounds.waveforms)
         told = (
             f"On {sounds.origin} it differs from the checkpoint by {difference.absolute:.1e} at most, "
@@ -124,7 +149,12 @@ def run(config: Annotated[ExportConfig, Parameter(name="*")]) -> None:
             compare(runner(staged), exported, sounds.waveforms, tolerance=math.inf)  # it runs, whatever the length
             told = f"On {config.check_data}, {loss.clips} clips, it has {loss}"
         size = staged.stat().st_size
-    print_line(f"wrote {config.out}, {size / 1e6:.1f} MB. {told}")
+    print_line(f"wrote {config.location}, {size / 1e6:.1f} MB. {told}")
+    if config.web is not None and runtime is not None:
+        fixed = exported.fixed_samples
+        written = write_listening_page(config.web, metadata, name=model.name, fixed_samples=fixed, runtime=runtime)
+        print_line(f"wrote {config.web}: {', '.join(written)}. Any web server shows it, such as")
+        print_line(f"python -m http.server --directory {config.web}")
 
 
 def _make_int8(

@@ -25,15 +25,7 @@ def render(template: str, *, style: str, script: str, data: Any, **values: Any) 
         data: anything that JSON can say, but no infinities.
         values: what the template asks for besides.
     """
-    from jinja2 import Environment, FunctionLoader, StrictUndefined
-
-    def read(name: str) -> str:
-        return (_TEMPLATES / name).read_text("utf-8")
-
-    css, javascript = read(style), read(script)
-    environment = Environment(
-        loader=FunctionLoader(read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    css, javascript = _read(style), _read(script)
     policy = {
         "default-src": "'none'",
         "style-src": content_hash(css),
@@ -43,10 +35,23 @@ def render(template: str, *, style: str, script: str, data: Any, **values: Any) 
         "base-uri": "'none'",
         "form-action": "'none'",
     }
-    page = environment.get_template(template).render(
-        policy=spell_policy(policy), style=css, script=javascript, data=inline_json(data), **values
+    return render_template(
+        template, policy=spell_policy(policy), style=css, script=javascript, data=inline_json(data), **values
+    ).encode()
+
+
+def render_template(template: str, **values: Any) -> str:
+    """Returns a template of `pipeline/pages/templates` with its values, all of them escaped."""
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FunctionLoader(_read), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    return page.encode()
+    return environment.get_template(template).render(**values)
+
+
+def _read(name: str) -> str:
+    return (_TEMPLATES / name).read_text("utf-8")
 
 
 def content_hash(text: str) -> str:
