@@ -12,15 +12,16 @@ from pipeline.dataset.manifest import MANIFEST_NAME
 from pipeline.dataset.vocabulary import read_vocabulary
 from pipeline.errors import UsageError
 from pipeline.logits.store import STORE_NAME
-from pipeline.models.loading import load_model
+from pipeline.models.loading import load_model, named_checkpoint
 from pipeline.publishing.data_folder import copy_files, data_card, files_of
 from pipeline.publishing.hub import repository_of, upload
 from pipeline.publishing.model_facts import gather_facts
 from pipeline.publishing.model_folder import CARD_NAME, write_model_folder
+from pipeline.runtime.extras import check_packages
 from pipeline.runtime.output import print_line
 from pipeline.runtime.recipes import read_options
 from pipeline.storage import files as storage
-from pipeline.training.folder import finished_weights, is_run
+from pipeline.training.folder import is_run
 
 Kind = Literal["model", "store", "dataset"]
 
@@ -45,6 +46,8 @@ class PublishConfig:
     """Logit store that it learned from, likewise."""
     name: str | None = None
     """What the card calls it; the last part of the target unless given."""
+    onnx: bool = True
+    """Write a student as model.onnx, too, compared with its weights first; transformers have no such file."""
     public: Annotated[bool, Parameter(negative="")] = False
     """Let everybody see a repository that is made on the Hub; else it is private."""
     model: str | None = None
@@ -58,9 +61,9 @@ class PublishConfig:
 def run(config: Annotated[PublishConfig, Parameter(name="*")]) -> None:
     """Write what others need to use a model, a logit store or a dataset, with a card; upload it where asked to.
 
-    A model becomes model.safetensors, timm's config.json with the classes' names, the class list, an example and a card
-    whose text, table and model-index come from the run and its evaluation: `timm.create_model("local-dir:FOLDER")`
-    and, from the Hub, "hf-hub:ORG/NAME" load it. Only hf:// opens a connection.
+    A model becomes model.safetensors, timm's config.json with the classes' names, the class list, an example, for
+    students model.onnx, and a card whose text, table and model-index come from the run and its evaluation:
+    `timm.create_model("local-dir:FOLDER")` and, from the Hub, "hf-hub:ORG/NAME" load it. Only hf:// opens a connection.
 
     Raises:
         PipelineError: the source can't be used, the target is not empty, or the Hub refuses.
@@ -105,10 +108,9 @@ def _write(config: PublishConfig, kind: Kind, folder: Path, name: str, *, copy: 
 
 
 def _write_model(config: PublishConfig, folder: Path, name: str) -> list[str]:
-    run_folder = config.source if is_run(config.source) else None
-    location = config.source if run_folder is None else finished_weights(run_folder)
+    _, location = named_checkpoint(config.source)
     model = load_model(
-        location,
+        config.source,
         model=config.model,
         options=read_options(config.model_options),
         classes=None if config.classes is None else read_vocabulary(config.classes),
@@ -117,10 +119,13 @@ def _write_model(config: PublishConfig, folder: Path, name: str) -> list[str]:
     facts = gather_facts(
         name,
         model,
-        run=run_folder,
+        run=location if is_run(location) else None,
         licence=config.licence,
         data=config.data,
         store=config.store,
         evaluation=config.evaluation,
     )
-    return write_model_folder(folder, facts, location)
+    onnx = config.onnx and facts.stage == "student"
+    if onnx:
+        check_packages("pipeline publish without --no-onnx", "onnx", "onnxscript", "onnxruntime", extra="export")
+    return write_model_folder(folder, facts, location, onnx=onnx)

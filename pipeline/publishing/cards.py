@@ -9,6 +9,7 @@ from huggingface_hub import DatasetCardData, EvalResult, ModelCardData
 from pipeline.dataset.vocabulary import Vocabulary
 from pipeline.publishing.model_facts import DataFacts, ModelFacts, TeacherFacts
 
+ONNX_NAME = "model.onnx"
 _METRICS = {"mAP": "mAP", "roc_auc": "ROC AUC", "d_prime": "d′", "accuracy": "accuracy"}
 _NO_SPDX = "other"
 """What the Hub calls a licence that it has no name for."""
@@ -192,14 +193,16 @@ waveform = torch.zeros(1, 10 * model.sample_rate_hz)  # (batch, samples), mono, 
 with torch.inference_mode():
     logits = model(model.front_end(waveform))  # (batch, classes)
 names = model.pretrained_cfg["label_names"]"""
+    samples = round(facts.model.input_seconds * facts.model.sample_rate_hz)
     with_onnx = f"""\
-import numpy as np, onnxruntime
+import json, numpy as np, onnxruntime
 
-session = onnxruntime.InferenceSession("model.onnx")
-waveform = np.zeros((1, 10 * {facts.model.sample_rate_hz}), np.float32)
-probabilities, = session.run(None, {{"waveforms": waveform}})"""
+session = onnxruntime.InferenceSession("{ONNX_NAME}")
+waveforms = np.zeros((1, {samples}), np.float32)  # (batch, samples), mono, -1 to 1, {facts.model.sample_rate_hz} Hz
+(probabilities,) = session.run(None, {{"waveforms": waveforms}})  # (batch, classes)
+names = json.loads(session.get_modelmeta().custom_metadata_map["classes"])"""
     parts = [_block("sh", "pipeline tag sound.wav --checkpoint FOLDER"), _block("python", with_timm)]
-    if "model.onnx" in files:
+    if ONNX_NAME in files:
         parts += ["Without this project or torch:", _block("python", with_onnx)]
     return "\n\n".join([*parts, "`example.py` tags a file: `python example.py sound.wav`."])
 

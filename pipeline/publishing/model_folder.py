@@ -2,15 +2,20 @@
 
 import json
 import shutil
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import student
+from pipeline.exporting.comparing import compare, onnx_runner
+from pipeline.exporting.exported_model import ExportedModel, describe
+from pipeline.exporting.onnx_file import OPSET, write_onnx
+from pipeline.exporting.sounds import check_sounds
 from pipeline.models.loading import open_weights
 from pipeline.models.weights import load_checkpoint_metadata
-from pipeline.publishing.cards import example_program, model_card
+from pipeline.publishing.cards import ONNX_NAME, example_program, model_card
 from pipeline.publishing.model_facts import ModelFacts
 from pipeline.storage import files as storage
 from pipeline.training.checkpoints import save_weights
@@ -18,19 +23,20 @@ from pipeline.training.checkpoints import save_weights
 WEIGHTS_NAME, CONFIG_NAME, CARD_NAME = "model.safetensors", "config.json", "README.md"
 
 
-def write_model_folder(folder: Path, facts: ModelFacts, location: str) -> list[str]:
+def write_model_folder(folder: Path, facts: ModelFacts, location: str, *, onnx: bool) -> list[str]:
     """Write a model's files, its card last.
 
     Args:
         folder: on this machine.
         facts: of the model.
         location: of its weights, as `open_weights` takes them.
+        onnx: whether to write the student as an ONNX file, too.
 
     Returns:
         The files' names.
 
     Raises:
-        PipelineError: something can't be read or written.
+        PipelineError: something can't be read or written, or the ONNX file differs from the weights.
     """
     files = {
         WEIGHTS_NAME: "the weights",
@@ -39,6 +45,9 @@ def write_model_folder(folder: Path, facts: ModelFacts, location: str) -> list[s
         "example.py": "tags a sound",
     }
     folder.mkdir(parents=True, exist_ok=True)
+    if onnx:
+        _write_onnx(folder / ONNX_NAME, facts)
+        files[ONNX_NAME] = "waveforms to probabilities, for ONNX Runtime in any language; `pipeline tag` takes it, too"
     _write_weights(folder / WEIGHTS_NAME, facts, location)
     storage.publish_bytes(
         folder / CONFIG_NAME, json.dumps(timm_config(facts), indent=2, ensure_ascii=False).encode() + b"\n"
@@ -67,6 +76,17 @@ def _write_weights(target: Path, facts: ModelFacts, location: str) -> None:
         "task": facts.model.task,
     }
     save_weights(target, facts.model.network.state_dict(), own)
+
+
+def _write_onnx(target: Path, facts: ModelFacts) -> None:
+    source = storage.file_name(facts.model.source)  # no path of this machine
+    model = replace(facts.model, network=student.fuse(facts.network), source=source)
+    exported = ExportedModel(model, "probabilities", "inside")
+    sounds = check_sounds(None, model.sample_rate_hz)
+    metadata = describe(model, exported, licence=facts.licence or None, exporter=f"opset {OPSET}")
+    with storage.publish(target) as staged:
+        write_onnx(exported, metadata, staged)
+        compare(onnx_runner(staged), exported, sounds.waveforms)
 
 
 def timm_config(facts: ModelFacts) -> dict[str, Any]:

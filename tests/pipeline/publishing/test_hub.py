@@ -45,7 +45,7 @@ def weights(tmp_path: Path) -> str:
 
 
 def test_a_model_comes_back_from_the_hub_through_timm_as_it_was(hub: Hub, weights: str, tmp_path: Path) -> None:
-    assert cli.run(["publish", weights, "--to", "hf://me/tagger"]) == 0
+    assert cli.run(["publish", weights, "--no-onnx", "--to", "hf://me/tagger"]) == 0
     assert [(one["name"], one["organization"], one["visibility"]) for one in hub.made] == [("tagger", "me", "private")]
     assert hub.files["models/me/tagger/model.safetensors"] == Path(weights).read_bytes()
     assert b"hf-hub:" in hub.files["models/me/tagger/README.md"]
@@ -81,15 +81,15 @@ def test_a_hub_that_refuses_or_is_not_there_ends_in_one_line(
     hub: Hub, weights: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     hub.refuses = True
-    assert cli.run(["publish", weights, "--to", "hf://me/tagger"]) == 1
+    assert cli.run(["publish", weights, "--no-onnx", "--to", "hf://me/tagger"]) == 1
     assert "hf://me/tagger: the Hub refuses: " in capsys.readouterr().err.splitlines()[-1]
     monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
-    assert cli.run(["publish", weights, "--to", "hf://me/tagger"]) == 1
+    assert cli.run(["publish", weights, "--no-onnx", "--to", "hf://me/tagger"]) == 1
     assert "hf://me/tagger: the Hub can't be reached" in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_a_folder_asks_nobody(hub: Hub, weights: str, tmp_path: Path) -> None:
-    assert cli.run(["publish", weights, "--to", str(tmp_path / "out")]) == 0
+    assert cli.run(["publish", weights, "--no-onnx", "--to", str(tmp_path / "out")]) == 0
     assert hub.asked == []
 
 

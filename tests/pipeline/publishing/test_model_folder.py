@@ -17,6 +17,7 @@ from made_stores import fill_store, stamp_for
 import student
 from pipeline import cli
 from pipeline.dataset.manifest import Manifest
+from pipeline.exporting.onnx_model import OnnxModel
 from pipeline.models.loading import load_model
 from pipeline.training.checkpoints import save_weights
 
@@ -45,8 +46,9 @@ def run(data: Manifest, tmp_path: Path) -> str:
 
 
 def published(source: str, folder: Path, *flags: str) -> tuple[dict[str, Any], str]:
-    """Returns the card's front matter and its text."""
-    assert cli.run(["publish", source, "--to", str(folder), *flags]) == 0
+    """Returns the card's front matter and its text. ONNX takes seconds: it is written where the flags say so."""
+    onnx = [] if "--onnx" in flags else ["--no-onnx"]
+    assert cli.run(["publish", source, "--to", str(folder), *flags, *onnx]) == 0
     _, front, text = (folder / "README.md").read_text().split("---\n", 2)
     return yaml.safe_load(front), text
 
@@ -64,6 +66,35 @@ def test_timm_builds_and_fills_the_model_from_its_folder(run: str, data: Manifes
     assert built.pretrained_cfg["label_names"] == [label.mid for label in data.vocabulary.classes]
     assert list(built.pretrained_cfg["label_descriptions"].values()) == list(data.vocabulary.names)
     assert built.num_classes == CLASSES
+
+
+def test_the_onnx_file_goes_along_and_the_cards_lines_run_it_without_torch(run: str, tmp_path: Path) -> None:
+    _, text = published(run, tmp_path / "out", "--onnx", "--licence", "CC-BY-4.0")
+    assert "| `model.onnx` |" in text
+    about = OnnxModel(str(tmp_path / "out" / "model.onnx")).metadata
+    assert (about.source, about.licence) == ("run", "CC-BY-4.0"), "no path of this machine"
+    program = text.split("Without this project or torch:\n\n```python\n")[1].partition("```")[0]
+    program += "import sys\nassert 'torch' not in sys.modules\nprint(json.dumps([names, probabilities.tolist()]))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path / "out", capture_output=True, check=True)
+    names, ((*found,),) = json.loads(done.stdout)
+    model = load_model(run)
+    assert names == list(model.vocabulary.names)
+    network: Any = model.network
+    with torch.inference_mode():
+        own = network(network.front_end(torch.zeros(1, 320_000))).sigmoid()[0]
+    assert found == pytest.approx(own.tolist(), abs=1e-5)
+
+
+def test_a_missing_exporter_names_its_extra_and_what_goes_without_it(
+    run: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    assert cli.run(["publish", run, "--to", str(tmp_path / "out")]) == 2
+    told = capsys.readouterr().err
+    assert "publish without --no-onnx needs onnxscript: pip install 'audioset-distill[export]'" in told
+    assert not (tmp_path / "out").exists()
+    published(run, tmp_path / "out")
+    assert "onnx" not in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_this_project_takes_the_folder_for_a_checkpoint(run: str, data: Manifest, tmp_path: Path) -> None:
