@@ -118,7 +118,7 @@ def run(config: Annotated[EmbedConfig, Parameter(name="*")]) -> None:
                 on_clips=bar.advance,
             )
         parts = finished_parts(config.out, stamp, manifest)
-        write_failures(config.out, parts)
+        write_failures(config.out, parts.values())
         storage.write_listing(config.out)
     _conclude(config, manifest, parts, stamp)
 

@@ -1,4 +1,4 @@
-"""`pipeline inspect`: what a dataset, a store or a run holds, and how much of a dataset a store covers."""
+"""`pipeline inspect`: what a dataset, a store of logits or embeddings or a run holds, and how much a store covers."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -6,6 +6,7 @@ from dataclasses import KW_ONLY, dataclass
 from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
 from cyclopts import Parameter
 from rich.table import Table
 from rich.text import Text
@@ -13,6 +14,7 @@ from rich.text import Text
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.views import ViewsStamp
 from pipeline.dataset.vocabulary import Vocabulary
+from pipeline.embeddings.store import EmbeddingPart, EmbeddingStamp, open_embeddings, read_ids
 from pipeline.errors import UsageError
 from pipeline.logits.stamp import ImportStamp
 from pipeline.logits.store import LogitStore, open_store
@@ -24,6 +26,7 @@ from pipeline.verification.inspection import (
     DatasetSummary,
     RunSummary,
     cover,
+    cover_shards,
     failures_by_reason,
     summarise_dataset,
     summarise_run,
@@ -37,20 +40,20 @@ class InspectConfig:
     """What to look at."""
 
     path: str
-    """A dataset, a logit store or a run: a folder, or the URL of one."""
+    """A dataset, a logit store, embeddings or a run: a folder, or the URL of one."""
     _: KW_ONLY
     data: str | None = None
-    """With a store: the dataset that it should cover."""
+    """With a store or embeddings: the dataset that they should cover."""
 
 
 def run(config: Annotated[InspectConfig, Parameter(name="*")]) -> None:
-    """Show what a dataset, a logit store or a run holds, without decoding a sound.
+    """Show what a dataset, a logit store, a folder of embeddings or a run holds, without decoding a sound.
 
     Raises:
         PipelineError: PATH is none of these, or is damaged.
     """
     kind = kind_of(config.path)
-    if config.data is not None and kind != "store":
+    if config.data is not None and kind not in ("store", "embeddings"):
         raise UsageError(f"--data asks how much of a dataset a store covers, but {config.path} is a {kind}")
     if kind == "dataset":
         manifest = read_manifest(config.path)
@@ -59,7 +62,14 @@ def run(config: Annotated[InspectConfig, Parameter(name="*")]) -> None:
         store = open_store(config.path)
         _show_store(store)
         if config.data is not None:
-            _show_coverage(config.data, cover(store, read_manifest(config.data)))
+            _show_coverage(config.data, "logits", cover(store, read_manifest(config.data)))
+    elif kind == "embeddings":
+        stamp, parts = open_embeddings(config.path)
+        _show_embeddings(config.path, stamp, parts)
+        if config.data is not None:
+            chunks = [chunk for part in parts for chunk in read_ids(config.path, part).chunks]
+            covered = cover_shards(pa.chunked_array(chunks, pa.string()), parts, read_manifest(config.data))
+            _show_coverage(config.data, "embeddings", covered)
     else:
         _show_run(config.path, summarise_run(config.path))
 
@@ -101,7 +111,7 @@ def _classes(vocabulary: Vocabulary, counts: np.ndarray, *, rarest: bool) -> str
 
 def _show_store(store: LogitStore) -> None:
     stamp = store.stamp
-    failures = failures_by_reason(store)
+    failures = failures_by_reason(store.parts)
     rows = {
         "clips": f"{store.clip_count:,} in {len(store.parts):,} parts, {_megabytes(store.size)}",
         "space": f"{store.size / store.clip_count:,.0f} bytes a clip" if store.clip_count else "",
@@ -140,11 +150,24 @@ def _import(imported: ImportStamp | None) -> str:
     return "\n".join([*filter(None, told), *files[:_MAX_SHOWN], *more])
 
 
-def _show_coverage(data: str, coverage: Coverage) -> None:
-    covered, clips = coverage.clips_with_logits, coverage.clips
+def _show_embeddings(path: str, stamp: EmbeddingStamp, parts: list[EmbeddingPart]) -> None:
+    clips, size = sum(part.clips for part in parts), sum(part.file.size for part in parts)
+    failures = failures_by_reason(parts)
+    rows = {
+        "clips": f"{clips:,} in {len(parts):,} parts, {_megabytes(size)}",
+        "space": f"{size / clips:,.0f} bytes a clip" if clips else "",
+        "values": f"{stamp.layers}, {stamp.size:,} numbers a clip in float16, computed in {stamp.precision}",
+        "model": f"{stamp.model}\nweights sha256 {stamp.sha256}\n{stamp.front_end}",
+        "without embedding": f"{sum(failures.values()):,} clips: {_tally(failures)}" if failures else "",
+    }
+    _show(f"embeddings {path}", rows)
+
+
+def _show_coverage(data: str, holds: str, coverage: Coverage) -> None:
+    covered, clips = coverage.covered_clips, coverage.clips
     shards = [f"{shard} ({count:,} clips)" for shard, count in coverage.uncovered_shards.items()]
     rows = {
-        "clips with logits": f"{covered:,} of {clips:,} ({100 * covered / max(clips, 1):.1f} %)",
+        f"clips with {holds}": f"{covered:,} of {clips:,} ({100 * covered / max(clips, 1):.1f} %)",
         "not covered": _few(shards),
         "changed since": _few(coverage.changed_shards),
     }

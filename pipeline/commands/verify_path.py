@@ -1,9 +1,10 @@
-"""`pipeline verify`: reads a dataset, a logit store or a run again, and lists what is not as it should be."""
+"""`pipeline verify`: reads a dataset, a store of logits or embeddings or a run again, and lists its faults."""
 
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
-from typing import Annotated
+from functools import partial
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.table import Table
@@ -22,8 +23,11 @@ from pipeline.verification.dataset_repair import repair_dataset
 from pipeline.verification.datasets import verify_dataset
 from pipeline.verification.faults import Fault, Findings, write_faults
 from pipeline.verification.folder_kinds import Kind, kind_of
+from pipeline.verification.parts import PartFormat, repair_parts, verify_parts
 from pipeline.verification.runs import repair_run, verify_run
-from pipeline.verification.stores import repair_store, verify_store
+from pipeline.verification.stores import EMBEDDINGS, LOGITS
+
+_FORMATS: dict[Kind, PartFormat[Any]] = {"store": LOGITS, "embeddings": EMBEDDINGS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +35,10 @@ class VerifyConfig:
     """What to verify, and how thoroughly."""
 
     path: str
-    """A dataset, a logit store or a run: a folder, or the URL of one."""
+    """A dataset, a logit store, embeddings or a run: a folder, or the URL of one."""
     _: KW_ONLY
     data: str | None = None
-    """With a store: the dataset that it should cover."""
+    """With a store or embeddings: the dataset that they should cover."""
     decode: bool = False
     """With a dataset: also decode every sound from end to end."""
     workers: int | None = None
@@ -51,11 +55,12 @@ class VerifyConfig:
 
 
 def run(config: Annotated[VerifyConfig, Parameter(name="*")]) -> Findings:
-    """Read a dataset, a logit store or a run from end to end, and list every fault.
+    """Read a dataset, a logit store, embeddings or a run from end to end, and list every fault.
 
-    A dataset: each shard's tar against the manifest: places, sizes, ids, checksums, classes. A store: each part's
-    stamp, columns, ids and numbers, and with --data how much of a dataset it covers, and whether that has changed
-    since. A run: settings, metrics, checkpoints, and whether the weights load. Exits with 1 where a fault is left.
+    A dataset: each shard's tar against the manifest: places, sizes, ids, checksums, classes. A store of logits or of
+    embeddings: each part's stamp, columns, ids and numbers, and with --data how much of a dataset it covers, and
+    whether that has changed since. A run: settings, metrics, checkpoints, and whether the weights load. Exits with 1
+    where a fault is left.
 
     Raises:
         VerificationError: there are faults that nothing was done about.
@@ -77,7 +82,7 @@ def run(config: Annotated[VerifyConfig, Parameter(name="*")]) -> Findings:
 
 
 def _check_usage(config: VerifyConfig, kind: Kind) -> None:
-    if config.data is not None and kind != "store":
+    if config.data is not None and kind not in _FORMATS:
         raise UsageError(f"--data asks how much of a dataset a store covers, but {config.path} is a {kind}")
     if config.decode and kind != "dataset":
         raise UsageError(f"--decode is for the sounds of a dataset, but {config.path} is a {kind}")
@@ -87,15 +92,17 @@ def _check_usage(config: VerifyConfig, kind: Kind) -> None:
 
 def _verify(config: VerifyConfig, kind: Kind) -> Findings:
     workers = config.workers or usable_cores()
-    unit = {"dataset": "clips", "store": "parts", "run": "files"}[kind]
+    unit = {"dataset": "clips", "run": "files"}.get(kind, "parts")
     with progress_bar("verify", None, unit=unit) as bar:
         if kind == "dataset":
             return verify_dataset(
                 config.path, decode=config.decode, workers=workers, on_manifest=bar.set_total, advance=bar.advance
             )
-        if kind == "store":
+        if form := _FORMATS.get(kind):
             manifest = None if config.data is None else read_manifest(config.data)
-            return verify_store(config.path, manifest, workers=workers, on_parts=bar.set_total, advance=bar.advance)
+            return verify_parts(
+                form, config.path, manifest, workers=workers, on_parts=bar.set_total, advance=bar.advance
+            )
         return verify_run(config.path, _load_network, on_files=bar.set_total, advance=bar.advance)
 
 
@@ -107,8 +114,8 @@ def _repair(config: VerifyConfig, kind: Kind, findings: Findings) -> PipelineErr
     """Mend what can be mended; give what forbids it, which is told after what was found."""
     repairs: dict[Kind, Callable[[], None]] = {
         "dataset": lambda: repair_dataset(config.path, findings.faults),
-        "store": lambda: repair_store(config.path, findings),
         "run": lambda: repair_run(config.path, findings),
+        **{name: partial(repair_parts, form, config.path, findings) for name, form in _FORMATS.items()},
     }
     try:
         repairs[kind]()

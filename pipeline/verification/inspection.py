@@ -3,10 +3,10 @@
 import json
 import tomllib
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -17,9 +17,10 @@ from pipeline.dataset.manifest import Manifest
 from pipeline.errors import ManifestError, PipelineError
 from pipeline.ingest.rejections import REJECTED_NAME
 from pipeline.logits.alignment import target_rows
-from pipeline.logits.store import LogitStore, part_stem
+from pipeline.logits.store import ClipFailure, LogitStore, part_stem
 from pipeline.runtime.progress import METRICS_NAME, read_metrics
 from pipeline.storage import files as storage
+from pipeline.storage.files import StoredFile
 from pipeline.training.checkpoints import CHECKPOINTS_FOLDER
 from pipeline.training.folder import CONFIG_NAME, SUMMARY_NAME
 
@@ -55,15 +56,38 @@ class DatasetSummary:
     """Reason → files that didn't become clips, the most frequent first."""
 
 
+class Part(Protocol):
+    """A stamped Parquet part of a store, of logits or of embeddings, as its footer tells it."""
+
+    @property
+    def file(self) -> StoredFile: ...
+
+    @property
+    def stem(self) -> str: ...
+
+    @property
+    def clips(self) -> int: ...
+
+    @property
+    def stamp(self) -> Any: ...
+
+    @property
+    def shard_identity(self) -> str: ...
+
+    @property
+    def failures(self) -> tuple[ClipFailure, ...]: ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Coverage:
     """How much of a dataset a store knows."""
 
     clips: int
     """Clips of the dataset."""
-    clips_with_logits: int
+    covered_clips: int
+    """Those that the store has logits, or embeddings, of."""
     uncovered_shards: dict[str, int]
-    """Shard → its clips without logits, in shard order; shards that are covered whole are left out."""
+    """Shard → its clips that the store lacks, in shard order; shards that are covered whole are left out."""
     changed_shards: tuple[str, ...]
     """Shards that are no longer what their part was made from."""
 
@@ -131,14 +155,25 @@ def cover(store: LogitStore, manifest: Manifest) -> Coverage:
         LogitStoreError: the store's classes are not the dataset's.
     """
     store.check_vocabulary(manifest.vocabulary, manifest.location)
-    rows, _ = target_rows(store.clip_ids(), manifest.clip_ids)  # (store rows,)
-    has_logits = np.zeros(len(manifest), bool)
-    has_logits[rows[rows >= 0]] = True
-    missing = np.bincount(manifest.shard_of_clip[~has_logits], minlength=len(manifest.shards))  # (shards,)
-    identities = {part.stem: part.shard_identity for part in store.parts}
+    return cover_shards(store.clip_ids(), store.parts, manifest)
+
+
+def cover_shards(clip_ids: pa.ChunkedArray, parts: Iterable[Part], manifest: Manifest) -> Coverage:
+    """Find which clips of a dataset some parts hold, and which shards are no longer what they were made from.
+
+    Args:
+        clip_ids: of all parts.
+        parts: their footers.
+        manifest: the dataset.
+    """
+    rows, _ = target_rows(clip_ids, manifest.clip_ids)  # (store rows,)
+    is_covered = np.zeros(len(manifest), bool)
+    is_covered[rows[rows >= 0]] = True
+    missing = np.bincount(manifest.shard_of_clip[~is_covered], minlength=len(manifest.shards))  # (shards,)
+    identities = {part.stem: part.shard_identity for part in parts}
     return Coverage(
         clips=len(manifest),
-        clips_with_logits=int(has_logits.sum()),
+        covered_clips=int(is_covered.sum()),
         uncovered_shards={
             shard: int(count) for shard, count in zip(manifest.shards, missing, strict=True) if count > 0
         },
@@ -150,9 +185,9 @@ def cover(store: LogitStore, manifest: Manifest) -> Coverage:
     )
 
 
-def failures_by_reason(store: LogitStore) -> dict[str, int]:
-    """Count the clips that the teachers were given and that have no logits, the most frequent reason first."""
-    reasons: Iterable[str] = (failure.reason for part in store.parts for failure in part.failures)
+def failures_by_reason(parts: Sequence[Part]) -> dict[str, int]:
+    """Count the clips that were tried and that the parts have nothing of, the most frequent reason first."""
+    reasons: Iterable[str] = (failure.reason for part in parts for failure in part.failures)
     return dict(Counter(reasons).most_common())
 
 

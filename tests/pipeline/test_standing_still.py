@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,9 @@ from pipeline.errors import LostProcessError
 from pipeline.logits import reweighting
 from pipeline.logits.imports import clip_logits
 from pipeline.runtime import threads
-from pipeline.verification import stores
 from pipeline.verification.datasets import verify_dataset
-from pipeline.verification.stores import verify_store
+from pipeline.verification.parts import verify_parts
+from pipeline.verification.stores import LOGITS
 
 WORKERS: dict[str, Any] = {"workers": 2, "advance": lambda count: None}
 
@@ -47,13 +48,11 @@ def test_checking_a_dataset(data: Manifest, stand_still: Callable[..., str]) -> 
     os.close(os.open(shard, os.O_RDWR))
 
 
-def test_checking_a_store(
-    data: Manifest, tmp_path: Path, stand_still: Callable[..., str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_checking_a_store(data: Manifest, tmp_path: Path, stand_still: Callable[..., Any]) -> None:
     store = fill_store(tmp_path / "store", data, np.zeros((12, 5)))
-    monkeypatch.setattr(stores, "read_part", stand_still)
+    form = replace(LOGITS, read_part=stand_still)
     with pytest.raises(LostProcessError, match=r"tiny-000000\.parquet: nothing has come of it for 0\.5 s: it is at"):
-        verify_store(store.location, data, on_parts=lambda count: None, **WORKERS)
+        verify_parts(form, store.location, data, on_parts=lambda count: None, **WORKERS)
 
 
 def test_reweighting_a_store(

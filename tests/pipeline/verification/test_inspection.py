@@ -86,10 +86,10 @@ def test_coverage_names_the_shards_that_lack_logits(data: Manifest, tmp_path: Pa
         tmp_path / "store", data, no_logits(data), shards=[first, third], failed={"-clip.01": "cut short"}
     )
     coverage = cover(store, data)
-    assert (coverage.clips, coverage.clips_with_logits) == (12, 4 + 2)
+    assert (coverage.clips, coverage.covered_clips) == (12, 4 + 2)
     assert coverage.uncovered_shards == {first: 1, second: 5}
     assert coverage.changed_shards == ()
-    assert failures_by_reason(store) == {"cut short": 1}
+    assert failures_by_reason(store.parts) == {"cut short": 1}
 
 
 def test_coverage_goes_by_clip_id_and_tells_which_shards_changed(
@@ -98,7 +98,7 @@ def test_coverage_goes_by_clip_id_and_tells_which_shards_changed(
     store = fill_store(tmp_path / "store", data, no_logits(data))
     turned = build_dataset("turned", clips[::-1])
     coverage = cover(store, turned)
-    assert coverage.clips_with_logits == 12
+    assert coverage.covered_clips == 12
     assert coverage.uncovered_shards == {}
     assert coverage.changed_shards == tuple(turned.shards)
 
