@@ -29,7 +29,7 @@ def _check_classes(location: str, stamp: StoreStamp, manifest: Manifest) -> None
     LogitStore(location=location, stamp=stamp, parts=()).check_vocabulary(manifest.vocabulary, manifest.location)
 
 
-LOGITS = PartFormat[LogitPart](
+LOGITS: PartFormat[LogitPart] = PartFormat(
     holds="logits",
     failed="clips that the teachers could not be given",
     stamp_name=logits.STORE_NAME,
@@ -50,7 +50,7 @@ def _finite_embeddings(location: str, part: EmbeddingPart) -> tuple[pa.ChunkedAr
     return ids, np.asarray(np.isfinite(values).all(axis=1))
 
 
-EMBEDDINGS = PartFormat[EmbeddingPart](
+EMBEDDINGS: PartFormat[EmbeddingPart] = PartFormat(
     holds="embeddings",
     failed="clips that could not be embedded",
     stamp_name=embeddings.STAMP_NAME,
