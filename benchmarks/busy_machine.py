@@ -1,10 +1,13 @@
-"""How fast a student trains on an idle machine and beside other work, by how long OpenMP's idle threads spin.
+"""How fast a student trains on an idle machine and beside other work, by how OpenMP's idle threads wait.
 
-    OMP_NUM_THREADS=2 python -m benchmarks.busy_machine [--busy 2] [--settings 0 1000 10000 100000 none]
+    OMP_NUM_THREADS=2 python -m benchmarks.busy_machine [--busy 2] [--settings none GOMP_SPINCOUNT=10000 …]
+    OMP_NUM_THREADS=2 python -m benchmarks.busy_machine --preload libiomp5.so --settings none KMP_BLOCKTIME=1
 
-Each setting is a value of GOMP_SPINCOUNT, which counts turns of a loop, and `none` is what libgomp does by itself
-(300,000 turns). Every setting has a process of its own, for libgomp reads it once; they take turns, on an idle machine
-and then beside as many endless loops as `--busy` says. Ratios are medians of the rounds' ratios to `none`.
+A setting is a variable of the environment, and `none` is what the library does by itself: GNU's libgomp, which torch
+brings, looks 300,000 times whether there is work before a thread sleeps (GOMP_SPINCOUNT), Intel's and LLVM's, which
+other builds of torch have, for 200 ms (KMP_BLOCKTIME). Every setting has its own process; they
+take turns, on an idle machine and then beside as many endless loops as `--busy` says. Ratios are medians of the rounds'
+ratios to the first setting.
 """
 
 import argparse
@@ -36,6 +39,10 @@ for line in sys.stdin:
 """
 
 
+WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY", "KMP_BLOCKTIME")
+SETTINGS = ["none", "OMP_WAIT_POLICY=PASSIVE", *(f"GOMP_SPINCOUNT={turns}" for turns in (1_000, 10_000, 100_000))]
+
+
 @contextmanager
 def busy_loops(count: int) -> Iterator[None]:
     """Keep so many cores busy for as long as the block lasts."""
@@ -52,8 +59,9 @@ class Training:
     """A process that trains with one setting when it is asked to."""
 
     def __init__(self, setting: str, options: argparse.Namespace) -> None:
-        environment = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
-        environment |= {} if setting == "none" else {"GOMP_SPINCOUNT": setting}
+        environment = {name: value for name, value in os.environ.items() if name not in WAITING}
+        environment |= {} if setting == "none" else dict([setting.split("=")])
+        environment |= {"LD_PRELOAD": options.preload} if options.preload else {}
         command = [sys.executable, "-c", STEP, options.model, str(options.batch)]
         self.process = subprocess.Popen(
             command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
@@ -81,7 +89,8 @@ def main() -> None:
     parser.add_argument("--busy", type=int, default=2, help="endless loops beside it")
     parser.add_argument("--seconds", type=float, default=4.0, help="length of a turn")
     parser.add_argument("--rounds", type=int, default=3, help="turns of each setting")
-    parser.add_argument("--settings", nargs="+", default=["none", "0", "1000", "10000", "100000"])
+    parser.add_argument("--settings", nargs="+", default=SETTINGS)
+    parser.add_argument("--preload", help="another OpenMP library, in the place of torch's own")
     options = parser.parse_args()
     trainings = {setting: Training(setting, options) for setting in options.settings}
     found: dict[tuple[str, int], list[float]] = {}
@@ -94,8 +103,8 @@ def main() -> None:
                     found.setdefault((setting, busy), []).append(speed)
     for training in trainings.values():
         training.close()
-    print(f"| GOMP_SPINCOUNT | idle, clips/s | x {options.settings[0]} | beside {options.busy} loops | x |")
-    print("|---:|---:|---:|---:|---:|")
+    print(f"| setting | idle, clips/s | x {options.settings[0]} | beside {options.busy} loops | x |")
+    print("|---|---:|---:|---:|---:|")
     for setting in options.settings:
         cells = []
         for busy in (0, options.busy):

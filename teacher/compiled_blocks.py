@@ -7,9 +7,9 @@ from torch import Tensor
 
 from teacher.audio_transformer import AudioTransformer
 
-_DEVIATIONS = {torch.float32: 0.001, torch.float16: 0.005, torch.bfloat16: 0.02}
-"""What the 99.9th percentile of |difference| to the plain blocks, in the logits, may be; a precision's own to float32
-is about as large."""
+_DEVIATIONS = {torch.float32: 0.001, torch.float16: 0.005, torch.bfloat16: 0.05}
+"""What the 99.9th percentile of |difference| to the plain blocks, in the logits, may be: in bfloat16 what `--precision
+auto` takes as harmless (docs/results.md); plain and compiled blocks of PaSST-S each lie 0.02 from float32."""
 
 logger = logging.getLogger(__name__)
 

@@ -43,6 +43,7 @@ def limit_threads() -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(cores))
     if not any(name in os.environ for name in _WAITING):
         os.environ[_WAITING[0]] = _SPIN_TURNS
+        os.environ.setdefault("KMP_BLOCKTIME", "0")  # Intel's and LLVM's OpenMP, which other builds of torch have
 
 
 _WAITING = ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
