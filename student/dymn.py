@@ -188,6 +188,7 @@ class DyMN(Tagger):
         head = build_head(head_type, num_features, hidden, num_classes, dropout, multihead_attention_heads)
         self._finish(head, num_features, front_end_config(**front_end))
         self.apply(init_weights)
+        self._temperature = 1.0
         self.temperature = T_max
 
     @property
@@ -197,6 +198,8 @@ class DyMN(Tagger):
 
     @temperature.setter
     def temperature(self, value: float) -> None:
+        if value == self._temperature:
+            return
         self._temperature = value
         for module in self.modules():
             if isinstance(module, DynamicConv):

@@ -57,6 +57,9 @@ class ContextGenerator(nn.Module):
 class DynamicConv(nn.Module):
     """A convolution whose kernel is, for each clip, a mixture of a few learned ones (Equations 5 and 6)."""
 
+    divisor: Tensor
+    """The temperature as a tensor, so that a compiled network need not be compiled anew for another."""
+
     def __init__(
         self,
         in_channels: int,
@@ -72,7 +75,7 @@ class DynamicConv(nn.Module):
         super().__init__()
         self.out_channels, self.kernel, self.groups = out_channels, kernel, groups
         self.stride, self.dilation, self.padding = stride, dilation, (kernel - 1) // 2 * dilation
-        self.temperature = 1.0
+        self.register_buffer("divisor", torch.ones(()), persistent=False)
         self.kernel_shape = (out_channels, in_channels // groups, kernel, kernel)
         self.residuals = nn.Sequential(nn.Linear(context_size, kernels))
         bank = torch.empty(kernels, *self.kernel_shape)
@@ -80,10 +83,19 @@ class DynamicConv(nn.Module):
             nn.init.kaiming_normal_(one, mode="fan_out")
         self.weight = nn.Parameter(bank.view(1, 1, kernels, -1))
 
+    @property
+    def temperature(self) -> float:
+        """Softness of the choice among kernels, 1 or more."""
+        return float(self.divisor)
+
+    @temperature.setter
+    def temperature(self, value: float) -> None:
+        self.divisor.fill_(value)
+
     def forward(self, maps: Tensor, context: Context) -> Tensor:
         """Convolve (batch, in_channels, mels, frames), each clip with its own kernel."""
         batch, channels, mels, frames = maps.shape
-        mixture = (self.residuals(context.summary) / self.temperature).softmax(dim=-1)  # (batch, kernels)
+        mixture = (self.residuals(context.summary) / self.divisor).softmax(dim=-1)  # (batch, kernels)
         if torch.compiler.is_exporting():
             return self._mix_results(maps, mixture)
         weights = mixture.to(self.weight.dtype) @ self.weight[0, 0]  # (batch, weights of one kernel)

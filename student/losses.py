@@ -144,6 +144,7 @@ def distillation_loss(
     *,
     label_mask: Tensor | None = None,
     mix: Mix | None = None,
+    clip_weights: Tensor | None = None,
 ) -> Tensor:
     """Average the label loss and the teacher loss over a batch.
 
@@ -157,6 +158,7 @@ def distillation_loss(
         label_mask: (batch, classes), bool, before mixing: a class whose label is unknown is learned from the teacher
             alone, and not at all where there is none. None: all are known.
         mix: how the clips were mixed, if they were.
+        clip_weights: (batch,), what each clip weighs in the average, not all 0; None: all weigh the same.
 
     Returns:
         A scalar, in nats.
@@ -169,12 +171,16 @@ def distillation_loss(
     """
     targets = blend_targets(labels, teacher_probs, has_teacher, config, label_mask)
     if config.without_logits == "full" and label_mask is None:
-        return clip_bce(student_logits, targets if mix is None else mix.of(targets)).mean()
+        return _average(clip_bce(student_logits, targets if mix is None else mix.of(targets)), clip_weights)
     weight = _weights(targets, has_teacher.bool()[:, None], label_mask, config)  # (batch, classes)
     weighted = weight * targets
     if mix is not None:
         weighted, weight = mix.of(weighted), mix.of(weight)
-    return masked_bce(student_logits, weighted, weight).mean()
+    return _average(masked_bce(student_logits, weighted, weight), clip_weights)
+
+
+def _average(losses: Tensor, clip_weights: Tensor | None) -> Tensor:
+    return losses.mean() if clip_weights is None else (losses * clip_weights).sum() / clip_weights.sum()
 
 
 def _weights(targets: Tensor, has_teacher: Tensor, label_mask: Tensor | None, config: DistillConfig) -> Tensor:

@@ -97,6 +97,8 @@ def draw_mix(randomness: Randomness, config: MixupConfig, *, distance: Literal[1
     positions, clips, size = randomness.positions, len(randomness.positions), randomness.global_batch_size
     row_at = torch.full((size + 1,), -1)  # (global batch + 1,), one more for the partner of an odd last clip
     row_at[positions] = torch.arange(clips)
+    if randomness.valid is not None:
+        row_at[positions[~randomness.valid]] = -1
     partner = row_at[(positions ^ distance).clamp(max=size)]  # 0 and 1 are a pair, 2 and 3, …
     alone = partner < 0
     # torch draws a Beta from its global generator only, so NumPy draws it, seeded by ours.

@@ -29,6 +29,10 @@ class Randomness:
     global_batch_size: int
     """Clips of the global batch."""
 
+    valid: Tensor | None = None
+    """(batch,), bool, on the CPU: False for clips that only keep the batch's shape, with which nothing is mixed; None
+    where there are none."""
+
     @classmethod
     def of_batch(cls, clips: int, generator: torch.Generator) -> Self:
         """Take a global batch that is at hand as a whole."""

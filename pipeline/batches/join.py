@@ -94,6 +94,9 @@ class TrainingBatch:
     """Why, for each clip that is not valid."""
     edge_shifts_hz: Tensor | None = None
     """(batch, 2): how far each clip's view moves the edges of the mel bands; None where clips are shown as they are."""
+    clip_weights: Tensor | None = None
+    """(batch,), float32: 0 for clips that only keep the batch's shape and count nothing, 1 for others; None where all
+    count."""
     packed: PackedTensors | None = None
     """Where all that a device needs lies in one piece; None where it does not."""
 

@@ -68,9 +68,10 @@ def tag_waveforms(
 
 
 @torch.no_grad()
-def silent_features(model: nn.Module, clips: int) -> Tensor:
-    """Returns what a model's network is given of silent clips, (clips, …), on the model's device."""
+def noise_features(model: nn.Module, clips: int) -> Tensor:
+    """Returns what a model's network is given of clips of faint noise, (clips, …), on the model's device."""
     audio_model = cast("AudioModel", model)
     samples = round(min(audio_model.input_seconds, ORDINARY_SECONDS) * audio_model.sample_rate_hz)
     device = next(model.parameters()).device
-    return model.get_submodule("front_end")(torch.zeros(clips, samples, device=device))
+    noise = 0.1 * torch.randn(clips, samples, generator=torch.Generator().manual_seed(0))  # (clips, samples)
+    return model.get_submodule("front_end")(noise.to(device))

@@ -100,11 +100,13 @@ class DistillationLearner(Learner):
             self._distill,
             label_mask=batch.label_mask,
             mix=shown.mix,
+            clip_weights=batch.clip_weights,
         )
 
     def show(self, batch: TrainingBatch, generator: torch.Generator) -> MixedFeatures:
         """Returns the features of a batch's clips, augmented and mixed."""
-        randomness = student.Randomness(generator, batch.positions, batch.global_batch_size)
+        valid = None if batch.clip_weights is None else batch.valid
+        randomness = student.Randomness(generator, batch.positions, batch.global_batch_size, valid)
         lengths, front_end, own, frames = batch.lengths, self.model.front_end, {}, None
         waveforms = student.augment_waveforms(batch.padded(), self._augment, randomness, lengths)  # (batch, samples)
         drawn = student.draw_mix(randomness, self._mixup)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.models.hearing import silent_features
-from pipeline.training.global_batch import convert_batch_norm
+from pipeline.models.hearing import noise_features
+from pipeline.training.global_batch import GlobalBatchNorm, convert_batch_norm
 
 
 def divide_among_ranks(model: nn.Module, device: torch.device, *, sync_batch_norm: bool) -> nn.Module:
@@ -26,7 +26,7 @@ def divide_among_ranks(model: nn.Module, device: torch.device, *, sync_batch_nor
     for name in unused:
         model.get_parameter(name).register_hook(partial(_refuse, name))
     if sync_batch_norm:
-        convert_batch_norm(model)
+        convert_batch_norm(model, GlobalBatchNorm)
     return DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
@@ -38,7 +38,7 @@ def divide_among_ranks(model: nn.Module, device: torch.device, *, sync_batch_nor
 def unused_weights(model: nn.Module) -> list[str]:
     """Returns the names of the weights that no logit depends on, by one backward pass of a copy."""
     twin = copy.deepcopy(model).train()
-    twin(silent_features(model, clips=2)).sum().backward()  # two, for there are norms over the batch
+    twin(noise_features(model, clips=2)).sum().backward()  # two, for there are norms over the batch
     return [name for name, weight in twin.named_parameters() if weight.requires_grad and weight.grad is None]
 
 

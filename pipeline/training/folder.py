@@ -55,6 +55,7 @@ FREE_SETTINGS = frozenset(
             "resume",
             "epochs",
             "device",
+            "compile",
             "ranks",
             "max_restarts",
             "address",

@@ -4,7 +4,7 @@ They take the place of torch's own inside a model, under the same names, so chec
 makes a GPU's host wait, nor asks it for a number that changes from step to step: a step can be compiled, and captured.
 """
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -76,6 +76,46 @@ class GlobalBatchNorm(_BatchNorm):
             if self.momentum is None:
                 momentum = 1 / float(self.num_batches_tracked)
         return _GlobalNorm.apply(input, self.weight, self.bias, self.running_mean, self.running_var, momentum, self.eps)  # pyright: ignore[reportReturnType]
+
+
+class WeightedBatchNorm(_BatchNorm):
+    """Batch norm over the clips that count, where others only keep the batch's shape; for networks that are compiled.
+
+    It is written in operators that a compiler fuses; one by one they would take several times as long as torch's own.
+    """
+
+    _weights: Tensor | None = None
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+    def weigh(self, weights: Tensor | None) -> None:
+        """Set which clips come next: (batch,), float32, 1 for those that count, 0 for others; None: all count."""
+        self._weights = weights
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise (batch, channels, …); the shape stays."""
+        if not self.training or self._weights is None:
+            return super().forward(input)
+        maps, axes = _wide(input), _all_but_channels(input)
+        weights = self._weights.to(maps.dtype).view(-1, *[1] * (input.dim() - 1))  # (batch, 1, …)
+        count = weights.sum() * (input[0].numel() // input.shape[1])
+        mean = (maps * weights).sum(axes) / count  # (channels,)
+        centred = maps - _spread(mean, maps)
+        variance = (centred.square() * weights).sum(axes) / count  # (channels,)
+        self._remember(mean.detach(), (variance * count / (count - 1).clamp(min=1)).detach())
+        normal = centred * _spread((variance + self.eps).rsqrt(), maps)
+        if self.affine:
+            normal = normal * _spread(self.weight, maps) + _spread(self.bias, maps)
+        return normal.to(input.dtype)
+
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked += 1
+        momentum = 1 / self.num_batches_tracked if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), momentum)
 
 
 class _GlobalNorm(torch.autograd.Function):
@@ -217,8 +257,12 @@ def convert_dropout(model: nn.Module) -> list[GlobalBatchDropout]:
     return layers  # pyright: ignore[reportReturnType]
 
 
-def convert_batch_norm(model: nn.Module) -> None:
-    """Turn each batch norm of a model into one over the global batch."""
-    for layer in model.modules():
-        if isinstance(layer, _BatchNorm):
-            layer.__class__ = GlobalBatchNorm
+Norm = TypeVar("Norm", GlobalBatchNorm, WeightedBatchNorm)
+
+
+def convert_batch_norm(model: nn.Module, kind: type[Norm]) -> list[Norm]:
+    """Turn each batch norm of a model into one of another kind; return those layers, in order."""
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    for layer in layers:
+        layer.__class__ = kind
+    return layers  # pyright: ignore[reportReturnType]

@@ -6,11 +6,12 @@ on from them repeats exactly what an uninterrupted one would have done, and it d
 or into how many micro-batches, a batch is divided.
 """
 
+import logging
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -21,19 +22,36 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import student
-from pipeline.batches.join import TrainingBatch
+from pipeline.batches.join import MAX_SCORED, TrainingBatch
 from pipeline.batches.sampling import EpochSampler, Sampling, StreamConfig, seed_for
 from pipeline.dataset.manifest import Manifest
 from pipeline.errors import UsageError
-from pipeline.models.device import Precision, PrecisionChoice, autocast, compute_in, training_precision
+from pipeline.models.device import (
+    Precision,
+    PrecisionChoice,
+    autocast,
+    compute_in,
+    tensor_dtype,
+    training_precision,
+)
+from pipeline.models.hearing import noise_features
 from pipeline.models.transfer import DeviceCopies, LateNumbers
 from pipeline.runtime.ray_address import check_address
 from pipeline.runtime.watching import PATIENCE_SECONDS
 from pipeline.storage.cache import GIGABYTE, CacheFolder
 from pipeline.storage.files import local_path
+from pipeline.training.compiled_network import (
+    MAX_DEVIATION,
+    check_compiler,
+    compile_network,
+    deviation,
+    pays_to_compile,
+)
 from pipeline.training.divided_network import divide_among_ranks
-from pipeline.training.global_batch import convert_dropout
+from pipeline.training.global_batch import WeightedBatchNorm, convert_batch_norm, convert_dropout
 from pipeline.training.ranks import Ranks
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,8 +152,9 @@ class TrainingConfig:
     that was not stopped. On a CPU it is so anyway."""
     channels_last: bool = False
     """Lay images out with the channels innermost, which convolutions on most machines prefer."""
-    compile: bool = False
-    """Let torch.compile translate the network first: minutes of preparation, then faster steps. Needs a compiler."""
+    compile: bool | None = None
+    """Let torch.compile translate the network first: minutes of preparation, then faster steps. Needs a compiler. By
+    default long runs of a student on one GPU do, where that works and gives the same gradient within rounding."""
     sync_batch_norm: bool = True
     """With several ranks: batch norms see the global batch, not each rank its share. Off is faster, but the result then
     depends on the number of ranks."""
@@ -208,6 +227,9 @@ class Learner(ABC):
         model: the network, with its `front_end`.
     """
 
+    weighs_clips = False
+    """Whether `loss` minds a batch's `clip_weights`: batches may then keep their shape, as compiled networks want it,
+    whatever clips could not be decoded. Others get the clips that could."""
     best_metric = "mAP"
     """The entry of `score` that decides which weights are the best ones; higher is better."""
 
@@ -327,13 +349,21 @@ class Trainer:
         self._unsettled: StepReport | None = None
         self._lost: Tensor | None = None
         self._average = _build_average(self._model, config.average)
-        self._network = self._wrap(self._model)
+        compiled = config.compile
+        fits = learner.weighs_clips and self._ranks.world_size == 1
+        if compiled is None:
+            steps = config.epochs * sampler.steps_per_epoch
+            compiled = pays_to_compile(device, steps=steps, keeps_shape=fits)
+        self._keeps_shape = compiled and fits
+        self._norms = convert_batch_norm(self._model, WeightedBatchNorm) if self._keeps_shape else []
+        self._network = self._wrap(self._model, compiled=compiled)
+        self._is_warm = False
         self._dropouts = convert_dropout(self._model)
         self._optimizer = _build_optimizer(learner, config.optimizer)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._precision == "float16")
         self._begin_epoch(0)
 
-    def _wrap(self, model: nn.Module) -> nn.Module:
+    def _wrap(self, model: nn.Module, *, compiled: bool) -> nn.Module:
         """Returns the model as a step runs it: divided among the ranks, and compiled."""
         config, network = self._config, model
         if config.compile:
@@ -341,7 +371,60 @@ class Trainer:
         if self._ranks.world_size > 1:
             with self._ranks.collectives():
                 network = divide_among_ranks(model, self._device, sync_batch_norm=config.sync_batch_norm)
-        return torch.compile(network) if config.compile else network  # pyright: ignore[reportReturnType]
+        if not compiled:
+            return network
+        at_once = config.accumulate == 1
+        return compile_network(network, self._device, keeps_shape=self._keeps_shape, at_once=at_once)
+
+    def warm_up(self) -> None:
+        """Let a GPU load and choose its kernels, and the compiler work, while the first batch is still on its way.
+
+        Nothing is learned, and nothing that is random moves on. Where the settings leave it open whether to compile, a
+        compiled network that fails, or whose gradient is another, is given up. Several ranks begin cold.
+
+        Raises:
+            UsageError: the network is to be compiled, and its gradient is another then.
+        """
+        if self._is_warm or self._ranks.world_size > 1:
+            return
+        self._is_warm = True
+        first, device = self._micro_batches[0], self._device
+        if device.type == "cuda" and self._keeps_shape and not self._config.deterministic:
+            torch.backends.cudnn.benchmark = True  # each shape is measured once
+        self._model.train()
+        clips = first.stop - first.start
+        features = noise_features(self._model, clips)
+        weights = torch.ones(clips, device=device) if self._keeps_shape else None
+        self._set_clips(torch.arange(clips, device=device), weights)
+        try:
+            found = deviation(self._model, self._network, features, self._run)
+            close = found <= MAX_DEVIATION[tensor_dtype(self._precision)]
+            problem = "" if close else f"its gradient is {100 * found:.0f} % off"
+        except Exception as error:  # whatever a compiler raises
+            if self._network is self._model or self._config.compile:
+                raise
+            problem = f"{type(error).__name__}: {error}".splitlines()[0]
+        if problem:
+            self._give_up_compiling(problem)
+        with torch.inference_mode():  # what an evaluation will want
+            self._run(self._model.eval(), features[:MAX_SCORED])
+
+    def _give_up_compiling(self, problem: str) -> None:
+        if self._config.compile:
+            raise UsageError(f"--compile: the compiled network computes something else ({problem}); leave it out")
+        _log.warning("the network is not compiled, which would make its steps faster: %s", problem)
+        self._network, self._keeps_shape = self._model, False
+
+    def _run(self, network: nn.Module, features: Tensor) -> Tensor:
+        with autocast(self._device.type, self._precision):
+            return network(features)
+
+    def _set_clips(self, positions: Tensor, weights: Tensor | None) -> None:
+        """Tell the layers which clips come next: (batch,) each, on the device; see `TrainingBatch`."""
+        for number, layer in enumerate(self._dropouts):
+            layer.draw_for(seed_for(self._config.seed, self.step, 2, number), positions)
+        for layer in self._norms:
+            layer.weigh(weights)
 
     @property
     def positions(self) -> slice:
@@ -363,6 +446,8 @@ class Trainer:
                 those before that step.
             LostProcessError: another rank is gone or does not answer. All is as it was before that step.
         """
+        if self._device.type == "cuda":
+            self.warm_up()
         for batch in batches:
             report = self._training_step(batch.within(self.positions.start, self._config.batch_size))
             self.settle()
@@ -463,8 +548,10 @@ class Trainer:
             learned = int(part.valid.sum())
             if not learned and ranks == 1:
                 continue
-            # All ranks have to take part in every micro-batch: where no clip is left, silence is, and counts nothing.
-            part = part.only_valid() if learned else part.only(slice(0, 1))
+            if not self._keeps_shape:
+                # All ranks have to take part in every micro-batch: where no clip is left, silence is, and counts
+                # nothing.
+                part = part.only_valid() if learned else part.only(slice(0, 1))
             is_last = micro_batch is self._micro_batches[-1]
             # Gradients go over the network once a step; with the last micro-batch.
             with nullcontext() if is_last or ranks == 1 else self._network.no_sync():  # pyright: ignore[reportCallIssue]
@@ -478,10 +565,10 @@ class Trainer:
         seed = self._config.seed
         # What draws from the global generator, as torch's own layers do, at least repeats when the run does.
         torch.manual_seed(seed_for(seed, self.step, 0))
-        if self._dropouts:
-            positions = student.send(part.positions, self._device)
-            for number, layer in enumerate(self._dropouts):
-                layer.draw_for(seed_for(seed, self.step, 2, number), positions)
+        if self._keeps_shape:
+            part = replace(part, clip_weights=student.send(part.valid.float(), self._device))
+        if self._dropouts or self._norms:
+            self._set_clips(student.send(part.positions, self._device), part.clip_weights)
         generator = torch.Generator().manual_seed(seed_for(seed, self.step, 1))
         with autocast(self._device.type, self._precision):
             return self._learner.loss(self._network, part, generator)
@@ -551,22 +638,6 @@ def set_prior_bias(model: nn.Module, manifest: Manifest) -> None:
         raise UsageError("--prior-bias: this model's last layer has no bias for each class; leave it out")
     shares = torch.from_numpy((manifest.label_counts() + 0.5) / (manifest.known_counts() + 1))  # (classes,)
     biases[-1].copy_(torch.logit(shares))
-
-
-def check_compiler(device: torch.device) -> None:
-    """Compile one addition, so that a missing compiler shows at once and not after the first batch is loaded.
-
-    Raises:
-        UsageError: torch.compile does not work here.
-    """
-    try:
-        torch.compile(lambda value: value + 1)(torch.zeros(8, device=device))
-    except Exception as error:  # whatever the tools beneath it raise
-        reason = str(error).strip().splitlines()[0]
-        raise UsageError(
-            f"--compile: torch.compile does not work on this machine ({reason}). Install a C++ compiler, such as "
-            "g++, or leave --compile out: the steps are then slower, and nothing else changes"
-        ) from error
 
 
 def _not_finite(loss: float, norm: float) -> FloatingPointError:

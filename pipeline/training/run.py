@@ -376,6 +376,8 @@ class TrainingRun:
 
     def _train(self, total: int, stop: StopRequest) -> None:
         with start_pool(self._config, self._device, stop) as pool:
+            if self._device.type == "cuda":
+                self._trainer.warm_up()  # while the pool's processes start
             if self._trainer.step == (self._epochs_closed + 1) * self._sampler.steps_per_epoch:
                 self._end_epoch(stop, pool)  # it was stopped while its last epoch was evaluated
             loaded = load_steps(

@@ -22,6 +22,7 @@ class StudentLearner(DistillationLearner):
     """
 
     model: student.Tagger
+    weighs_clips = True
 
     def __init__(
         self,

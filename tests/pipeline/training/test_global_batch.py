@@ -50,7 +50,7 @@ def learn_as_a_rank(layout: str, affine: bool) -> dict[str, np.ndarray]:
     dist.init_process_group("gloo")
     try:
         layer, (maps, weights) = norm_of(layout, affine=affine), sample(layout)
-        convert_batch_norm(layer)
+        convert_batch_norm(layer, GlobalBatchNorm)
         assert isinstance(layer, GlobalBatchNorm)
         mine = SHARES[dist.get_rank()]
         return {name: found.numpy() for name, found in learn(layer, maps[mine], weights[mine]).items()}
@@ -80,7 +80,7 @@ def test_batch_norm_over_ranks_waits_for_nothing_and_exchanges_twice(monkeypatch
     try:
         monkeypatch.setattr(dist, "all_reduce", lambda values: exchanged.append(tuple(values.shape)))
         layer = norm_of("channels last").to("meta")
-        convert_batch_norm(layer)
+        convert_batch_norm(layer, GlobalBatchNorm)
         maps, weights = (one.to("meta") for one in sample("channels last"))
         found = learn(layer, maps, weights)
     finally:
@@ -93,7 +93,7 @@ def test_batch_norm_in_bfloat16_keeps_its_statistics_in_float32() -> None:
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=1)
     try:
         exact, layer = norm_of("channels last"), norm_of("channels last").float()
-        convert_batch_norm(layer)
+        convert_batch_norm(layer, GlobalBatchNorm)
         maps, weights = sample("channels last", torch.bfloat16)
         expected = learn(exact, maps.double(), weights.double())
         found = learn(layer, maps, weights)
