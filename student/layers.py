@@ -44,9 +44,16 @@ def global_average_pool(maps: Tensor) -> Tensor:
     return _global_average_pool(maps)
 
 
+def _is_exporting() -> bool:
+    if torch.jit.is_scripting():
+        return False
+    else:  # noqa: RET505  a branch that TorchScript, which doesn't know the other question, leaves out
+        return torch.compiler.is_exporting()
+
+
 def _global_average_pool(maps: Tensor) -> Tensor:
     # An exported program has one form for all sizes, and would take on the layout that its example has.
-    if not torch.compiler.is_exporting() and maps.is_contiguous(memory_format=torch.channels_last):
+    if not _is_exporting() and maps.is_contiguous(memory_format=torch.channels_last):
         # The same numbers, but the gradient keeps the layout; that of a mean over two axes would lose it, and adding
         # it to one of the other layout takes three times as long as all else in squeeze-excitation.
         return maps.permute(0, 2, 3, 1).flatten(1, 2).mean(dim=1)
@@ -64,7 +71,7 @@ class GlobalAveragePool(nn.AdaptiveAvgPool2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Average, without a look at the layout where a program for all sizes is exported."""
-        return maps.mean(dim=(2, 3), keepdim=True) if torch.compiler.is_exporting() else super().forward(maps)
+        return maps.mean(dim=(2, 3), keepdim=True) if _is_exporting() else super().forward(maps)
 
 
 def init_weights(module: nn.Module) -> None:
