@@ -4,9 +4,10 @@
     python -m benchmarks.on_device --folder FILES --peer theirs=FILE.onnx other=my_package:function
     python -m benchmarks.on_device --front-ends
 
-A peer is an ONNX file that takes waveforms, (batch, samples), or a function of one; `benchmarks.on_device:ast`, AST as
-transformers runs it, is here. Times are the least of several runs, in CPU time of the process, so that what else a
-machine does is left out as far as may be. Weights are drawn at random, which changes nothing of that.
+A peer is an ONNX file that takes waveforms, (batch, samples), or a function of one; two are here, as others' packages
+run them: `benchmarks.on_device:passt` (hear21passt) and `benchmarks.on_device:ast` (transformers). Times are the least
+of several runs, in CPU time of the process, so that what else a machine does is left out as far as may be. Weights are
+drawn at random, which changes nothing of that.
 """
 
 import argparse
@@ -129,25 +130,25 @@ def noise(sounds: int, rate_hz: int) -> np.ndarray:
     return 0.1 * random.standard_normal((sounds, round(SECONDS * rate_hz)), dtype=np.float32)
 
 
+def passt(waveforms: np.ndarray) -> object:
+    """PaSST as hear21passt runs it, of random weights; (batch, samples) at 32 kHz."""
+    return _transformer("passt_s_swa_p16_128_ap476")(waveforms)
+
+
 def ast(waveforms: np.ndarray) -> object:
-    """AST as transformers runs it, of random weights; (batch, samples), taken for 16 kHz."""
-    return _ast()(waveforms)
+    """AST as transformers runs it, of random weights; (batch, samples) at 16 kHz."""
+    return _transformer("ast_base_p16_s10_hf")(waveforms)
 
 
 @cache
-def _ast() -> Callable[[np.ndarray], object]:
+def _transformer(name: str) -> Callable[[np.ndarray], object]:
     import torch
-    from transformers import ASTConfig, ASTFeatureExtractor, ASTForAudioClassification
+
+    from benchmarks.teachers import build_theirs, run_theirs
 
     torch.set_num_threads(1)
-    model = ASTForAudioClassification(ASTConfig(id2label=dict(enumerate(map(str, range(527)))))).eval()
-    extractor = ASTFeatureExtractor()
-
-    @torch.inference_mode()
-    def run(waveforms: np.ndarray) -> object:
-        return model(**extractor(waveforms[0], sampling_rate=16_000, return_tensors="pt")).logits
-
-    return run
+    run = run_theirs(name, build_theirs(name, "cpu"), "cpu")
+    return lambda waveforms: run(torch.from_numpy(waveforms))
 
 
 def tell(name: str, engine: str, found: dict[str, float], file: Path | None = None) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline.runtime.cores import cpu_quota, usable_cores
+from pipeline.runtime.cores import cpu_quota, limit_threads, usable_cores
 
 needs_affinity = pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="processes can't be bound to cores")
 V2_MOUNT = "30 23 0:26 {top} /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw,nsdelegate\n"
@@ -203,6 +203,19 @@ def test_idle_threads_sleep_soon_unless_somebody_said_otherwise(given: dict[str,
     told = subprocess.run([sys.executable, "-c", SPIN], env=environment, capture_output=True, text=True, check=True)
     assert expected in told.stderr
     assert ("10000" in told.stderr) == (not given)
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [({}, "0"), ({"KMP_BLOCKTIME": "200"}, "200"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    ids=["by itself", "somebody's time", "somebody's policy"],
+)
+def test_other_libraries_of_openmp_sleep_soon_too(
+    given: dict[str, str], expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    limit_threads()
+    assert os.environ.get("KMP_BLOCKTIME") == expected
 
 
 def _python(script: str) -> str:
