@@ -11,47 +11,47 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-_BITS = 0xFFFF_FFFF
-_MULTIPLIER, _STRIDE = 0x45D9F3B, 0x9E3779B1  # products of 32 bits with either stay below 2^63
-
 
 class GlobalBatchDropout(nn.Dropout):
-    """Dropout that depends on a clip's position in the global batch, not on which part of the batch is at hand.
+    """Dropout whose mask is drawn for the global batch, so that it does not matter which part of it is at hand.
 
-    What is dropped follows from (seed, position, place in the features) by a hash: nothing is drawn from a generator.
+    The mask is drawn before a step, outside of what is compiled, once the layer has seen a clip's features.
     """
 
-    _seed: Tensor | None = None
+    _seed = 0
     _positions: Tensor | None = None
+    _global_batch_size = 0
+    _kept: Tensor | None = None
 
-    def draw_for(self, seed: int, positions: Tensor) -> None:
+    def draw_for(self, seed: int, positions: Tensor, global_batch_size: int) -> None:
         """Set which clips come next.
 
         Args:
             seed: of this layer in this step.
             positions: (batch,), int64, on the model's device: where the clips stand in the global batch.
+            global_batch_size: clips of the global batch.
         """
-        self._seed = torch.full((), seed & _BITS, dtype=torch.int64, device=positions.device)
-        self._positions = positions
+        self._seed, self._positions, self._global_batch_size = seed, positions, global_batch_size
+        if self._kept is not None:
+            self._kept = self._draw(self._kept.shape[1:])
 
     def forward(self, input: Tensor) -> Tensor:
         """Drop from (batch, …); the shape stays."""
         if not self.training:
             return input
-        assert self._seed is not None, "draw_for comes before a training step"
-        assert self._positions is not None
-        places = torch.arange(input[0].numel(), device=input.device) * _STRIDE & _BITS  # (values of a clip,)
-        clips = _hash(self._seed ^ _hash(self._positions + 1))  # (batch,)
-        drawn = _hash(_hash(clips[:, None] ^ places))  # (batch, values of a clip), 32 bits
-        kept = drawn >= round(self.p * (_BITS + 1))
-        return input * (kept.to(input.dtype) / (1 - self.p)).view_as(input)
+        kept = self._kept
+        if kept is None or kept.shape[1:] != input.shape[1:]:
+            self._kept = kept = self._draw(input.shape[1:])
+        return input * (kept.to(input.dtype) / (1 - self.p))
 
-
-def _hash(values: Tensor) -> Tensor:
-    """Spread 32-bit numbers evenly over all of them, each to another: two rounds of xor-shift and multiply."""
-    for _ in range(2):
-        values = ((values >> 16) ^ values) * _MULTIPLIER & _BITS
-    return (values >> 16) ^ values
+    def _draw(self, shape: torch.Size) -> Tensor:
+        assert self._positions is not None, "draw_for comes before a training step"
+        device = self._positions.device
+        generator = torch.Generator(device).manual_seed(self._seed)
+        drawn = torch.rand(self._global_batch_size, *shape, generator=generator, device=device)
+        if len(self._positions) < self._global_batch_size:  # or else they are all there, in their order
+            drawn = drawn[self._positions]
+        return drawn >= self.p  # (batch, …)
 
 
 class GlobalBatchNorm(_BatchNorm):

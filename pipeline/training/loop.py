@@ -395,7 +395,7 @@ class Trainer:
         clips = first.stop - first.start
         features = noise_features(self._model, clips)
         weights = torch.ones(clips, device=device) if self._keeps_shape else None
-        self._set_clips(torch.arange(clips, device=device), weights)
+        self._set_clips(torch.arange(clips, device=device), weights, clips)
         try:
             found = deviation(self._model, self._network, features, self._run)
             close = found <= MAX_DEVIATION[tensor_dtype(self._precision)]
@@ -419,10 +419,10 @@ class Trainer:
         with autocast(self._device.type, self._precision):
             return network(features)
 
-    def _set_clips(self, positions: Tensor, weights: Tensor | None) -> None:
+    def _set_clips(self, positions: Tensor, weights: Tensor | None, global_batch_size: int) -> None:
         """Tell the layers which clips come next: (batch,) each, on the device; see `TrainingBatch`."""
         for number, layer in enumerate(self._dropouts):
-            layer.draw_for(seed_for(self._config.seed, self.step, 2, number), positions)
+            layer.draw_for(seed_for(self._config.seed, self.step, 2, number), positions, global_batch_size)
         for layer in self._norms:
             layer.weigh(weights)
 
@@ -568,7 +568,7 @@ class Trainer:
         if self._keeps_shape:
             part = replace(part, clip_weights=student.send(part.valid.float(), self._device))
         if self._dropouts or self._norms:
-            self._set_clips(student.send(part.positions, self._device), part.clip_weights)
+            self._set_clips(student.send(part.positions, self._device), part.clip_weights, part.global_batch_size)
         generator = torch.Generator().manual_seed(seed_for(seed, self.step, 1))
         with autocast(self._device.type, self._precision):
             return self._learner.loss(self._network, part, generator)

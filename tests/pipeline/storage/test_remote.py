@@ -248,7 +248,9 @@ def test_a_server_that_falls_silent_is_asked_again_and_given_up(
 
 def test_a_process_that_waits_for_a_server_ends_when_it_is_told_to(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        read = f"from pipeline.storage import files; files.read_bytes('http://127.0.0.1:{silent.getsockname()[1]}/x')"
+        location = f"http://127.0.0.1:{silent.getsockname()[1]}/x"
+        listening = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # in the background, too
+        read = f"{listening}; from pipeline.storage import files; files.read_bytes({location!r})"
         with subprocess.Popen([sys.executable, "-c", read], stderr=subprocess.PIPE) as process:
             silent.settimeout(30)
             connection, _ = silent.accept()

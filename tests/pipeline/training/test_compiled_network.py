@@ -126,7 +126,7 @@ class Small(nn.Module):
 def small_network() -> Small:
     network = Small()
     for layer in convert_dropout(network):
-        layer.draw_for(1, torch.arange(4))
+        layer.draw_for(1, torch.arange(4), 4)
     for layer in convert_batch_norm(network, WeightedBatchNorm):
         layer.weigh(torch.tensor([1.0, 1.0, 0.0, 1.0]))
     return network

@@ -116,7 +116,7 @@ def dropout_of(share: float) -> GlobalBatchDropout:
 @pytest.mark.parametrize("share", [0.1, 0.5])
 def test_dropout_drops_its_share_everywhere_and_keeps_the_mean(share: float) -> None:
     layer, ones = dropout_of(share), torch.ones(200, 500)
-    layer.draw_for(7, torch.arange(200))
+    layer.draw_for(7, torch.arange(200), 200)
     kept = layer(ones)
     assert kept.unique().tolist() == pytest.approx([0, 1 / (1 - share)])
     kept = (kept > 0).double()
@@ -128,11 +128,11 @@ def test_dropout_drops_its_share_everywhere_and_keeps_the_mean(share: float) -> 
 
 def test_dropout_follows_the_seed_and_a_clips_position_alone() -> None:
     layer, ones = dropout_of(0.5), torch.ones(6, 3, 11)
-    layer.draw_for(3, torch.arange(6))
+    layer.draw_for(3, torch.arange(6), 6)
     whole = layer(ones)
-    layer.draw_for(3, torch.tensor([4, 1]))
+    layer.draw_for(3, torch.tensor([4, 1]), 6)
     assert torch.equal(layer(ones[:2]), whole[[4, 1]])
-    layer.draw_for(4, torch.arange(6))
+    layer.draw_for(4, torch.arange(6), 6)
     assert not torch.equal(layer(ones), whole)
     assert not torch.equal(whole[0], whole[1])
     assert torch.equal(layer.eval()(ones), ones)
