@@ -12,7 +12,7 @@ import teacher
 from pipeline.dataset.manifest import Manifest
 from pipeline.models.loading import build_for_training
 from pipeline.training.distillation import DistillationConfig, distil
-from pipeline.training.loop import AverageConfig
+from pipeline.training.optimizing import AverageConfig
 from pipeline.training.run import RunResult
 from pipeline.training.teacher_learner import TeacherLearner, TeacherOptimizerConfig, check_patchout
 

@@ -117,8 +117,12 @@ class OnnxModel:
         return scores if self.metadata.output == "logits" else logits_of(scores, self.task)
 
     def frame_logits(self, windows: np.ndarray) -> np.ndarray:
-        """Refuses: the file has no finer timeline."""
-        raise NotImplementedError
+        """Refuse.
+
+        Raises:
+            CheckpointError: always, for the file gives one answer a window.
+        """
+        raise CheckpointError(f"{self._location}: an exported file has no timeline of its own; use --window and --hop")
 
 
 def logits_of(probabilities: np.ndarray, task: str) -> np.ndarray:

@@ -20,7 +20,8 @@ from pipeline.models.loading import build_for_training, check_registered
 from pipeline.models.weights import Task
 from pipeline.runtime.recipes import read_options
 from pipeline.scoring.tagging_metrics import ranking_scores, tagging_metrics
-from pipeline.training.loop import Learner, OptimizerConfig, TrainingConfig, set_prior_bias
+from pipeline.training.loop import Learner, TrainingConfig, set_prior_bias
+from pipeline.training.optimizing import OptimizerConfig
 from pipeline.training.run import RunResult, open_clips, run_training
 
 _log = logging.getLogger(__name__)

@@ -12,14 +12,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 from cyclopts import Parameter
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import student
 from pipeline.batches.join import MAX_SCORED, TrainingBatch
@@ -49,57 +48,10 @@ from pipeline.training.compiled_network import (
 )
 from pipeline.training.divided_network import divide_among_ranks
 from pipeline.training.global_batch import WeightedBatchNorm, convert_batch_norm, convert_dropout
+from pipeline.training.optimizing import AverageConfig, OptimizerConfig, build_average, build_optimizer
 from pipeline.training.ranks import Ranks
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class OptimizerConfig:
-    """How gradients become steps."""
-
-    kind: Literal["adam", "adamw"] = "adam"
-    """adamw takes the weight decay out of the gradient's scaling."""
-    weight_decay: float = 0.0
-    """Share of a weight that decays each step, times the learning rate; 0 or more."""
-    reference_batch: int = 120
-    """Batch size, in clips, that the learning rate is meant for; other batch sizes scale it in proportion."""
-    max_gradient_norm: float | None = None
-    """Gradients longer than this (Euclidean norm over all weights) are shortened to it; without it, never."""
-
-    def __post_init__(self) -> None:
-        if self.weight_decay < 0 or self.reference_batch < 1:
-            raise UsageError("optimizer: weight_decay must be 0 or more and reference_batch 1 or more")
-        if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
-            raise UsageError(f"optimizer.max_gradient_norm is {self.max_gradient_norm}; choose a value above 0")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AverageConfig:
-    """Averages of the weights along the run, which are then evaluated and saved instead of the last weights."""
-
-    kind: Literal["none", "ema", "swa"] = "none"
-    """ema: a running mean that forgets, updated every step. swa: the plain mean over some epochs' ends."""
-    decay: float = 0.999
-    """ema: share of the mean that a step keeps, 0 to 1."""
-    start_epoch: int = 50
-    """swa: first epoch, from 0, whose end counts."""
-    every_epochs: int = 5
-    """swa: epochs from one that counts to the next."""
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.decay < 1:
-            raise UsageError(f"average.decay is {self.decay}; choose a value from 0 to below 1")
-        if self.start_epoch < 0 or self.every_epochs < 1:
-            raise UsageError("average: start_epoch must be 0 or more and every_epochs 1 or more")
-
-    def counts_epoch(self, epoch: int) -> bool:
-        """Whether the end of `epoch` enters the plain mean."""
-        return self.kind == "swa" and epoch >= self.start_epoch and (epoch - self.start_epoch) % self.every_epochs == 0
-
-    def counts_step(self, epoch: int, ends_epoch: bool) -> bool:
-        """Whether the weights after a step enter the mean."""
-        return self.kind == "ema" or (ends_epoch and self.counts_epoch(epoch))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -264,7 +216,7 @@ class Learner(ABC):
     def begin_epoch(self, network: nn.Module, epoch: int) -> None:  # noqa: B027 (most have nothing to set)
         """Set what depends on the epoch, from 0, in the model or in an average of it; by default nothing does."""
 
-    def parameter_groups(self, config: "OptimizerConfig") -> list[dict[str, Any]]:
+    def parameter_groups(self, config: OptimizerConfig) -> list[dict[str, Any]]:
         """Divide the weights into groups for the optimizer; a group's `lr_scale` multiplies its learning rate."""
         return [{"params": list(self.model.parameters()), "weight_decay": config.weight_decay}]
 
@@ -348,7 +300,7 @@ class Trainer:
         self._settles_late = device.type == "cuda" and self._ranks.world_size == 1 and self._precision != "float16"
         self._unsettled: StepReport | None = None
         self._lost: Tensor | None = None
-        self._average = _build_average(self._model, config.average)
+        self._average = build_average(self._model, config.average)
         compiled = config.compile
         fits = learner.weighs_clips and self._ranks.world_size == 1
         if compiled is None:
@@ -359,7 +311,7 @@ class Trainer:
         self._network = self._wrap(self._model, compiled=compiled)
         self._is_warm = False
         self._dropouts = convert_dropout(self._model)
-        self._optimizer = _build_optimizer(learner, config.optimizer)
+        self._optimizer = build_optimizer(learner.parameter_groups(config.optimizer), config.optimizer)
         self._scaler = torch.amp.GradScaler(device.type, enabled=self._precision == "float16")
         self._begin_epoch(0)
 
@@ -642,16 +594,3 @@ def set_prior_bias(model: nn.Module, manifest: Manifest) -> None:
 
 def _not_finite(loss: float, norm: float) -> FloatingPointError:
     return FloatingPointError(f"the loss is {loss} and the norm of its gradient {norm}")
-
-
-def _build_optimizer(learner: Learner, config: OptimizerConfig) -> torch.optim.Optimizer:
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[config.kind](learner.parameter_groups(config), fused=True)
-
-
-def _build_average(model: nn.Module, config: AverageConfig) -> AveragedModel | None:
-    if config.kind == "none":
-        return None
-    # Batch statistics are not averaged but copied: they already are running means.
-    mean = get_ema_multi_avg_fn(config.decay) if config.kind == "ema" else None
-    return AveragedModel(model, multi_avg_fn=mean, use_buffers=False)

@@ -12,7 +12,7 @@ import student
 import teacher
 from pipeline.errors import UsageError
 from pipeline.training.distillation import DistillationLearner, MixedFeatures
-from pipeline.training.loop import OptimizerConfig
+from pipeline.training.optimizing import OptimizerConfig
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,7 +28,8 @@ from pipeline.models.loading import load_model
 from pipeline.runtime.progress import read_metrics
 from pipeline.runtime.recipes import to_toml
 from pipeline.training.checkpoints import list_checkpoints
-from pipeline.training.loop import AverageConfig, Trainer, TrainingConfig
+from pipeline.training.loop import Trainer, TrainingConfig
+from pipeline.training.optimizing import AverageConfig
 from pipeline.training.run import open_clips
 from pipeline.training.student_learner import StudentLearner
 

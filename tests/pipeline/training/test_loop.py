@@ -17,14 +17,8 @@ from pipeline.batches.join import JoinedDataset, TrainingBatch
 from pipeline.batches.sampling import EpochSampler
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import UsageError
-from pipeline.training.loop import (
-    AverageConfig,
-    OptimizerConfig,
-    StepReport,
-    Trainer,
-    TrainingConfig,
-    set_prior_bias,
-)
+from pipeline.training.loop import StepReport, Trainer, TrainingConfig, set_prior_bias
+from pipeline.training.optimizing import AverageConfig, OptimizerConfig
 
 SETTINGS = TrainingConfig(data="unused", run="unused", batch_size=4, learning_rate=0.3)
 

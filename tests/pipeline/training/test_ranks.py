@@ -26,7 +26,8 @@ from pipeline.runtime.progress import read_metrics
 from pipeline.training import heartbeats
 from pipeline.training.checkpoints import list_checkpoints
 from pipeline.training.heartbeats import Heartbeats
-from pipeline.training.loop import AverageConfig, Learner, OptimizerConfig, TrainingConfig
+from pipeline.training.loop import Learner, TrainingConfig
+from pipeline.training.optimizing import AverageConfig, OptimizerConfig
 from pipeline.training.ranks import Ranks, backend, process_group
 from pipeline.training.run import RunResult, open_clips, run_training
 from pipeline.training.student_learner import StudentLearner

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 import student
 from pipeline.batches.join import TrainingBatch
 from pipeline.batches.sampling import EpochSampler
-from pipeline.training.loop import OptimizerConfig, Trainer, TrainingConfig
+from pipeline.training.loop import Trainer, TrainingConfig
+from pipeline.training.optimizing import OptimizerConfig
 from pipeline.training.student_learner import StudentLearner
 
 CLIPS, CLASSES, STEPS, STEPS_PER_EPOCH = 8, 5, 20, 5

@@ -14,7 +14,8 @@ import student
 from pipeline.batches.join import TrainingBatch
 from pipeline.batches.sampling import EpochSampler
 from pipeline.commands.train_student import TrainStudentConfig
-from pipeline.training.loop import AverageConfig, Trainer
+from pipeline.training.loop import Trainer
+from pipeline.training.optimizing import AverageConfig
 from pipeline.training.student_learner import StudentLearner
 
 CLIPS, CLASSES = 4, 5

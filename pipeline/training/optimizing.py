@@ -1,0 +1,73 @@
+"""How gradients become steps, and steps an average of the weights: settings, and torch's parts for them."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from pipeline.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerConfig:
+    """How gradients become steps."""
+
+    kind: Literal["adam", "adamw"] = "adam"
+    """adamw takes the weight decay out of the gradient's scaling."""
+    weight_decay: float = 0.0
+    """Share of a weight that decays each step, times the learning rate; 0 or more."""
+    reference_batch: int = 120
+    """Batch size, in clips, that the learning rate is meant for; other batch sizes scale it in proportion."""
+    max_gradient_norm: float | None = None
+    """Gradients longer than this (Euclidean norm over all weights) are shortened to it; without it, never."""
+
+    def __post_init__(self) -> None:
+        if self.weight_decay < 0 or self.reference_batch < 1:
+            raise UsageError("optimizer: weight_decay must be 0 or more and reference_batch 1 or more")
+        if self.max_gradient_norm is not None and not self.max_gradient_norm > 0:
+            raise UsageError(f"optimizer.max_gradient_norm is {self.max_gradient_norm}; choose a value above 0")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AverageConfig:
+    """Averages of the weights along the run, which are then evaluated and saved instead of the last weights."""
+
+    kind: Literal["none", "ema", "swa"] = "none"
+    """ema: a running mean that forgets, updated every step. swa: the plain mean over some epochs' ends."""
+    decay: float = 0.999
+    """ema: share of the mean that a step keeps, 0 to 1."""
+    start_epoch: int = 50
+    """swa: first epoch, from 0, whose end counts."""
+    every_epochs: int = 5
+    """swa: epochs from one that counts to the next."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise UsageError(f"average.decay is {self.decay}; choose a value from 0 to below 1")
+        if self.start_epoch < 0 or self.every_epochs < 1:
+            raise UsageError("average: start_epoch must be 0 or more and every_epochs 1 or more")
+
+    def counts_epoch(self, epoch: int) -> bool:
+        """Whether the end of `epoch` enters the plain mean."""
+        return self.kind == "swa" and epoch >= self.start_epoch and (epoch - self.start_epoch) % self.every_epochs == 0
+
+    def counts_step(self, epoch: int, ends_epoch: bool) -> bool:
+        """Whether the weights after a step enter the mean."""
+        return self.kind == "ema" or (ends_epoch and self.counts_epoch(epoch))
+
+
+def build_optimizer(groups: list[dict[str, Any]], config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Build the optimizer of a learner's groups of parameters; its kernels are fused."""
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[config.kind](groups, fused=True)
+
+
+def build_average(model: nn.Module, config: AverageConfig) -> AveragedModel | None:
+    """Build the average of a model's weights, or None where the last weights are taken."""
+    if config.kind == "none":
+        return None
+    # Batch statistics are not averaged but copied: they already are running means.
+    mean = get_ema_multi_avg_fn(config.decay) if config.kind == "ema" else None
+    return AveragedModel(model, multi_avg_fn=mean, use_buffers=False)
