@@ -152,12 +152,17 @@ class Heartbeats:
         values = torch.zeros(1, dtype=torch.int64) if values is None else values
         work, vigil = dist.all_reduce(values, group=self._group, async_op=True), _Vigil(self)
         assert work is not None
+        all_here = Watch(self.patience)
         while not work.is_completed():
             with suppress(RuntimeError):  # the time is over; what else went wrong is raised below
                 work.wait(timedelta(seconds=self.look_seconds))
                 return
-            if not work.is_completed():
-                vigil.look()
+            if work.is_completed():
+                break
+            missing = vigil.look()
+            all_here.see(time.monotonic() if missing else None)
+            if all_here.longer_than(2 * self.limit):  # a rank that is silent itself has been told of by then
+                raise self._cut_off(2 * self.limit)
         work.wait()
 
     @contextmanager
@@ -217,6 +222,13 @@ class Heartbeats:
             "more memory, or take a smaller --batch-size"
         )
 
+    def _cut_off(self, seconds: float) -> LostProcessError:
+        return LostProcessError(
+            f"all {self.world_size} ranks have come to the same point, but their connections have carried nothing for "
+            f"{seconds:g} s. Look for what cuts the network between their machines, such as a firewall, or an "
+            "interface that only some of them have (GLOO_SOCKET_IFNAME names one)"
+        )
+
     @property
     def limit(self) -> float:
         """How long a rank may be without a sign of life by now, in seconds."""
@@ -270,11 +282,12 @@ class _Vigil:
         self._moving = {rank: Watch(patience) for rank in heartbeats.others}
         self._kept_waiting = Watch(patience)
 
-    def look(self) -> None:
-        """Look once, about twice a second.
+    def look(self) -> list[int]:
+        """Look once, about twice a second; returns the ranks that have not come as far as this one.
 
         Raises:
-            LostProcessError: a rank ended, or has been without a sign of life for too long.
+            LostProcessError: a rank ended; or its process has said nothing for too long, wherever it was; or it has not
+                come as far as this one, and its training thread has done nothing for too long.
         """
         if (lost := self._ours.left()) is not None:
             raise lost
@@ -285,10 +298,12 @@ class _Vigil:
             self._moving[rank].see(None if beat is None else (beat.collectives, beat.life))
             if beat is None or beat.collectives < self._ours.collectives:
                 behind.append(rank)
-        for rank in behind:
-            if any(watch[rank].longer_than(self._ours.limit) for watch in (self._heard, self._moving)):
+        for rank in self._heard:
+            watches = [self._heard[rank], self._moving[rank]] if rank in behind else [self._heard[rank]]
+            if any(watch.longer_than(self._ours.limit) for watch in watches):
                 raise self._ours.silent(rank)
         self._tell(behind)
+        return behind
 
     def _tell(self, behind: list[int]) -> None:
         self._kept_waiting.see(None)

@@ -5,7 +5,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -322,6 +323,52 @@ def test_a_first_rank_that_is_lost_with_the_store_is_named_too(
     assert str(survivor).startswith("rank 0 of 2 (process ")
     assert said in str(survivor)
     assert str(survivor).endswith("what the first rank saved is kept, and --resume goes on from there")
+
+
+def test_a_rank_that_is_lost_where_it_waits_for_the_others_is_named() -> None:
+    complaint, _ = run_ranks(2, _meet_one_who_is_stopped, last=0)
+    assert complaint.startswith("rank 1 of 2 (process ")
+    assert "no sign of life for 1 s: it is stopped, by SIGSTOP" in complaint
+
+
+def _meet_one_who_is_stopped() -> str:
+    """The second rank comes to a meeting first, and is stopped there: it has come as far as the other one then."""
+    with _two_ranks() as ranks:
+        if ranks.rank == 1:
+            ranks.all_reduce([1, 2, 3])
+        ours = ranks.heartbeats
+        assert ours is not None
+        while ours.beats[1].collectives <= ours.collectives:
+            time.sleep(0.05)
+        os.kill(ours.beats[1].process, signal.SIGSTOP)
+        with pytest.raises(LostProcessError) as raised:
+            ranks.all_reduce([1, 2, 3])
+    return str(raised.value)
+
+
+def test_ranks_that_are_all_there_and_still_do_not_hear_each_other_say_so() -> None:
+    said = "come to the same point, but their connections have carried nothing for 2 s"
+    assert any(said in complaint for complaint in run_ranks(2, _meet_apart))  # the one that ends first is gone then
+
+
+def _meet_apart() -> str:
+    """Each rank exchanges in another group: as with a network that is cut between them, but not to the store."""
+    with _two_ranks() as ranks:
+        apart = [torch.distributed.new_group(backend="gloo") for _ in range(2)]
+        assert ranks.heartbeats is not None
+        ranks.heartbeats._group = apart[ranks.rank]
+        with pytest.raises(LostProcessError) as raised:
+            ranks.all_reduce([1, 2, 3])
+    return str(raised.value)
+
+
+@contextmanager
+def _two_ranks() -> Iterator[Ranks]:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
+    ranks = Ranks(rank, 2, rank, Heartbeats(rank, 2, patience=1))
+    ranks.all_gather("both are there")
+    yield ranks
 
 
 def test_a_rank_that_is_lost_ends_a_step_that_only_an_abort_can_end() -> None:
