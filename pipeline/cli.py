@@ -21,6 +21,7 @@ from rich.markup import escape
 from pipeline.errors import PipelineError, UsageError
 from pipeline.redaction import install, redact, redacted_traceback
 from pipeline.runtime.cores import limit_threads
+from pipeline.runtime.imports import lasting_imports
 from pipeline.runtime.last_resort import explain, keep_traceback, speak_in_lines
 from pipeline.runtime.output import (
     LineHandler,
@@ -133,7 +134,10 @@ def _launcher(app: App) -> Callable[..., None]:
         if config is not None:
             app.config = (_recipe(config),)
         try:
-            command, bound, _ = app.parse_args([_STANDARD_INPUT.get(token, present_flag(token)) for token in tokens])
+            with lasting_imports():  # of the command's module
+                command, bound, _ = app.parse_args(
+                    [_STANDARD_INPUT.get(token, present_flag(token)) for token in tokens]
+                )
         except ValueError as error:  # a settings class refused a value
             raise UsageError(str(error)) from error
         result = command(*bound.args, **bound.kwargs)

@@ -6,7 +6,7 @@ from student.complexity import Complexity, count_complexity
 from student.dft_front_end import DftFrontEnd
 from student.dymn import DyMN, kernel_temperature
 from student.front_end import FRONT_END_KEYWORDS, FrontEndConfig, LogMelFrontEnd
-from student.fusion import fuse
+from student.fusion import fuse, fuse_in_place
 from student.losses import (
     DistillConfig,
     blend_targets,
@@ -80,6 +80,7 @@ __all__ = [
     "distillation_loss",
     "draw_mix",
     "fuse",
+    "fuse_in_place",
     "kernel_temperature",
     "known_labels",
     "learning_rate_multiplier",

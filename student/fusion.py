@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import torch
 from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from student.tagger import Tagger
 
@@ -22,11 +22,30 @@ def fuse(model: Tagger) -> Tagger:
     Returns:
         The copy, in evaluation mode, on the same device.
     """
-    fused = copy.deepcopy(model).eval()
-    for module in fused.modules():
+    return fuse_in_place(copy.deepcopy(model))
+
+
+def fuse_in_place(model: Tagger) -> Tagger:
+    """Do what `fuse` does to a model that nobody needs as it is; returns it."""
+    model.eval()
+    for module in model.modules():
         if isinstance(module, nn.Sequential):
-            for (name, first), (next_name, second) in pairwise(list(module.named_children())):
+            for (_, first), (name, second) in pairwise(list(module.named_children())):
                 if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-                    setattr(module, name, fuse_conv_bn_eval(first, second))
-                    setattr(module, next_name, nn.Identity())
-    return fused.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+                    _fold(first, second)
+                    setattr(module, name, nn.Identity())
+    return model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def _fold(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    convolution.weight, convolution.bias = fuse_conv_bn_weights(
+        convolution.weight,
+        convolution.bias,
+        norm.running_mean,
+        norm.running_var,
+        norm.eps,
+        norm.weight,
+        norm.bias,
+    )

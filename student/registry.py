@@ -13,8 +13,9 @@ from student.dymn import DyMN
 from student.front_end import FRONT_END_KEYWORDS, front_end_config
 from student.mobilenetv3 import MobileNetV3, scaled_channels
 from student.pretrained import Fetch, fetch_weights
-from student.state_dicts import describe_difference, fit_to_model, read_checkpoint, shapes_of
+from student.state_dicts import Shapes, describe_difference, fit_to_model, read_checkpoint, shapes_of
 from student.tagger import Tagger
+from student.undrawn import Undrawn
 from student.warm_start import backbone_from, from_imagenet, same_keys
 
 RELEASES = "https://github.com/fschmid56/EfficientAT/releases/download/v0.0.1/"
@@ -205,14 +206,24 @@ def create_model(
         FileNotFoundError: there is no such checkpoint.
     """
     card = model_card(name)
-    settings = {**card.settings, **kwargs}
-    model = card.network(**settings)
-    model.model_name = name
     if pretrained and checkpoint is None:
         checkpoint = fetch(released_weights(card))
+    state_dict = {} if checkpoint is None else read_checkpoint(checkpoint)
+    model = _build(card, {**card.settings, **kwargs}, shapes_of(state_dict))
+    model.model_name = name
     if checkpoint is not None:
-        load_weights(model, checkpoint, warm_start=warm_start)
+        _load(model, state_dict, _origin(checkpoint), warm_start=warm_start)
     return model
+
+
+def _build(card: ModelCard, settings: Mapping[str, Any], given: Shapes) -> Tagger:
+    """Build a network; its weights are drawn unless all of them are given."""
+    if given:
+        with Undrawn():
+            model = card.network(**settings)
+        if shapes_of(model.state_dict()) == given:
+            return model
+    return card.network(**settings)
 
 
 def load_weights(model: Tagger, checkpoint: str | Path | Mapping[str, Tensor], *, warm_start: bool = False) -> None:
@@ -225,7 +236,14 @@ def load_weights(model: Tagger, checkpoint: str | Path | Mapping[str, Tensor], *
         ValueError: it doesn't fit; the message names keys, shapes, and the model that it looks like.
         FileNotFoundError: there is no such file.
     """
-    state_dict = read_checkpoint(checkpoint)
+    _load(model, read_checkpoint(checkpoint), _origin(checkpoint), warm_start=warm_start)
+
+
+def _origin(checkpoint: str | Path | Mapping[str, Tensor]) -> str:
+    return "the state dict" if isinstance(checkpoint, Mapping) else str(checkpoint)
+
+
+def _load(model: Tagger, state_dict: Mapping[str, Tensor], origin: str, *, warm_start: bool) -> None:
     imagenet = from_imagenet(state_dict)
     try:
         if warm_start and (imagenet is not None or not same_keys(model, state_dict)):
@@ -235,7 +253,6 @@ def load_weights(model: Tagger, checkpoint: str | Path | Mapping[str, Tensor], *
         else:
             fitted = fit_to_model(state_dict, model, final_layers(model))
     except ValueError as error:
-        origin = checkpoint if isinstance(checkpoint, str | Path) else "the state dict"
         twin = looks_like(state_dict)
         hint = f"it looks like {twin}: create that model" if twin else "it looks like no registered student"
         raise ValueError(f"{origin} doesn't fit {model.model_name or 'the model'}: {error}; {hint}") from error

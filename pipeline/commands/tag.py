@@ -19,6 +19,7 @@ from pipeline.dataset.vocabulary import Vocabulary, read_vocabulary
 from pipeline.decoding.parts_ahead import SoundPart, parts_ahead
 from pipeline.errors import DecodeError, PipelineError, TooManyFailuresError, UsageError
 from pipeline.runtime.cores import usable_cores
+from pipeline.runtime.imports import lasting_imports
 from pipeline.runtime.progress import ProgressBar, progress_bar
 from pipeline.runtime.recipes import read_options
 from pipeline.runtime.stopping import StoppedError, stop_on_signals
@@ -343,9 +344,10 @@ def _exported_model(checkpoint: str, config: TagConfig) -> WindowModel:
 
 def _torch_model(checkpoint: str, config: TagConfig, classes: Vocabulary | None) -> WindowModel:
     # torch takes more than a second to import, which a refused command and an exported model need not wait for.
-    from pipeline.models.device import choose_device, compute_in
-    from pipeline.models.loading import load_model
-    from pipeline.scoring.tagging import TorchTagger
+    with lasting_imports():
+        from pipeline.models.device import choose_device, compute_in
+        from pipeline.models.loading import load_model
+        from pipeline.scoring.tagging import TorchTagger
 
     device = choose_device(config.device)
     compute_in("float32", [])

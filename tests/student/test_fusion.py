@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from student import create_model, fuse
+from student import create_model, fuse, fuse_in_place
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +26,15 @@ def test_fused_logits_are_those_of_the_model(golden_weights, images, golden, nam
         expected = model(images)
         torch.testing.assert_close(fused(images), expected, atol=float(1e-4 * expected.std()), rtol=0)
     assert all(torch.equal(tensor, before[key]) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["mn04", "dymn04"])
+def test_a_model_that_nobody_needs_as_it_is_is_not_copied(images, name) -> None:
+    model = create_model(name)
+    copy = fuse(model)
+    assert fuse_in_place(model) is model
+    with torch.inference_mode():
+        assert torch.equal(model(images), copy(images))
 
 
 @pytest.mark.parametrize("options", [{"se_dims": "cft"}, {"head_type": "multihead_attention_pooling"}])

@@ -104,6 +104,28 @@ def test_a_checkpoint_file_loads_whole(tmp_path, suffix) -> None:
         assert torch.equal(loaded.state_dict()[key], value)
 
 
+@pytest.mark.parametrize("name", ["mn01", "mn01_as", "dymn04"])
+def test_weights_that_a_checkpoint_brings_are_not_drawn_first(name) -> None:
+    source = create_model(name, num_classes=3).state_dict()
+    before = torch.get_rng_state()
+    loaded = create_model(name, source, num_classes=3).state_dict()
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(torch.equal(loaded[key], value) for key, value in source.items())
+
+
+def test_a_last_layer_that_starts_anew_is_the_one_of_that_seed() -> None:
+    torch.manual_seed(3)
+    fresh = create_model("mn01", num_classes=3).state_dict()
+    torch.manual_seed(3)
+    model = create_model("mn01", create_model_without_a_trace("mn01"), num_classes=3).state_dict()
+    assert all(torch.equal(model[key], fresh[key]) for key in ("classifier.5.weight", "classifier.5.bias"))
+
+
+def create_model_without_a_trace(name: str) -> dict[str, torch.Tensor]:
+    with torch.random.fork_rng():
+        return create_model(name, num_classes=5).state_dict()
+
+
 @pytest.mark.parametrize("name", ["mn01_as", "mn10_as_fc"])
 def test_timm_fits_released_weights_to_another_number_of_classes(tmp_path, name) -> None:
     released = create_model(name)

@@ -15,7 +15,6 @@ from obstore.store import AzureStore, GCSStore, HTTPStore, S3Store
 
 from pipeline.errors import PipelineError, StorageError, UsageError
 from pipeline.storage.remote.failures import in_words
-from pipeline.storage.remote.fsspec_store import FsspecStore
 from pipeline.storage.remote.schemes import Scheme, scheme_of, split_bucket, split_web
 
 _TRIES, _LAST_TRY = 8, timedelta(minutes=6)
@@ -40,7 +39,7 @@ def open_store(location: str) -> tuple[Any, str]:
         StorageError: there are no credentials, or a setting in the environment is wrong.
     """
     scheme = scheme_of(location)
-    make, split = _MAKERS.get(scheme.name, (FsspecStore, lambda location: (scheme.name, location)))
+    make, split = _MAKERS.get(scheme.name, (_make_other, lambda location: (scheme.name, location)))
     place, path = split(location)
     key = (scheme.name, place, *sorted(item for item in os.environ.items() if item[0].startswith(scheme.variables)))
     with _making:
@@ -130,6 +129,12 @@ def _make_web(folder: str, **limits: Any) -> HTTPStore:
     # A server that knows no byte ranges sends a file of any size in one answer; silence ends it all the same.
     limits["client_options"] |= {"default_headers": headers, "timeout": timedelta(days=1)}
     return HTTPStore.from_url(plain, **limits)
+
+
+def _make_other(scheme: str, **limits: Any) -> Any:
+    from pipeline.storage.remote.fsspec_store import FsspecStore  # and fsspec, which local files can do without
+
+    return FsspecStore(scheme, **limits)
 
 
 _MAKERS: dict[str, tuple[Callable[..., Any], Callable[[str], tuple[str, str]]]] = {

@@ -21,7 +21,7 @@ from pipeline.dataset.vocabulary import Vocabulary, audioset_vocabulary
 from pipeline.errors import CheckpointError, UsageError
 from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
 from pipeline.models import fetching
-from pipeline.models.loading import build_for_training, load_model, named_checkpoint, open_weights
+from pipeline.models.loading import build_for_training, check_finite, load_model, named_checkpoint, open_weights
 from pipeline.models.weights import sha256_of_file
 from pipeline.training.checkpoints import save_weights
 from student.registry import _CARD_BY_NAME as STUDENTS
@@ -397,6 +397,10 @@ def test_statistics_that_are_not_finite_are_refused_too(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "bad.pt")
     with pytest.raises(CheckpointError, match=r"features\.0\.1\.running_var hold numbers"):
         load_model(str(tmp_path / "bad.pt"), model="mn01_as")
+
+
+def test_large_weights_are_numbers_all_the_same() -> None:
+    check_finite({"large": torch.full((4,), 3e38), "whole": torch.ones(2, dtype=torch.int64)}, "here")
 
 
 def test_commands_say_that_the_checkpoint_is_at_fault(
