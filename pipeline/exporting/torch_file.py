@@ -1,6 +1,7 @@
 """A model → a file of `torch.export`: for hosts that have torch, but not this package."""
 
 import copy
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -31,7 +32,9 @@ def write_pt2(exported: ExportedModel, metadata: ExportMetadata, path: Path) -> 
         # With an example a file refuses what the tracer took for granted of its strides, such as a batch of one.
         program.example_inputs = None
         told = json.dumps(metadata.to_properties(), ensure_ascii=False)
-        torch.export.save(program, path, extra_files={METADATA_NAME: told})
+        # To memory first: torch's own writer takes the whole process along where a disk has no room.
+        torch.export.save(program, content := io.BytesIO(), extra_files={METADATA_NAME: told})
+    path.write_bytes(content.getbuffer())
 
 
 def pt2_runner(path: Path) -> Callable[[np.ndarray], np.ndarray]:

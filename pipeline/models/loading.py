@@ -119,8 +119,14 @@ def open_weights(location: str, *, offline: bool | None = None) -> Iterator[Weig
         offline: don't fetch what was released; None asks the environment.
 
     Raises:
-        CheckpointError: there is no such file and no such release, or it can't be fetched or read.
+        CheckpointError: there is no such file and no such release, it can't be fetched or read, or it is no checkpoint
+            but what `pipeline export` makes of one.
     """
+    if storage.file_name(location).lower().endswith(_EXPORTED):
+        raise CheckpointError(
+            f"{location}: an exported program, which is run and not loaded: `pipeline tag` takes .onnx files, and this "
+            "takes the checkpoint that it was made from"
+        )
     if storage.is_remote(location) or storage.local_path(location).exists() or not _NAME.fullmatch(location):
         with local_file(location) as path:
             yield Weights(path=path, sha256=sha256_of_file(path), source=location)
@@ -135,6 +141,7 @@ def fetch_released(name: str, *, offline: bool | None = None) -> Weights:
     return Weights(path=file.path, sha256=file.sha256, released_as=name, source=url)
 
 
+_EXPORTED = (".onnx", ".pt2")
 _NAME = re.compile(r"\w+(\(\d\))?")
 """What a registered name looks like, such as mn40_as(2); paths of files have dots or slashes in them."""
 

@@ -1,5 +1,6 @@
 import json
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -97,6 +98,24 @@ def test_another_name_is_refused() -> None:
         ExportConfig("mn10", out="mine.pb")
     with pytest.raises(UsageError, match=r"mine\.onnx; let its name end in \.pt2"):
         ExportConfig("mn10", out="mine.onnx", format="pt2")
+
+
+FULL_DISK = """
+import resource, sys
+from pipeline.cli import main
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+main()
+"""
+
+
+def test_a_full_disk_ends_in_one_line_whoever_writes_the_file(checkpoint: str, tmp_path: Path) -> None:
+    out = tmp_path / "out" / "mine.pt2"
+    flags = ("--out", str(out), "--model-options.n-mels", "40", "--model-options.hopsize", "1600")
+    command = [sys.executable, "-c", FULL_DISK, "export", checkpoint, *flags]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith(f"error: {out}: there is no room left to write it")
+    assert not list(out.parent.iterdir())
 
 
 def test_a_file_of_torch_export_needs_no_package_of_the_extra_and_no_length(

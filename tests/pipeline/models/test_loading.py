@@ -403,6 +403,12 @@ def test_large_weights_are_numbers_all_the_same() -> None:
     check_finite({"large": torch.full((4,), 3e38), "whole": torch.ones(2, dtype=torch.int64)}, "here")
 
 
+@pytest.mark.parametrize("location", ["mine.onnx", "runs/Mine.PT2", "mn04=mine.pt2", "https://host/mine.onnx?token=1"])
+def test_an_exported_program_is_no_checkpoint(location: str) -> None:
+    with pytest.raises(CheckpointError, match="an exported program, which is run and not loaded"):
+        load_model(location)
+
+
 def test_commands_say_that_the_checkpoint_is_at_fault(
     tmp_path: Path, sound: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
