@@ -14,13 +14,14 @@ import platform
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,24 +31,34 @@ from torch.profiler import ProfilerActivity, profile
 
 import student
 import teacher
+from benchmarks.launches import count_calls, training_step
 from benchmarks.student import BACKWARD_SHARE, CLASSES, RATE_HZ, SAMPLES, make_batch, matrix_peak
 from benchmarks.synthetic import write_dataset
 from pipeline.batches.join import MAX_SCORED, JoinedDataset, TrainingBatch, batch_loader, loader_processes
-from pipeline.batches.sampling import EpochSampler
 from pipeline.batches.waveform_cache import WaveformCache
+from pipeline.commands import train_student
 from pipeline.commands.train_student import TrainStudentConfig
 from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.decoding.pool import DecodingPool
 from pipeline.labelling.publisher import Publisher
 from pipeline.labelling.shard_labeller import LabellerConfig, ShardLabeller
 from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
 from pipeline.logits.store import write_stamp
 from pipeline.models.device import Precision, choose_device, compute_in, tensor_dtype
 from pipeline.runtime.cores import limit_threads, usable_cores
+from pipeline.runtime.progress import read_metrics
 from pipeline.scoring.predictions import predict
 from pipeline.storage.cache import CacheFolder
 from pipeline.training.checkpoints import save_weights
+from pipeline.training.evaluation import Evaluation
 from pipeline.training.loop import Trainer
-from pipeline.training.student_learner import StudentLearner
+
+_SECONDS = 450.0
+"""For all of it."""
+_COMPILING_SECONDS = 60.0
+"""What a network takes at most to be compiled; where less is left it is not."""
+
+_COMPILED = "compiled, "
 
 Table = list[tuple[str, ...]]
 """Rows of text; the first one is the header."""
@@ -60,7 +71,8 @@ class Plan:
     teachers: tuple[str, ...] = ("passt_s_swa_p16_128_ap476", "ast_base_p16_s10")
     teacher_batches: tuple[int, ...] = (16, 64, 128)
     precisions: tuple[Precision, ...] = ("float32", "tf32", "bfloat16")
-    compiles: tuple[bool, ...] = (False, True)
+    compiles: bool = True
+    """Whether networks are also compiled, in the last of the precisions: teachers for the largest batch."""
     students: tuple[tuple[str, int], ...] = (("mn04", 120), ("mn10", 120), ("mn40", 60), ("dymn10", 120))
     """Name and clips a step."""
     clips: int = 6_000
@@ -74,7 +86,7 @@ SMALL = Plan(
     teachers=("passt_tiny",),
     teacher_batches=(2,),
     precisions=("float32",),
-    compiles=(False,),
+    compiles=False,
     students=(("mn01", 2),),
     clips=8,
     shard_clips=4,
@@ -91,6 +103,8 @@ class Bench:
     plan: Plan
     data: Manifest
     folder: Path
+    ends_at: float
+    """By `time.perf_counter`."""
 
     def seconds(self, act: Callable[[], object]) -> float:
         """Returns how long something takes until the device has done it: the median."""
@@ -110,29 +124,10 @@ class Bench:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
-    def calls(self, act: Callable[[], object]) -> Counter[str]:
-        """Counts what a device is asked for, or on a CPU the operators that are run."""
-        activities = [ProfilerActivity.CPU]
-        if self.device.type == "cuda":
-            activities.append(ProfilerActivity.CUDA)
-        self.wait()
-        with profile(activities=activities) as profiler:
-            act()
-            self.wait()
-        counts: Counter[str] = Counter()
-        for event in profiler.events() or ():
-            counts[_kind_of_call(event.name, on_gpu=self.device.type == "cuda")] += 1
-        return counts
-
-
-def _kind_of_call(name: str, *, on_gpu: bool) -> str:
-    if not on_gpu:
-        return "launches" if name.startswith("aten::") else "other"
-    if name.startswith(("cudaLaunch", "cuLaunch", "cudaGraphLaunch")):
-        return "launches"
-    if "Synchronize" in name:
-        return "synchronisations"
-    return "copies" if name.startswith("cudaMemcpy") else "other"
+    @property
+    def has_time(self) -> bool:
+        """Whether there is time for what takes the better part of a minute to prepare."""
+        return time.perf_counter() < self.ends_at - _COMPILING_SECONDS
 
 
 def limits(bench: Bench) -> tuple[Table, dict[str, float]]:
@@ -158,18 +153,20 @@ def teachers(bench: Bench, peaks: dict[str, float]) -> Table:
     table: Table = [("teacher", "batch", "precision", "compiled", "clips/s", "of the product's limit")]
     for name in bench.plan.teachers:
         flops = float(teacher.count_complexity(teacher.model_card(name)).flops)
-        for precision in bench.plan.precisions:
-            for compiled in bench.plan.compiles:
-                for batch in bench.plan.teacher_batches:
-                    torch.compiler.reset()  # or what was compiled for others would count against this one
-                    network = teacher.create_model(name).to(bench.device)
-                    ensemble = teacher.Ensemble([network], [1.0], tensor_dtype(precision), compiled=compiled)
-                    compute_in(precision, ensemble.members)
-                    rate = ensemble.sample_rates_hz[0]
-                    sounds = {rate: 0.1 * torch.randn(batch, round(10 * rate), device=bench.device)}
-                    speed = batch / bench.seconds(lambda sounds=sounds, ensemble=ensemble: ensemble(sounds))
-                    share = f"{100 * speed * flops / peaks[precision]:.0f} %"
-                    table.append((name, str(batch), precision, "yes" if compiled else "no", f"{speed:,.0f}", share))
+        ways = [(precision, False, bench.plan.teacher_batches) for precision in bench.plan.precisions]
+        if bench.plan.compiles:
+            ways.append((bench.plan.precisions[-1], True, bench.plan.teacher_batches[-1:]))
+        for precision, compiled, batches in ways:
+            torch.compiler.reset()  # or what was compiled for others would count against this one
+            network = teacher.create_model(name).to(bench.device)
+            ensemble = teacher.Ensemble([network], [1.0], tensor_dtype(precision), compiled=compiled)
+            compute_in(precision, ensemble.members)
+            rate = ensemble.sample_rates_hz[0]
+            for batch in batches:
+                sounds = {rate: 0.1 * torch.randn(batch, round(10 * rate), device=bench.device)}
+                speed = batch / bench.seconds(lambda sounds=sounds, ensemble=ensemble: ensemble(sounds))
+                share = f"{100 * speed * flops / peaks[precision]:.0f} %"
+                table.append((name, str(batch), precision, "yes" if compiled else "no", f"{speed:,.0f}", share))
     compute_in("float32", [])
     return table
 
@@ -257,16 +254,13 @@ def students(bench: Bench, peaks: dict[str, float], checkout: Path | None) -> Ta
     ]
     for name, clips in bench.plan.students:
         flops = BACKWARD_SHARE * 2.0 * student.count_complexity(student.create_model(name)).macs
-        ways: list[tuple[str, Precision, Callable[[], object]]] = [
-            ("", precision, _trainer(bench, name, clips, precision))
-            for precision in bench.plan.precisions
-            if precision != "tf32"
-        ]
-        if checkout is not None and name.startswith(("mn", "dymn")):
-            ways.append(("EfficientAT, ", "float32", upstream_step(bench, checkout, name, clips)))
-        for owner, precision, step in ways:
+        for owner, precision, make in _ways_to_train(bench, name, clips, checkout):
+            if owner == _COMPILED and not bench.has_time:
+                table.append((f"{owner}{name}", str(clips), precision, "no time was left", "", "", "", ""))
+                continue
+            step = make()
             speed = clips / bench.seconds(step)
-            calls = bench.calls(step)
+            calls = count_calls(step, bench.device)
             share = f"{100 * speed * flops / peaks[precision]:.0f} %"
             counts = (str(calls[kind]) for kind in ("launches", "copies", "synchronisations"))
             table.append((f"{owner}{name}", str(clips), precision, f"{speed:,.0f}", share, *counts))
@@ -274,19 +268,18 @@ def students(bench: Bench, peaks: dict[str, float], checkout: Path | None) -> Ta
     return table
 
 
-def _trainer(bench: Bench, name: str, clips: int, precision: Precision) -> Callable[[], object]:
-    config = TrainStudentConfig(data="", run="", batch_size=clips, precision=precision)
-    learner = StudentLearner(student.create_model(name), config.distill, config.mixup, config.augment)
-    sampler = EpochSampler(weights=np.ones(clips), batch_size=clips, seed=0)
-    trainer = Trainer(learner, config, sampler, lambda epoch: 1.0, bench.device)
-    batch = make_batch(clips).pack(pin_memory=bench.device.type == "cuda")
-
-    def endless() -> Iterator[TrainingBatch]:
-        while True:
-            yield batch
-
-    steps = trainer.steps(endless())
-    return lambda: next(steps)
+def _ways_to_train(
+    bench: Bench, name: str, clips: int, checkout: Path | None
+) -> Iterator[tuple[str, Precision, Callable[[], Callable[[], object]]]]:
+    """Yields whose step, its precision, and what makes it ready."""
+    step = partial(training_step, name, clips, bench.device)
+    *others, last = (precision for precision in bench.plan.precisions if precision != "tf32")
+    for precision in (*others, last):
+        yield "", precision, partial(step, precision)
+    if bench.plan.compiles:
+        yield _COMPILED, last, partial(step, last, compiled=True)
+    if checkout is not None and name.startswith(("mn", "dymn")):
+        yield "EfficientAT, ", "float32", partial(upstream_step, bench, checkout, name, clips)
 
 
 def upstream_step(bench: Bench, checkout: Path, name: str, clips: int) -> Callable[[], object]:
@@ -354,6 +347,63 @@ def feeding(bench: Bench) -> Table:
     return table
 
 
+def first_epoch(bench: Bench) -> Table:
+    """Where the time of a run's first epoch goes that its second has not to spend: the command's own run."""
+    name, clips = bench.plan.students[0]
+    config = TrainStudentConfig(
+        data=bench.data.location,
+        eval_data=bench.data.location,
+        run=str(bench.folder / "run"),
+        model=name,
+        batch_size=clips,
+        epochs=2,
+        cache=str(bench.folder / "run-cache"),
+        device=str(bench.device),
+    )
+    with (
+        _timed(DecodingPool, "__init__") as starts,
+        _timed(Trainer, "warm_up") as warm_ups,
+        _timed(Evaluation, "run") as evaluations,
+    ):
+        train_student.run(config)
+    first, second = (line for line in read_metrics(config.run) if "epoch/clips_per_second" in line)
+    table: Table = [(f"epochs of {name}", "first, s", "second, s")]
+    prepared = {"starting the processes that decode": sum(starts), "warming up": sum(warm_ups)}
+    table += [(part, f"{seconds:.1f}", "") for part, seconds in prepared.items()]
+    lasted, waited = [], []
+    for epoch in (first, second):
+        seconds = len(bench.data) // clips * clips / epoch["epoch/clips_per_second"]
+        waited.append(seconds * epoch["epoch/data_wait_share"])
+        lasted.append(seconds - waited[-1])
+    lasted[0] -= sum(prepared.values())
+    for part, times in (
+        ("waiting for clips", waited),
+        ("steps, and logs opened", lasted),
+        ("evaluation", evaluations),
+    ):
+        table.append((part, *(f"{seconds:.1f}" for seconds in times)))
+    return table
+
+
+@contextmanager
+def _timed(owner: type, name: str) -> Iterator[list[float]]:
+    """Yields the seconds of each call of a method in the block."""
+    method, seconds = getattr(owner, name), []
+
+    def timed(*given: Any, **more: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return method(*given, **more)
+        finally:
+            seconds.append(time.perf_counter() - started)
+
+    setattr(owner, name, timed)
+    try:
+        yield seconds
+    finally:
+        setattr(owner, name, method)
+
+
 def _batches(bench: Bench, dataset: JoinedDataset) -> Iterable[TrainingBatch]:
     clips = len(bench.data)
     rows = np.split(np.arange(clips), np.arange(MAX_SCORED, clips, MAX_SCORED))
@@ -377,9 +427,10 @@ def measure(bench: Bench, checkout: Path | None, say: Callable[[str], None]) -> 
     for made in (
         lambda: teachers(bench, peaks),
         lambda: dearest_kernels(bench),
-        lambda: students(bench, peaks, checkout),
         lambda: feeding(bench),
         lambda: stage_1(bench),
+        lambda: first_epoch(bench),
+        lambda: students(bench, peaks, checkout),
     ):
         say(f"\n{markdown(made())}")
 
@@ -408,8 +459,10 @@ def main(arguments: list[str] | None = None) -> None:
         data = read_manifest(options.data or str(folder / "data"))
         if len(data.vocabulary) != CLASSES:
             raise SystemExit(f"{options.data}: has {len(data.vocabulary)} classes; give a dataset with AudioSet's 527")
-        bench = Bench(device=choose_device(options.device), plan=plan, data=data, folder=folder)
         started = time.perf_counter()
+        bench = Bench(
+            device=choose_device(options.device), plan=plan, data=data, folder=folder, ends_at=started + _SECONDS
+        )
         measure(bench, options.efficientat, say)
         say(f"\nmeasured in {time.perf_counter() - started:.0f} s")
     if options.out is not None:

@@ -6,8 +6,7 @@ memory-mapped array.
 
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -281,24 +280,30 @@ def batch_loader(
     Args:
         dataset: the clips.
         batches: which; none is larger than the first one.
-        workers: processes that load, or how many to start for as long as the iteration lasts, see `loader_processes`.
-            With 0 each batch is loaded when it is asked for.
+        workers: processes that load, the first batches from now on; or how many to start for as long as the iteration
+            lasts, see `loader_processes`. With 0 each batch is loaded when it is asked for.
         device: where the batches go; for a GPU they are put into page-locked memory.
 
     Raises:
         LostProcessError: a process died or does not answer.
     """
-    with decoding_pool(workers, device) as pool:
-        yield from load_batches(dataset.reader, batches, pool=pool, device=device)
+    return load_in_pool(workers, device, lambda pool: load_batches(dataset.reader, batches, pool=pool, device=device))
 
 
-def decoding_pool(
-    workers: int | DecodingPool | None, device: torch.device | None = None
-) -> AbstractContextManager[DecodingPool]:
-    """Returns somebody's pool, to be used in a `with` block and left open, or one that is for the block alone."""
+def load_in_pool(
+    workers: int | DecodingPool | None,
+    device: torch.device | None,
+    load: Callable[[DecodingPool], Iterator[TrainingBatch]],
+) -> Iterator[TrainingBatch]:
+    """Returns what is loaded in somebody's pool, or in one that lasts as long as the iteration; see `batch_loader`."""
     if isinstance(workers, DecodingPool):
-        return nullcontext(workers)
-    return DecodingPool(loader_processes(workers, device))
+        return load(workers)
+
+    def load_alone() -> Iterator[TrainingBatch]:
+        with DecodingPool(loader_processes(workers, device)) as pool:
+            yield from load(pool)
+
+    return load_alone()
 
 
 def load_batches(
@@ -311,14 +316,13 @@ def load_batches(
 ) -> Iterator[TrainingBatch]:
     """Load batches that a reader reads; see `batch_loader` and `DecodingPool.load`."""
     if device is None or device.type != "cuda":
-        yield from map(TrainingBatch.of, pool.load(reader, requests, processes=processes))
-        return
+        return map(TrainingBatch.of, pool.load(reader, requests, processes=processes))
 
     def pinned(read: ReadBatch) -> TrainingBatch:
         with torch.cuda.device(device):  # or a thread would claim memory of the first GPU
             return TrainingBatch.of(read).pack(pin_memory=True)
 
-    yield from pool.load(reader, requests, processes=processes, receive=pinned)
+    return pool.load(reader, requests, processes=processes, receive=pinned)
 
 
 class FailureTally:

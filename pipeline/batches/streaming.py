@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from pipeline.batches.join import JoinedDataset, TrainingBatch, batch_loader, decoding_pool, load_batches
+from pipeline.batches.join import JoinedDataset, TrainingBatch, batch_loader, load_batches, load_in_pool
 from pipeline.batches.sampling import EpochSampler, StreamSampler
 from pipeline.batches.shard_streams import StreamReader, StreamRequest
 from pipeline.decoding.pool import DecodingPool
@@ -43,17 +43,18 @@ def load_steps(
     if not isinstance(sampler, StreamSampler):
         rows = (batch[positions] for batch in sampler.batches(first_step, end_step))
         wanted = dataset.requests(rows, seed=sampler.seed, first_step=first_step)
-        yield from batch_loader(dataset, wanted, workers=workers, device=device)
-        return
+        return batch_loader(dataset, wanted, workers=workers, device=device)
     in_turn = stream_requests(sampler, positions=positions, first_step=first_step, end_step=end_step)
     requests = (
         replace(request, wanted=dataset.request(request.rows, seed=sampler.seed, step=step))
         for step, request in enumerate(in_turn, start=first_step)
     )
-    with decoding_pool(workers, device) as pool:
-        processes = stream_workers(sampler.stream.readers, pool.size)
-        reader = StreamReader(dataset.reader)
-        yield from load_batches(reader, requests, pool=pool, processes=processes, device=device)
+    readers, reader = sampler.stream.readers, StreamReader(dataset.reader)
+
+    def load(pool: DecodingPool) -> Iterator[TrainingBatch]:
+        return load_batches(reader, requests, pool=pool, processes=stream_workers(readers, pool.size), device=device)
+
+    return load_in_pool(workers, device, load)
 
 
 def stream_requests(

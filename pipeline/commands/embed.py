@@ -49,10 +49,11 @@ class EmbedConfig:
     classes: str | None = None
     """Class list of a file that does not say it, in the format of AudioSet's class_labels_indices.csv; the dataset may
     have other classes."""
-    batch_size: int = 32
-    """Clips a forward pass, 1 or more. Batches don't cross shards."""
-    workers: int = 2
-    """Processes that read and decode; 0 decodes between the forward passes."""
+    batch_size: int | None = None
+    """Clips a forward pass, 1 or more; by default 64 on a GPU, 32 without one. Batches don't cross shards."""
+    workers: int | None = None
+    """Processes that read and decode, at most one a core; 0 decodes between the forward passes. By default one for each
+    core where a GPU is fed, and up to 4 without one."""
     device: str = "auto"
     """cpu, cuda, cuda:1, mps …; auto takes a GPU where there is one."""
     precision: Precision = "float32"
@@ -67,9 +68,9 @@ class EmbedConfig:
             raise UsageError("give --checkpoint or --teacher, one of them: whose embeddings it shall be")
         if storage.is_same_place(self.data, self.out):
             raise UsageError(f"data and out are both {self.data}; give the embeddings a folder of their own")
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise UsageError(f"batch_size is {self.batch_size}; choose 1 or more")
-        if self.workers < 0:
+        if self.workers is not None and self.workers < 0:
             raise UsageError(f"workers is {self.workers}; choose 0 or more")
         if not 0 <= self.max_failed <= 1:
             raise UsageError(f"max_failed is {self.max_failed}; choose a share from 0 to 1")

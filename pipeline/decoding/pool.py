@@ -99,6 +99,11 @@ class DecodingPool:
         """How many processes there are."""
         return len(self._workers)
 
+    @property
+    def ahead(self) -> int:
+        """How many requests of an iteration that all processes work at are on their way."""
+        return _AHEAD * len(self._workers)
+
     def load(
         self,
         reader: Reader,
@@ -107,7 +112,7 @@ class DecodingPool:
         processes: int | None = None,
         receive: Callable[[Any], Any] | None = None,
     ) -> Iterator[Any]:
-        """Returns the result of each request, in their order, some of them made ahead of time.
+        """Returns the result of each request, in their order, made ahead of time, the first ones from now on.
 
         Several such iterations may be under way. A result's arrays are the very ones that the process wrote, unless
         more than two results are held: then they are copies.
@@ -124,19 +129,14 @@ class DecodingPool:
         """
         asked = iter(requests)
         if not self._workers:
-            for request in asked:
-                result = reader.load(request, Arena(), lambda row: None)
-                yield result if receive is None else receive(result)
-            return
+            return _made_here(reader, asked, receive)
         for first in asked:
             ahead = _AHEAD * len(self._workers[:processes])
             queue = self.open_queue(
                 reader, ahead, reader.result_bytes(first), held=_HELD, processes=processes, receive=receive
             )
-            try:
-                yield from queue.results(itertools.chain([first], asked), ahead)
-            finally:
-                queue.close()
+            return queue.results(itertools.chain([first], asked), ahead)
+        return iter(())
 
     def open_queue(
         self,
@@ -262,6 +262,12 @@ class DecodingPool:
         self.close()
 
 
+def _made_here(reader: Reader, requests: Iterator[Any], receive: Callable[[Any], Any] | None) -> Iterator[Any]:
+    for request in requests:
+        result = reader.load(request, Arena(), lambda row: None)
+        yield result if receive is None else receive(result)
+
+
 class _Worker:
     """One process, and the two threads that talk with it, so that nobody else waits for its pipes."""
 
@@ -353,7 +359,10 @@ class RequestQueue:
         self._pool.wait_for(order)
 
     def results(self, requests: Iterator[Any], ahead: int) -> Iterator[Any]:
-        """Yields the result of each request, `ahead` of which are on their way, as far as there is room."""
+        """Returns the result of each request, `ahead` of which are on their way from now on, as far as there is room.
+
+        Behind the last of them the queue is closed.
+        """
         orders: deque[Order] = deque()
 
         def fill() -> None:
@@ -365,12 +374,18 @@ class RequestQueue:
                 orders.append(cast("Order", self.put(request)))
 
         fill()
-        while orders:
-            order = orders.popleft()
-            self._pool.wait_for(order)
-            fill()
-            yield order.result()
-            fill()
+        return self._in_turn(orders, fill)
+
+    def _in_turn(self, orders: "deque[Order]", fill: Callable[[], None]) -> Iterator[Any]:
+        try:
+            while orders:
+                order = orders.popleft()
+                self._pool.wait_for(order)
+                fill()
+                yield order.result()
+                fill()
+        finally:
+            self.close()
 
     def close(self) -> None:
         """Forget what is on its way: whoever waits for it gets a `StopRequestedError`."""

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.batches.join import JoinedDataset, batch_loader, check_reachable, decoding_pool
+from pipeline.batches.join import JoinedDataset, batch_loader, check_reachable, loader_processes, scoring_batch
 from pipeline.dataset.manifest import Manifest
 from pipeline.decoding.pool import DecodingPool
 from pipeline.embeddings.layers import Embedder
@@ -25,8 +25,8 @@ def embed_shards(
     out: str,
     stamp: EmbeddingStamp,
     *,
-    batch_size: int,
-    workers: int,
+    batch_size: int | None,
+    workers: int | None,
     device: torch.device,
     precision: Precision,
     on_clips: Callable[[int], None] = lambda clips: None,
@@ -39,19 +39,20 @@ def embed_shards(
         shards: their names.
         out: the store.
         stamp: of the store.
-        batch_size: clips a forward pass; batches don't cross shards.
-        workers: processes that decode; 0 decodes in this one.
+        batch_size: clips a forward pass, see `scoring_batch`; batches don't cross shards.
+        workers: processes that decode, see `loader_processes`; 0 decodes in this one.
         device: where the model is.
         precision: of the network.
         on_clips: told how many more clips are done.
     """
     dataset = JoinedDataset(manifest, **asdict(model_input(cast("AudioModel", embedder.network))))
-    with decoding_pool(workers) as pool:
+    size = scoring_batch(batch_size, device)
+    with DecodingPool(loader_processes(workers, device)) as pool:
         for shard in shards:
             rows = manifest.rows_of_shard(shard)
             found: dict[int, np.ndarray] = {}
             failures: dict[int, ClipFailure] = {}
-            for some, vectors, broken in _batches(embedder, dataset, rows, pool, batch_size, device, precision):
+            for some, vectors, broken in _batches(embedder, dataset, rows, pool, size, device, precision):
                 found |= zip(some, vectors, strict=True)
                 failures |= broken
                 on_clips(len(some) + len(broken))

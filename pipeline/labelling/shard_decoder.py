@@ -66,6 +66,20 @@ class ClipBatch:
         return max((int(its.max()) / rate for view in self.views[:1] for rate, its in view.lengths.items()), default=0)
 
 
+def start_decoders(processes: int, patience: float = PATIENCE_SECONDS) -> DecodingPool:
+    """Start the processes for a `ShardDecoder`, which take a while to be ready.
+
+    Args:
+        processes: how many.
+        patience: how long one of them may be waited for without a sign of life, in seconds; each clip is one.
+
+    Raises:
+        LostProcessError: one can't be started.
+    """
+    remedy = "Give the machine more memory, or take fewer --decode-workers or a lower --batch-size"
+    return DecodingPool(processes, patience=patience, remedy=remedy)
+
+
 class ShardDecoder:
     """Decodes shard after shard, ahead of time.
 
@@ -75,7 +89,7 @@ class ShardDecoder:
         seconds: how much of a clip at most; infinite for all of it.
         views: which views of a clip are made; None is the clip as it is.
         batch_size: clips a batch; the last one of a shard may have fewer, and so have those of long clips.
-        processes: how many decode.
+        processes: how many decode, or those that are started already, by `start_decoders`; they end with this.
         patience: how long one of them may be waited for without a sign of life, in seconds; each clip is one.
         pin_memory: put the batches where a GPU can fetch them by itself.
 
@@ -91,17 +105,18 @@ class ShardDecoder:
         seconds: float,
         views: ViewsStamp | None = None,
         batch_size: int,
-        processes: int,
+        processes: int | DecodingPool,
         patience: float = PATIENCE_SECONDS,
         pin_memory: bool = False,
     ) -> None:
         self._manifest, self._views, self._rates_hz = manifest, views, tuple(sample_rates_hz)
         self._batch_size, self._pin_memory = batch_size, pin_memory
-        self._processes, self._patience = processes, patience
+        pool = processes if isinstance(processes, DecodingPool) else start_decoders(processes, patience)
+        self._processes, self._patience = pool.size, patience
         self._reader = ShardReader(manifest.clips, sample_rates_hz=sample_rates_hz, seconds=seconds, views=views)
-        self._share = -(-batch_size // processes)
+        self._share = -(-batch_size // pool.size)
         """Clips of a batch that one process decodes."""
-        self._pool: DecodingPool | None = self._start()
+        self._pool: DecodingPool | None = pool
         self._queue: RequestQueue | None = None
         self._assembler = Threads(1, "assemble", patience=patience)
         self._fetching = Threads(2, "fetch", patience=patience) if storage.is_remote(manifest.location) else None
@@ -221,13 +236,9 @@ class ShardDecoder:
             self._ahead = None
             return False
 
-    def _start(self) -> DecodingPool:
-        remedy = "Give the machine more memory, or take fewer --decode-workers or a lower --batch-size"
-        return DecodingPool(self._processes, patience=self._patience, remedy=remedy)
-
     def _open_queue(self) -> RequestQueue:
         if self._queue is None:
-            self._pool = self._pool or self._start()
+            self._pool = self._pool or start_decoders(self._processes, self._patience)
             shares = -(-self._batch_size // self._share)
             self._queue = self._pool.open_queue(
                 self._reader,

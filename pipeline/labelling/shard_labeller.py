@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
@@ -16,7 +17,7 @@ from pipeline.dataset.clip_lengths import ORDINARY_SECONDS
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import CheckpointError, DecodeError, PipelineError
 from pipeline.labelling.clip_range import ClipRange, ShardJoin
-from pipeline.labelling.shard_decoder import ClipBatch, Following, ShardDecoder, ViewedClips
+from pipeline.labelling.shard_decoder import ClipBatch, Following, ShardDecoder, ViewedClips, start_decoders
 from pipeline.labelling.teacher_spec import TeacherSpec
 from pipeline.logits.forms import mean_of_members
 from pipeline.logits.part_ranges import join_ranges, publish_range
@@ -108,6 +109,7 @@ class ShardLabeller:
 
     Raises:
         CheckpointError: a teacher can't be loaded, or its file here is not the one that the stamp names.
+        LostProcessError: a process that decodes can't be started.
         ManifestError: the dataset has no usable manifest.
     """
 
@@ -118,22 +120,27 @@ class ShardLabeller:
         self._config = config
         self._manifest: Manifest = read_manifest(config.data)
         precision = cast("Precision", config.stamp.precision)
-        self._ensemble = teacher.Ensemble(
-            self._load_teachers(),
-            [spec.weight for spec in config.teachers],
-            tensor_dtype(precision),
-            compiled=bool(config.compile),
-        )
-        compute_in(precision, self._ensemble.members)
         self._on_gpu = config.device.startswith("cuda")
         self._device = device_name(config.device)
+        with ExitStack() as ended_after_an_error:
+            # They get ready while the teachers are loaded.
+            pool = start_decoders(config.decode_workers or torch.get_num_threads(), config.patience)
+            ended_after_an_error.callback(pool.close)
+            self._ensemble = teacher.Ensemble(
+                self._load_teachers(),
+                [spec.weight for spec in config.teachers],
+                tensor_dtype(precision),
+                compiled=bool(config.compile),
+            )
+            ended_after_an_error.pop_all()
+        compute_in(precision, self._ensemble.members)
         self._decoder = ShardDecoder(
             self._manifest,
             sample_rates_hz=self._ensemble.sample_rates_hz,
             seconds=self._ensemble.clip_seconds,
             views=config.stamp.views,
             batch_size=config.batch_size,
-            processes=config.decode_workers or torch.get_num_threads(),
+            processes=pool,
             patience=config.patience,
             pin_memory=self._on_gpu,
         )

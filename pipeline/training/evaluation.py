@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from pipeline.batches.join import MAX_SCORED, FailureTally, JoinedDataset, PaddedClips, load_batches
+from pipeline.batches.join import MAX_SCORED, FailureTally, JoinedDataset, PaddedClips, TrainingBatch, load_batches
 from pipeline.batches.reading import FailedClip
 from pipeline.decoding.pool import DecodingPool
 from pipeline.errors import LostProcessError, TooManyFailuresError
@@ -39,13 +39,22 @@ class Evaluation:
     """Largest share, 0 to 1, of the clips that may be unreadable."""
     ranks: Ranks
 
-    def run(self, model: nn.Module, stop: StopRequest, pool: DecodingPool) -> dict[str, float]:
+    def load(self, pool: DecodingPool) -> Iterator[TrainingBatch]:
+        """Returns this rank's batches; the first ones are decoded from now on."""
+        return load_batches(
+            self.dataset.reader,
+            self._batches()[self.ranks.rank :: self.ranks.world_size],
+            pool=pool,
+            device=self.device,
+        )
+
+    def run(self, model: nn.Module, stop: StopRequest, loaded: Iterator[TrainingBatch]) -> dict[str, float]:
         """Returns the metrics of `score`, and `clips`, how many were scored: the same on every rank.
 
         Args:
             model: on the device.
             stop: asks for an end.
-            pool: this rank's processes, which read and decode.
+            loaded: what `load` has returned.
 
         Raises:
             LostProcessError: a decoding process of one of the ranks died or does not answer.
@@ -53,7 +62,8 @@ class Evaluation:
             TooManyFailuresError: too many clips can't be read, or none can.
         """
         failures: list[FailedClip] = []
-        found = predict([model], self._batches(stop, pool, failures), device=self.device, precision=self.precision)
+        clips = self._in_step(loaded, stop, failures)
+        found = predict([model], clips, device=self.device, precision=self.precision)
         manifest = self.dataset.manifest
         tally = FailureTally(manifest, max_share=self.max_failed)
         tally.count(np.arange(len(manifest)), [one for some in self.ranks.all_gather(failures) for one in some])
@@ -71,13 +81,17 @@ class Evaluation:
         label_mask = self.dataset.manifest.label_mask(rows[order])
         return {**self.score(logits[order], labels, label_mask), "clips": float(len(rows))}
 
-    def _batches(self, stop: StopRequest, pool: DecodingPool, failures: list[FailedClip]) -> Iterator[PaddedClips]:
-        """Load this rank's batches; ask all ranks before each whether to go on."""
-        clips, ranks = len(self.dataset.manifest), self.ranks
-        batches = np.array_split(np.arange(clips), math.ceil(clips / min(self.batch_size, MAX_SCORED)))
-        mine = batches[ranks.rank :: ranks.world_size]
-        loaded = load_batches(self.dataset.reader, mine, pool=pool, device=self.device)
-        for _ in range(math.ceil(len(batches) / ranks.world_size)):  # rounds, in the last of which some ranks are idle
+    def _batches(self) -> list[np.ndarray]:
+        """Returns the rows of each batch of all ranks."""
+        clips = len(self.dataset.manifest)
+        return np.array_split(np.arange(clips), math.ceil(clips / min(self.batch_size, MAX_SCORED)))
+
+    def _in_step(
+        self, loaded: Iterator[TrainingBatch], stop: StopRequest, failures: list[FailedClip]
+    ) -> Iterator[PaddedClips]:
+        """Yields this rank's clips; asks all ranks before each batch whether to go on."""
+        ranks = self.ranks
+        for _ in range(math.ceil(len(self._batches()) / ranks.world_size)):  # in the last round some may be idle
             batch, problem = None, StopRequestedError() if stop.requested else None
             if problem is None:
                 try:

@@ -170,7 +170,7 @@ def _test(config: PublishedSetConfig, published: PublishedSet, run: str, part: s
     )
     with stop_on_signals() as stop, start_pool(config, device, stop) as pool:
         try:
-            return evaluation.run(model.network, stop, pool)
+            return evaluation.run(model.network, stop, evaluation.load(pool))
         except StopRequestedError:
             return None
 

@@ -320,6 +320,8 @@ class TrainingRun:
         self._saved_path: Path | None = None
         self._unread: StepReport | None = None
         self._evaluation: Evaluation | None = None
+        self._eval_batches: Iterator[TrainingBatch] | None = None
+        """Of the evaluation that comes next, as soon as its clips are being decoded."""
         if eval_dataset is not None:
             self._evaluation = Evaluation(
                 dataset=eval_dataset,
@@ -348,10 +350,15 @@ class TrainingRun:
             return self._result(finished=True)
         with ExitStack() as stack:
             stop = stack.enter_context(stop_on_signals())
+            pool = stack.enter_context(start_pool(self._config, self._device, stop))
+            batches = self._load(pool, total)
+            # Takes seconds, in which the first batches are decoded.
             if self._folder is not None:
                 self._open_logs(stack, self._folder, total)
+            if self._device.type == "cuda":
+                self._trainer.warm_up()
             try:
-                self._train(total, stop)
+                self._train(self._accounted(batches, total, stop), stop, pool)
             except StopRequestedError:
                 self._save()
                 why, step = stopping_signal(signal.SIGTERM).name, self._trainer.step
@@ -374,31 +381,32 @@ class TrainingRun:
         self._metrics = stack.enter_context(log)
         self._bar = stack.enter_context(progress_bar("training", total * batch, done=step * batch))
 
-    def _train(self, total: int, stop: StopRequest) -> None:
-        with start_pool(self._config, self._device, stop) as pool:
-            if self._device.type == "cuda":
-                self._trainer.warm_up()  # while the pool's processes start
-            if self._trainer.step == (self._epochs_closed + 1) * self._sampler.steps_per_epoch:
-                self._end_epoch(stop, pool)  # it was stopped while its last epoch was evaluated
-            loaded = load_steps(
-                self._dataset,
-                self._sampler,
-                first_step=self._trainer.step,
-                end_step=total,
-                positions=self._trainer.positions,
-                workers=pool,
-                device=self._device,
-            )
-            try:
-                for report in self._trainer.steps(self._accounted(loaded, total, stop)):
-                    self._record(report)
-                    if report.ends_epoch:
-                        self._end_epoch(stop, pool)
-                    if time.monotonic() - self._saved_at >= 60 * self._config.checkpoint_minutes:
-                        self._save()
-            except FloatingPointError as error:
-                raise self._diverged(error) from error
-            self._read_last()
+    def _load(self, pool: DecodingPool, total: int) -> Iterator[TrainingBatch]:
+        """Returns this rank's batches of the steps that are left; the first ones are decoded from now on."""
+        return load_steps(
+            self._dataset,
+            self._sampler,
+            first_step=self._trainer.step,
+            end_step=total,
+            positions=self._trainer.positions,
+            workers=pool,
+            device=self._device,
+        )
+
+    def _train(self, batches: Iterator[TrainingBatch], stop: StopRequest, pool: DecodingPool) -> None:
+        if self._trainer.step == (self._epochs_closed + 1) * self._sampler.steps_per_epoch:
+            self._end_epoch(stop, pool)  # it was stopped while its last epoch was evaluated
+        try:
+            for report in self._trainer.steps(batches):
+                self._record(report)
+                self._prepare_evaluation(pool)
+                if report.ends_epoch:
+                    self._end_epoch(stop, pool)
+                if time.monotonic() - self._saved_at >= 60 * self._config.checkpoint_minutes:
+                    self._save()
+        except FloatingPointError as error:
+            raise self._diverged(error) from error
+        self._read_last()
 
     def _accounted(self, loaded: Iterator[TrainingBatch], total: int, stop: StopRequest) -> Iterator[TrainingBatch]:
         """Pass this rank's batches on; count all ranks' failed clips, and the time spent waiting for data.
@@ -450,18 +458,32 @@ class TrainingRun:
         if self._metrics is not None:
             self._metrics.write(step, values, epoch=epoch)
 
+    def _prepare_evaluation(self, pool: DecodingPool) -> None:
+        """Let the first clips to evaluate on be decoded as soon as the epoch's last ones are."""
+        if self._evaluation is None or self._eval_batches is not None or not self._evaluates:
+            return
+        steps_left = (self._epochs_closed + 1) * self._sampler.steps_per_epoch - self._trainer.step
+        if steps_left <= pool.ahead:  # those that are left have all been asked for
+            self._eval_batches = self._evaluation.load(pool)
+
+    @property
+    def _evaluates(self) -> bool:
+        """Whether the end of this epoch is evaluated, where there is something to evaluate on."""
+        epoch = self._epochs_closed + 1
+        return epoch == self._config.epochs or epoch % self._config.evaluate_every == 0
+
     def _end_epoch(self, stop: StopRequest, pool: DecodingPool) -> None:
         """Evaluate, write the epoch's metrics and start the next one. Only then does a checkpoint count it as done."""
         self._read_last()
         self._trainer.settle()
         epoch, epochs = self._epochs_closed, self._config.epochs
         values = self._epoch.values() | {"epoch/ranks": float(self._ranks.world_size)}
-        is_last = epoch + 1 == epochs
-        if self._evaluation is not None and (is_last or (epoch + 1) % self._config.evaluate_every == 0):
+        if self._evaluation is not None and self._evaluates:
             if self._bar is not None:
                 self._bar.advance(0, note=f"evaluating on {len(self._evaluation.dataset.manifest)} clips")
             self._trainer.broadcast_buffers()
-            metrics = self._evaluation.run(self._trainer.trained_model, stop, pool)
+            batches, self._eval_batches = self._eval_batches or self._evaluation.load(pool), None
+            metrics = self._evaluation.run(self._trainer.trained_model, stop, batches)
             values |= {f"eval/{name}": value for name, value in metrics.items()}
         self._write(self._trainer.step, values, epoch=epoch)
         _log.info("epoch %d/%d: %s", epoch + 1, epochs, _in_words(values, self._learner.best_metric))

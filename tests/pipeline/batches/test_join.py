@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from pipeline.batches.join import FailureTally, JoinedDataset, batch_loader
+from pipeline.batches import join
+from pipeline.batches.join import FailureTally, JoinedDataset, batch_loader, loader_processes
 from pipeline.batches.sampling import EpochSampler, sampling_weights
 from pipeline.dataset.manifest import Manifest, read_manifest
+from pipeline.decoding.pool import DecodingPool
 from pipeline.errors import ShardError, TooManyFailuresError
 from pipeline.logits.alignment import AlignedLogits, write_aligned
 
@@ -148,3 +150,37 @@ def test_a_long_clip_makes_no_tensor_of_a_whole_batch_of_its_length(manifest: Ma
         row: part.waveforms[place, lengths[row] - 1] for part in parts for place, row in enumerate(part.rows.tolist())
     }
     assert [ends[row] for row in range(6)] == (lengths.cumsum(0) - 1).tolist()
+
+
+@pytest.mark.parametrize(
+    ("workers", "device", "ranks", "expected"),
+    [
+        (None, "cuda", 1, 16),
+        (None, "cuda", 4, 4),
+        (None, "cpu", 1, 4),
+        (None, None, 8, 2),
+        (3, "cuda", 1, 3),
+        (0, "cuda", 1, 0),
+        (99, "cpu", 1, 16),
+    ],
+)
+def test_a_gpu_is_fed_by_all_cores_of_its_rank_and_a_cpu_keeps_some(
+    workers: int | None, device: str | None, ranks: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(join, "usable_cores", lambda: 16)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert loader_processes(workers, None if device is None else torch.device(device)) == expected
+
+
+def test_a_pool_begins_with_the_first_batches_before_anybody_asks_for_them(dataset: JoinedDataset) -> None:
+    begun: list[int] = []
+
+    def batches() -> Iterator[np.ndarray]:
+        for number in range(6):
+            begun.append(number)
+            yield np.arange(4 * number, 4 * number + 4)
+
+    with DecodingPool(1) as pool:
+        loaded = batch_loader(dataset, batches(), workers=pool)
+        assert begun == [0, 1], "as many as the pool has on their way"
+        assert [batch.rows.tolist() for batch in loaded] == [list(range(row, row + 4)) for row in range(0, 24, 4)]

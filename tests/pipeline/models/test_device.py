@@ -12,7 +12,7 @@ import student
 from pipeline.batches.join import TrainingBatch
 from pipeline.commands.train_student import StudentLearner
 from pipeline.errors import UsageError
-from pipeline.models.device import choose_device, common_precision, compute_in, fastest_precision
+from pipeline.models.device import choose_device, common_precision, compute_in, fastest_precision, still_works
 from student import front_end
 
 
@@ -72,6 +72,20 @@ def test_a_numbered_gpu_is_this_threads_own_before_anything_is_put_on_one(monkey
     monkeypatch.setattr(torch, "empty", lambda *size, device: touched.append(device))
     choose_device("cuda:1")
     assert touched == [torch.device("cuda:1")] * 2
+
+
+def test_a_device_that_refuses_everything_is_told_from_one_that_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert still_works("cpu")
+
+    def refuse(*size: int, device: str) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch, "ones", refuse)
+    assert not still_works("cuda")
+    monkeypatch.setattr(torch, "ones", lambda size, device: torch.full((size,), 1.0))
+    assert still_works("cuda")
+    monkeypatch.setattr(torch, "ones", lambda size, device: torch.full((size,), 3.0))
+    assert not still_works("cuda"), "it computes something else"
 
 
 def test_float32_is_float32_in_all_products_and_tf32_leaves_front_ends_alone() -> None:

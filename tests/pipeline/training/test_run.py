@@ -13,11 +13,12 @@ from safetensors import safe_open
 from tiny_learner import TinyLearner
 
 from pipeline.dataset.manifest import read_manifest, write_manifest
+from pipeline.decoding.pool import DecodingPool, RequestQueue
 from pipeline.errors import CheckpointError, TooManyFailuresError, TrainingDivergedError, UsageError
 from pipeline.runtime.progress import read_metrics
 from pipeline.storage.one_writer import one_writer
 from pipeline.training.checkpoints import list_checkpoints
-from pipeline.training.loop import TrainingConfig
+from pipeline.training.loop import Trainer, TrainingConfig
 from pipeline.training.run import RunResult, open_clips, run_training
 
 SPEEDS = ("epoch/clips_per_second", "epoch/data_wait_share")
@@ -278,3 +279,35 @@ def test_other_orders_of_reading_resume_as_exactly(
 def test_a_read_window_for_whole_shards_is_refused(config: TrainingConfig) -> None:
     with pytest.raises(UsageError, match="read_window is of no use with --sampling stream"):
         replace(config, sampling="stream", read_window=100)
+
+
+def test_the_first_clips_to_evaluate_on_are_decoded_while_the_epoch_still_trains(
+    config: TrainingConfig, straight: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    readers: list[object] = []
+    order, step = DecodingPool.order, Trainer._training_step
+
+    def note_order(pool: DecodingPool, queue: RequestQueue, *given: Any) -> Any:
+        if queue.reader not in readers:
+            readers.append(queue.reader)  # that of the clips to learn from comes first
+        told.append("eval" if readers.index(queue.reader) else "train")
+        return order(pool, queue, *given)
+
+    def note_step(trainer: Trainer, *given: Any) -> Any:
+        told.append("step")
+        return step(trainer, *given)
+
+    monkeypatch.setattr(DecodingPool, "order", note_order)
+    monkeypatch.setattr(Trainer, "_training_step", note_step)
+    train(replace(config, workers=1, checkpoint_minutes=10, evaluate_every=2))
+    ours, theirs = (
+        {name: value for name, value in weights(run).items() if name.startswith("last ") and isinstance(value, bytes)}
+        for run in (Path(config.run), straight)
+    )
+    assert ours == theirs
+    done = [told[:place].count("step") for place, what in enumerate(told) if what == "eval"]
+    assert len(done) == 2 * 4, "16 clips in batches of 4, after the second epoch and the last"
+    assert done[:2] == [6, 6], "when the last two steps of the second epoch are all that is left"
+    assert done[4:6] == [10, 10]
+    assert told.index("step") > 1, "nobody waits for the first batch before it is asked for"
