@@ -23,10 +23,12 @@ from functorch.compile import make_boxed_func
 from torch import Tensor
 from torch._inductor.compile_fx import (
     _recursive_post_grad_passes,
+    _recursive_record_original_output_strides,
     compile_fx,
     fake_tensor_prop,
     shape_env_from_inputs,
 )
+from torch._inductor.debug import DebugContext
 from torch._inductor.graph import GraphLowering
 from torch._inductor.scheduler import NopKernelSchedulerNode
 from torch._inductor.virtualized import V
@@ -114,13 +116,16 @@ def planned_by_inductor() -> Iterator[None]:
 
 
 def _plan(graph: GraphModule, inputs: list[Tensor], **_: Any) -> Callable[..., Any]:
-    """Does what `torch._inductor.compile_fx.count_bytes_inner` does, with the kernels in place of the bytes."""
-    with V.set_fake_mode(fake_tensor_prop(graph, inputs)):
+    """Takes the place of `torch._inductor.compile_fx.compile_fx_inner`, without what makes code of the plan."""
+    with torch.no_grad():
+        fake = fake_tensor_prop(graph, inputs)
+    _recursive_record_original_output_strides(graph)
+    with V.set_fake_mode(fake), DebugContext():
         _recursive_post_grad_passes(graph, False)
-    lowering = GraphLowering(graph, shape_env=shape_env_from_inputs(inputs))
-    with V.set_graph_handler(lowering), V.set_real_inputs(inputs):
-        lowering.run(*inputs)
-        lowering.count_bytes()  # which schedules, too
+        lowering = GraphLowering(graph, inputs, shape_env=shape_env_from_inputs(inputs))
+        with V.set_graph_handler(lowering):
+            lowering.run(*inputs)
+            lowering.codegen()  # text, which nobody translates
     nodes = lowering.scheduler.nodes
     name = f"{_COMPILED}{sum(not isinstance(node, NopKernelSchedulerNode) for node in nodes)}"
 
