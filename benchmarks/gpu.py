@@ -153,6 +153,7 @@ def teachers(bench: Bench, peaks: dict[str, float]) -> Table:
     table: Table = [("teacher", "batch", "precision", "compiled", "clips/s", "of the product's limit")]
     for name in bench.plan.teachers:
         flops = float(teacher.count_complexity(teacher.model_card(name)).flops)
+        ways: list[tuple[Precision, bool, tuple[int, ...]]]
         ways = [(precision, False, bench.plan.teacher_batches) for precision in bench.plan.precisions]
         if bench.plan.compiles:
             ways.append((bench.plan.precisions[-1], True, bench.plan.teacher_batches[-1:]))
@@ -270,14 +271,14 @@ def students(bench: Bench, peaks: dict[str, float], checkout: Path | None) -> Ta
 
 def _ways_to_train(
     bench: Bench, name: str, clips: int, checkout: Path | None
-) -> Iterator[tuple[str, Precision, Callable[[], Callable[[], object]]]]:
+) -> Iterator[tuple[str, Precision, Callable[..., Callable[[], object]]]]:
     """Yields whose step, its precision, and what makes it ready."""
     step = partial(training_step, name, clips, bench.device)
-    *others, last = (precision for precision in bench.plan.precisions if precision != "tf32")
-    for precision in (*others, last):
+    precisions: list[Precision] = [precision for precision in bench.plan.precisions if precision != "tf32"]
+    for precision in precisions:
         yield "", precision, partial(step, precision)
     if bench.plan.compiles:
-        yield _COMPILED, last, partial(step, last, compiled=True)
+        yield _COMPILED, precisions[-1], partial(step, precisions[-1], compiled=True)
     if checkout is not None and name.startswith(("mn", "dymn")):
         yield "EfficientAT, ", "float32", partial(upstream_step, bench, checkout, name, clips)
 

@@ -105,7 +105,7 @@ def planned_by_inductor() -> Iterator[None]:
     """
     compile_as_always = torch.compile
 
-    def plan(graph: GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+    def plan(graph: GraphModule, inputs: list[Tensor]) -> Any:
         return compile_fx(graph, inputs, inner_compile=_plan)  # pyright: ignore[reportArgumentType]
 
     torch.compile = partial(compile_as_always, backend=plan)  # pyright: ignore[reportAttributeAccessIssue]

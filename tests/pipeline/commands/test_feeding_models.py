@@ -12,7 +12,7 @@ from pipeline.batches import join
 from pipeline.batches.join import scoring_batch
 from pipeline.commands import compare, embed, evaluate, report, tag
 from pipeline.dataset.manifest import Manifest
-from pipeline.dataset.sound_sources import SoundFiles
+from pipeline.dataset.sound_sources import find_sounds
 from pipeline.decoding import pool
 from pipeline.embeddings import extracting
 
@@ -66,8 +66,12 @@ def test_a_gpu_is_given_as_many_clips_at_once_as_it_is_busy_with() -> None:
 
 @pytest.mark.parametrize(("on_gpu", "sounds", "expected"), [(True, 99, 16), (False, 99, 4), (True, 3, 3)])
 def test_sounds_for_a_gpu_are_decoded_with_all_cores(
-    on_gpu: bool, sounds: int, expected: int, monkeypatch: pytest.MonkeyPatch
+    on_gpu: bool, sounds: int, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tag, "usable_cores", lambda: 16)
-    config = tag.TagConfig(("a.wav",), checkpoint="mn10_as")
-    assert tag._workers(config, SoundFiles(["a.wav"] * sounds), on_gpu=on_gpu) == expected
+    for number in range(sounds):
+        (tmp_path / f"{number}.wav").touch()
+    config = tag.TagConfig((str(tmp_path),), checkpoint="mn10_as")
+    found = find_sounds(config.files)
+    assert len(found) == sounds
+    assert tag._workers(config, found, on_gpu=on_gpu) == expected
