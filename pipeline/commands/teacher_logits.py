@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, cast, get_args
+from typing import Annotated, cast, get_args
 
 from cyclopts import Parameter
 
@@ -30,8 +30,8 @@ from pipeline.storage import files as storage
 from pipeline.storage.one_writer import one_writer
 from pipeline.storage.outages import outlast
 
-if TYPE_CHECKING:
-    from pipeline.labelling.work_plan import ShardOutcome
+_FIGURES = ("clips", "seconds", "waiting_seconds", "copying_seconds", "publishing_seconds", "idle_seconds")
+"""Of a `ShardOutcome`; they are added up as shards end, for there may be very many."""
 
 _log = logging.getLogger(__name__)
 
@@ -180,7 +180,7 @@ def run(config: Annotated[TeacherLogitsConfig, Parameter(name="*")]) -> None:
         )
         begun = finished_ranges(store, stamp, manifest) if shards else {}
         try:
-            done = {shard: begun.get(shard, []) for shard in shards if shard not in redo}
+            done = {shard: begun[shard] for shard in shards if shard in begun and shard not in redo}
             errors = _label(config, labeller, manifest, shards, done) if shards else {}
         finally:
             storage.remove_staged(store)  # of actors that were stopped while they wrote
@@ -244,7 +244,8 @@ def _label(
 
     clips = {shard: len(manifest.rows_of_shard(shard)) for shard in shards}
     left = sum(clips.values()) - sum(stop - start for pieces in begun.values() for start, stop in pieces)
-    done: list[ShardOutcome] = []
+    errors: dict[str, str] = {}
+    totals: dict[str, float] = dict.fromkeys(_FIGURES, 0.0)
     started = perf_counter()
     with (
         running_ray(config.address),
@@ -269,17 +270,16 @@ def _label(
                 _log.warning("%s", outcome.warning)
             if outcome.ends_run:
                 raise PipelineError(outcome.error)
-            done.append(outcome)
-    _note_speed(labeller.store, done, perf_counter() - started)
-    return {outcome.shard: outcome.error for outcome in done if outcome.error}
+            if outcome.error:
+                errors[outcome.shard] = outcome.error
+            for figure in _FIGURES:
+                totals[figure] += getattr(outcome, figure)
+    _note_speed(labeller.store, totals, perf_counter() - started)
+    return errors
 
 
-def _note_speed(store: str, outcomes: Sequence["ShardOutcome"], seconds: float) -> None:
-    clips = sum(outcome.clips for outcome in outcomes)
-    busy, idle = sum(outcome.seconds for outcome in outcomes), sum(outcome.idle_seconds for outcome in outcomes)
-    waiting = [outcome.waiting_seconds for outcome in outcomes]
-    copying = [outcome.copying_seconds for outcome in outcomes]
-    publishing = [outcome.publishing_seconds for outcome in outcomes]
+def _note_speed(store: str, totals: Mapping[str, float], seconds: float) -> None:
+    clips, busy, idle = int(totals["clips"]), totals["seconds"], totals["idle_seconds"]
     if busy:
         write_speed(store, LabellingSpeed(clips=clips, busy_seconds=busy, seconds=seconds))
         _log.info(
@@ -288,7 +288,7 @@ def _note_speed(store: str, outcomes: Sequence["ShardOutcome"], seconds: float) 
             clips,
             seconds,
             clips / busy,
-            *(100 * sum(times) / (busy + idle) for times in (waiting, copying, publishing, [idle])),
+            *(100 * totals[figure] / (busy + idle) for figure in _FIGURES[2:]),
         )
 
 

@@ -81,20 +81,35 @@ class ShardOutcome:
 
 
 class _Steps:
-    """Steps in a row, and how many clips they are together; nothing takes longer where there are more of them."""
+    """Steps in a row, and how many clips they are together; nothing takes longer where there are more of them.
 
-    def __init__(self, size: Callable[[Step], int]) -> None:
+    Args:
+        size: how many clips a step has.
+        untouched: behind them, the steps of each shard that nobody has begun; they are made when their turn comes, so
+            that there are few objects at any time: Python looks through all that there are, again and again.
+        clips: of the untouched.
+    """
+
+    def __init__(self, size: Callable[[Step], int], untouched: Iterable[Iterable[Step]] = (), clips: int = 0) -> None:
         self._size = size
         self._steps: deque[Step] = deque()
+        self._untouched = iter(untouched)
         self._of_shard: Counter[str] = Counter()
-        self.clips = 0
+        self.clips = clips
 
     def __bool__(self) -> bool:
-        return bool(self._steps)
+        return self.first is not None
 
     @property
     def first(self) -> Step | None:
-        return self._steps[0] if self._steps else None
+        while not self._steps:
+            steps = next(self._untouched, None)
+            if steps is None:
+                return None
+            for step in steps:
+                self.append(step)
+                self.clips -= self._size(step)  # it was counted among the untouched
+        return self._steps[0]
 
     def append(self, step: Step) -> None:
         self._count(step, 1)
@@ -105,6 +120,7 @@ class _Steps:
         self._steps.appendleft(step)
 
     def popleft(self) -> Step:
+        """Take out the `first`, which there has to be."""
         step = self._steps.popleft()
         self._count(step, -1)
         return step
@@ -121,6 +137,8 @@ class _Steps:
 
     def _count(self, step: Step, change: int) -> None:
         self._of_shard[step.shard] += change
+        if not self._of_shard[step.shard]:
+            del self._of_shard[step.shard]
         self.clips += change * self._size(step)
 
 
@@ -148,11 +166,16 @@ class WorkPlan:
         done: Mapping[str, Iterable[tuple[int, int]]] | None = None,
     ) -> None:
         self._clips, self._actors, self._batch_size = dict(shards), actors, batch_size
-        self._figures = {shard: ShardOutcome(shard=shard) for shard in shards}
-        self._done: dict[str, list[tuple[int, int]]] = {shard: [] for shard in shards}
-        self._pending = _Steps(self._size)
+        self._done = {
+            shard: _without_overlaps(pieces, shards[shard]) for shard, pieces in (done or {}).items() if shard in shards
+        }
+        """Stretches of the shards that were begun and have not ended."""
+        self._figures: dict[str, ShardOutcome] = {}
+        """Of the same."""
+        self._clips_done = sum(stop - start for pieces in self._done.values() for start, stop in pieces)
+        left = sum(shards.values()) - self._clips_done
+        self._pending = _Steps(self._size, map(self._steps_left, self._clips), left)
         self._again = _Steps(self._size)
-        self._clips_done = 0
         self._orders: dict[int, tuple[Order, int]] = {}
         self._ended: deque[ShardOutcome] = deque()
         self._open = set(shards)
@@ -160,11 +183,6 @@ class WorkPlan:
         self._losses: Counter[str] = Counter()
         self._tried_again: set[str] = set()
         self._recent: deque[tuple[int, float]] = deque(maxlen=4 * actors)
-        for shard, clips in shards.items():
-            self._done[shard] = _without_overlaps((done or {}).get(shard, ()), clips)
-            self._clips_done += sum(stop - start for start, stop in self._done[shard])
-            for step in self._steps_left(shard):
-                self._pending.append(step)
 
     @property
     def finished(self) -> bool:
@@ -282,7 +300,7 @@ class WorkPlan:
         shard = step.shard
         if shard not in self._open:
             return
-        figures = self._figures[shard]
+        figures = self._figures_of(shard)
         if isinstance(step, ClipRange):
             self._figures[shard] = replace(
                 figures,
@@ -296,12 +314,12 @@ class WorkPlan:
                 warning=outcome.warning or figures.warning,
             )
             self._recent.append((outcome.stop - outcome.start, outcome.seconds))
-            self._done[shard] = sorted([*self._done[shard], (outcome.start, outcome.stop)])
+            self._done[shard] = sorted([*self._done.get(shard, ()), (outcome.start, outcome.stop)])
             self._clips_done += outcome.stop - outcome.start
             if outcome.stop < step.within(self._clips[shard]).stop:
                 self._put_back(ClipRange(shard, outcome.stop, step.within(self._clips[shard]).stop))
         if outcome.published:
-            self._end(self._figures[shard])
+            self._end(self._figures_of(shard))
         elif isinstance(step, ClipRange):
             left = self._steps_left(shard)
             if len(left) == 1 and isinstance(left[0], ShardJoin):
@@ -309,7 +327,7 @@ class WorkPlan:
 
     def _fail(self, step: Step, outcome: StepOutcome) -> None:
         if outcome.ends_run or step.shard in self._tried_again:
-            figures = self._figures[step.shard]
+            figures = self._figures_of(step.shard)
             warning = outcome.warning or figures.warning
             self._end(replace(figures, error=outcome.error, warning=warning, ends_run=outcome.ends_run))
             return
@@ -322,19 +340,25 @@ class WorkPlan:
         if outcome.shard in self._open:
             self._open.remove(outcome.shard)
             self._ended.append(outcome)
+            self._figures.pop(outcome.shard, None)
+            self._done.pop(outcome.shard, None)
             self._pending.remove(outcome.shard)
             self._again.remove(outcome.shard)
+
+    def _figures_of(self, shard: str) -> ShardOutcome:
+        return self._figures.get(shard) or ShardOutcome(shard=shard)
 
     def _steps_left(self, shard: str) -> list[Step]:
         """Returns the gaps between what was done of a shard, or the join where there is none."""
         clips, place, gaps = self._clips[shard], 0, []
-        for start, stop in self._done[shard]:
+        done = self._done.get(shard, ())
+        for start, stop in done:
             if start > place:
                 gaps.append(ClipRange(shard, place, start))
             place = stop
-        if place < clips or not self._done[shard]:
+        if place < clips or not done:
             gaps.append(ClipRange(shard, place, clips))
-        return gaps or [ShardJoin(shard, tuple(self._done[shard]))]
+        return gaps or [ShardJoin(shard, tuple(done))]
 
 
 def _start_of(step: Step) -> int:
