@@ -37,7 +37,7 @@ from pipeline.models.device import still_works
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.runtime.ray_capacity import TOLD_SECONDS, RoomWatch, machines
 from pipeline.runtime.ray_pulse import PulseWatch, beating
-from pipeline.runtime.same_code import check_code, code_version
+from pipeline.runtime.same_code import check_versions, versions
 from pipeline.runtime.watching import Watch
 from pipeline.storage.outages import outlast
 
@@ -123,7 +123,7 @@ def _start_pool(config: LabellerConfig, layout: Layout, board: BoardHandle) -> "
     workers = [{"worker": number} for number in range(layout.max_actors)]
     rows = ray.data.from_items(workers, override_num_blocks=len(workers)).map_batches(
         _LabelActor,
-        fn_constructor_args=(config, layout, board, code_version()),
+        fn_constructor_args=(config, layout, board, versions()),
         batch_size=1,
         compute=ActorPoolStrategy(min_size=layout.actors, max_size=layout.max_actors, max_tasks_in_flight_per_actor=1),
         num_cpus=layout.cpus_per_actor,
@@ -264,9 +264,11 @@ class _Foreman:
 class _LabelActor:
     """Loads the teachers with the first order, so that a failure comes back as an outcome, not as a dead actor."""
 
-    def __init__(self, config: LabellerConfig, layout: Layout, board: BoardHandle, code: str) -> None:
+    def __init__(
+        self, config: LabellerConfig, layout: Layout, board: BoardHandle, of_driver: Mapping[str, str]
+    ) -> None:
         redaction.install()  # Ray keeps what an actor logs
-        self._config, self._board, self._code = config, board, code
+        self._config, self._board, self._versions = config, board, of_driver
         self._cpus = own_share(_this_machine(), layout)
         self._machine = platform.node()
         self._labeller: ShardLabeller | None = None
@@ -332,7 +334,7 @@ class _LabelActor:
 
     def _try_to_load(self) -> ShardLabeller | None:
         try:
-            check_code(self._code)
+            check_versions(self._versions)
             return outlast(lambda: ShardLabeller(self._config), self._config.patience, self._tell_outage)
         except Exception as error:
             _log.exception("loading the teachers")

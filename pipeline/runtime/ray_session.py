@@ -169,7 +169,9 @@ def _join(address: str) -> None:
     try:
         _init(address)
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise UsageError(f"{address_source(address)}: {_reason(error)}") from error
+        # Ray's own of versions, of itself or of Python, have nothing that says what to do.
+        remedy = ". Give every machine the same image or installation" if "ersion mismatch" in str(error) else ""
+        raise UsageError(f"{address_source(address)}: {_reason(error)}{remedy}") from error
 
 
 def _start() -> None:
@@ -218,7 +220,9 @@ def _init(address: str, **options: Any) -> None:
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    text = str(error).strip() or type(error).__name__
+    first = text.splitlines()[0].rstrip(".")
+    return " ".join(text.split()) if first.endswith(":") else first
 
 
 def _session_folder() -> Path:

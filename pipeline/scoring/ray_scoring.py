@@ -6,7 +6,7 @@ Imported only when somebody asks for `--ranks`, so that scoring needs no Ray.
 import os
 import platform
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -28,7 +28,7 @@ from pipeline.runtime.progress import progress_bar
 from pipeline.runtime.ray_address import cluster_address
 from pipeline.runtime.ray_capacity import RoomWatch, has_room_on_gpus, machines
 from pipeline.runtime.ray_pulse import PulseBoard, PulseWatch, beating
-from pipeline.runtime.same_code import check_code, code_version
+from pipeline.runtime.same_code import check_versions, versions
 from pipeline.scoring.scoring import System, run_models, scoring_batches
 from pipeline.storage.mapped_arrays import scratch_array
 
@@ -85,7 +85,7 @@ def run_models_on_ray(
             "workers": layout.threads if workers is None else workers,
             "precision": precision,
         }
-        scorers = [scorer.remote(load, manifest.location, device, options, board, code_version()) for _ in range(ranks)]
+        scorers = [scorer.remote(load, manifest.location, device, options, board, versions()) for _ in range(ranks)]
         batches = scoring_batches(manifest, batch_size, torch.device("cuda" if on_gpus else "cpu"))
         room = RoomWatch("_Scorer", ranks, {"GPU": layout.gpus_per_actor, "CPU": layout.cpus_per_actor})
         with PulseWatch(board, patience) as watch:
@@ -142,11 +142,17 @@ class _Scorer:
     """Loads the models at its first order, so that a failure comes back as one, not as a dead actor."""
 
     def __init__(
-        self, load: LoadModels, data: str, device: str, options: dict[str, Any], board: Any, code: str
+        self,
+        load: LoadModels,
+        data: str,
+        device: str,
+        options: dict[str, Any],
+        board: Any,
+        of_driver: Mapping[str, str],
     ) -> None:
         redaction.install()  # Ray keeps what an actor logs
         self._load, self._data, self._device, self._options, self._board = load, data, device, options, board
-        self._code = code
+        self._versions = of_driver
         self._ready: tuple[Manifest, list[LoadedModel], torch.device] | None = None
 
     def score(self, batches: Sequence[np.ndarray]) -> list[System] | PipelineError:
@@ -161,7 +167,7 @@ class _Scorer:
 
     def _score(self, batches: Sequence[np.ndarray]) -> list[System]:
         if self._ready is None:
-            check_code(self._code)
+            check_versions(self._versions)
             manifest, device = read_manifest(self._data), choose_device(self._device)
             self._ready = manifest, self._load(manifest, device), device
         if not batches:

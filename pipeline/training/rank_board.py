@@ -1,4 +1,7 @@
-"""Where a command that trains on Ray says that it is to stop, and its ranks say what they do and how they ended."""
+"""Where a command that trains on Ray says that it is to stop, and its ranks say what they do and how they ended.
+
+It imports no torch: its process would have half a gigabyte more, on a head that may have little memory.
+"""
 
 import asyncio
 import logging
@@ -16,7 +19,6 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipeline.errors import LostProcessError, PipelineError, StorageUnavailableError
 from pipeline.runtime.ray_pulse import PulseBoard
-from pipeline.training.run import RunResult
 
 ANSWER_SECONDS = 60.0
 """How long the board may take to answer; it only notes what it is told."""
@@ -61,7 +63,7 @@ class _Board(PulseBoard):
     def __init__(self) -> None:
         super().__init__()
         self._stop = asyncio.Event()
-        self._result: RunResult | None = None
+        self._result: dict[str, Any] | None = None
         self._error: PipelineError | None = None
         self._starts, self._loss = 0, ""
         self._lines: deque[tuple[int, str]] = deque(maxlen=_MAX_LINES)
@@ -96,10 +98,11 @@ class _Board(PulseBoard):
     def _mendable(self) -> bool:
         return self._error is None or may_be_mended(self._error)
 
-    async def finish(self, result: RunResult) -> None:
+    async def finish(self, result: dict[str, Any]) -> None:
         self._result = result
 
-    async def result(self) -> RunResult | None:
+    async def result(self) -> dict[str, Any] | None:
+        """Returns the fields of what the first rank's command returned; None where it has not ended well."""
         return self._result
 
     async def error(self) -> PipelineError | None:

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -32,7 +32,7 @@ from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.ray_address import cluster_address
 from pipeline.runtime.ray_capacity import has_room_on_gpus
 from pipeline.runtime.ray_pulse import PulseWatch, beating
-from pipeline.runtime.same_code import check_code, code_version
+from pipeline.runtime.same_code import check_versions, versions
 from pipeline.runtime.stopping import stop_on_event, stop_on_signals
 from pipeline.training.loop import TrainingConfig
 from pipeline.training.rank_board import ANSWER_SECONDS, Board, News, may_be_mended, start_board, told_to
@@ -78,7 +78,7 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
                 "board": board,
                 "launch": uuid.uuid4().hex,
                 "folder": str(Path.cwd()),
-                "code": code_version(),
+                "versions": versions(),
             },
             scaling_config=ScalingConfig(num_workers=config.ranks, use_gpu=on_gpus),
             # The ranks' machines have GPUs or not; this one need have none.
@@ -107,11 +107,11 @@ def train_on_ray(command: Callable[[Config], RunResult], config: Config) -> RunR
                     "else runs there, or allow more by --patience; --resume goes on with what is saved"
                 ) from error
             raise PipelineError(f"Ray Train gave up: {reason}. The same command with --resume goes on") from error
-        result = cast("RunResult | None", ray.get(board.result.remote(), timeout=ANSWER_SECONDS))
+        result = cast("dict[str, Any] | None", ray.get(board.result.remote(), timeout=ANSWER_SECONDS))
         if result is None:
             _raise_if_told(board)
             raise PipelineError("the ranks ended without a word. The same command with --resume goes on")
-        return result
+        return RunResult(**result)
 
 
 def _fit(trainer: TorchTrainer, news: "_News", *, patience: float) -> None:
@@ -195,7 +195,7 @@ def _train_one_rank(settings: dict[str, Any]) -> None:
         return  # what ended the ranks before would end these
     with _stopped_by(board), told_to(board, rank), beating(board, f"rank {rank}"):
         try:
-            check_code(settings["code"])
+            check_versions(settings["versions"])
             result = settings["command"](config)
         except PipelineError as error:
             # Ray Train starts the ranks again where one of them raises something.
@@ -204,7 +204,7 @@ def _train_one_rank(settings: dict[str, Any]) -> None:
                 raise
             return
     if rank == 0:
-        ray.get(board.finish.remote(result), timeout=ANSWER_SECONDS)
+        ray.get(board.finish.remote(asdict(result)), timeout=ANSWER_SECONDS)
 
 
 def _raise_if_told(board: Board) -> None:

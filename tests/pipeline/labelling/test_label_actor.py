@@ -21,7 +21,7 @@ from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
 from pipeline.labelling.work_board import WorkBoard
 from pipeline.labelling.work_plan import Order, StepOutcome, WorkPlan
 from pipeline.logits.store import open_store, write_stamp
-from pipeline.runtime.same_code import code_version
+from pipeline.runtime.same_code import versions
 
 pytestmark = pytest.mark.ray
 SECONDS = 20.0
@@ -96,7 +96,7 @@ def work(board: Board, config: LabellerConfig = CONFIG) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(actor_pool, "_this_machine", lambda: {"CPU": 1})
         patch.setattr(actor_pool.torch, "set_num_threads", lambda threads: None)
-        _LabelActor(config, LAYOUT, cast("Any", board), code_version())({"worker": np.array([3])})
+        _LabelActor(config, LAYOUT, cast("Any", board), versions())({"worker": np.array([3])})
 
 
 def test_a_shard_is_published_while_the_next_one_is_computed_and_outcomes_come_in_order(labeller: Labeller) -> None:

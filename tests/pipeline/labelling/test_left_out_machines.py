@@ -15,7 +15,7 @@ from pipeline.labelling.clip_range import ClipRange
 from pipeline.labelling.shard_labeller import LabellerConfig
 from pipeline.labelling.work_board import Event
 from pipeline.labelling.work_plan import Order, WorkPlan
-from pipeline.runtime.same_code import code_version
+from pipeline.runtime.same_code import versions
 
 ORDER = Order(number=7, steps=(ClipRange("a.tar", 0, 4),), seconds=60.0, tries=2)
 CONFIG = LabellerConfig(data="", store="", teachers=(), stamp=cast("Any", None), batch_size=4)
@@ -62,7 +62,7 @@ def actor(board: Board, monkeypatch: pytest.MonkeyPatch) -> _LabelActor:
     monkeypatch.setattr(actor_pool, "_this_machine", lambda: {"CPU": 1})
     monkeypatch.setattr(actor_pool.platform, "node", lambda: "gpu-7")
     monkeypatch.setattr(actor_pool.torch, "set_num_threads", lambda threads: None)
-    return _LabelActor(CONFIG, layout(2), cast("Any", board), code_version())
+    return _LabelActor(CONFIG, layout(2), cast("Any", board), versions())
 
 
 def let_labeller_be(monkeypatch: pytest.MonkeyPatch, *made: object) -> list[object]:
@@ -99,16 +99,17 @@ def test_a_machine_that_cannot_load_the_teachers_gives_its_order_back_after_two_
     )
 
 
-def test_a_machine_with_another_version_of_the_program_gives_its_order_back(
-    actor: _LabelActor, board: Board, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("package", "other"), [("audioset-distill", "0.1.0 (0123456789ab)"), ("torch", "2.10.0")])
+def test_a_machine_with_another_version_of_the_program_or_of_torch_gives_its_order_back(
+    actor: _LabelActor, board: Board, monkeypatch: pytest.MonkeyPatch, package: str, other: str
 ) -> None:
-    actor._code = "0.1.0 (0123456789ab)"
+    actor._versions = {**versions(), package: other}
     let_labeller_be(monkeypatch)
     actor({"worker": actor_pool.np.array([3])})
     assert board.asked[-4][:4] == ("unfit", 3, 7, "gpu-7")
     assert board.asked[-4][4].endswith(
-        f"has audioset-distill {code_version()}, but the run was started by 0.1.0 (0123456789ab). Give every machine "
-        "the same image or installation"
+        f" has {package} {versions()[package]}, but the run was started by {package} {other}. Give every machine the "
+        "same image or installation"
     )
 
 

@@ -1,9 +1,11 @@
 import importlib
 import os
+import platform
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,23 @@ with ray_session.running_ray(cluster.address):
     [head] = [child for child in psutil.Process().children() if child.name() == "gcs_server"]
     head.suspend()
 print("left")
+"""
+
+HEAD = """
+from ray.cluster_utils import Cluster
+cluster = Cluster(initialize_head=True, head_node_args={"include_dashboard": False, "object_store_memory": 80 * 2**20})
+print(cluster.address, flush=True)
+input()
+cluster.shutdown()
+"""
+
+JOINS = """
+import sys
+from pipeline.runtime import ray_session
+import ray
+ray.__version__ = sys.argv[2]
+with ray_session.running_ray(sys.argv[1]):
+    pass
 """
 
 ENDED = """
@@ -155,6 +174,37 @@ def test_a_head_that_stands_still_does_not_keep_a_command_from_leaving_its_clust
     done = run(STOPPED_HEAD, tmp_path)
     assert (done.returncode, done.stdout.split()) == (0, ["left"]), done.stderr
     assert "has not answered for 2 s: left all the same" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[str]:
+    """The address of a cluster that wants a token."""
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": "a" * 64}
+    options = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "text": True}
+    with subprocess.Popen([sys.executable, "-c", HEAD], env=environment, **options) as process:
+        assert process.stdout is not None
+        yield process.stdout.readline().strip()
+        process.communicate("\n", timeout=60)
+
+
+def complaint_of_joining(head: str, version: str, token: str) -> str:
+    environment = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token}
+    command = [sys.executable, "-c", JOINS, head, version]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_a_wrong_token_is_refused_in_one_line_with_what_to_give(head: str) -> None:
+    complaint = complaint_of_joining(head, version("ray"), "b" * 64)
+    assert complaint.startswith(f"pipeline.errors.UsageError: --address {head}: the cluster wants its token")
+
+
+def test_a_cluster_of_another_ray_is_refused_in_one_line_with_both_versions(head: str) -> None:
+    complaint = complaint_of_joining(head, "2.0.0", "a" * 64)
+    assert complaint.startswith(f"pipeline.errors.UsageError: --address {head}: Version mismatch")
+    assert f"The cluster was started with: Ray: {version('ray')} Python: {platform.python_version()} This" in complaint
+    assert "was started with: Ray: 2.0.0 Python: " in complaint
+    assert complaint.endswith("Give every machine the same image or installation")
 
 
 def test_nothing_starts_or_joins_a_ray_once_the_session_has_ended(tmp_path: Path) -> None:
