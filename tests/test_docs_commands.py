@@ -2,30 +2,17 @@
 
 import re
 import shlex
-from pathlib import Path
 
 import pytest
 from cyclopts import CycloptsError, MissingArgumentError
 from cyclopts.config import Toml
+from documented_commands import ROOT, shown_commands
 from torch.distributed.run import get_args_parser
 
 from pipeline.cli import COMMANDS, build_app
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "manifests").rglob("*.md")]
-BLOCK = re.compile(r"^```(?:sh|bash|console)\n(.*?)^```", re.MULTILINE | re.DOTALL)
-INLINE = re.compile(r"`((?:pipeline|torchrun) [^`]+)`")
 FOR_ALL = {"--offline": 0, "--verbose": 0, "--config": 1}
 """Flags of every command, and how many values each takes."""
-
-
-def shown_commands(page: Path) -> list[tuple[str, bool]]:
-    """Returns the command lines of a page that run `pipeline`, and of each whether it is to be typed as it stands."""
-    text = page.read_text()
-    lines = [line for block in BLOCK.findall(text) for line in block.replace("\\\n", " ").splitlines()]
-    named = [" ".join(command.split()) for command in INLINE.findall(BLOCK.sub("", text))]
-    shown = [(line, "…" not in line) for line in lines] + [(command, False) for command in named]
-    return [(command, whole) for command, whole in shown if re.search(r"(^|\s)pipeline\s+(?:--\s+)?[a-z]", command)]
 
 
 def words_of(command: str) -> list[str]:
@@ -38,11 +25,7 @@ def words_of(command: str) -> list[str]:
     return ["/dev/stdin" if word == "-" else word for word in words[:end] if word != "--"]  # as `cli` passes it on
 
 
-CASES = [
-    pytest.param(command, whole, id=f"{page.name}: {command}")
-    for page in PAGES
-    for command, whole in shown_commands(page)
-]
+CASES = [pytest.param(shown.line, shown.whole, id=str(shown)) for shown in shown_commands() if shown.is_ours]
 TORCHRUN = [case.values[0] for case in CASES if str(case.values[0]).startswith("torchrun")]
 
 
