@@ -151,7 +151,7 @@ def run(config: Annotated[TagConfig, Parameter(name="*")]) -> list[TaggedWindow]
     says when classes begin and end. Sounds that can't be decoded are named, and the others are tagged all the same.
 
     Returns:
-        The windows, steps or events, as far as they are no more than 100,000.
+        The windows, steps or events, as far as they are no more than 100,000; of standard input none.
 
     Raises:
         PipelineError: the checkpoint can't be used, or a sound could not be decoded.
@@ -159,7 +159,7 @@ def run(config: Annotated[TagConfig, Parameter(name="*")]) -> list[TaggedWindow]
     form = choose_format("windows" if config.json else config.format, config.out)
     sounds = None if config.is_live else find_sounds(config.files)
     models = load_models(config)
-    kept: deque[TaggedWindow] = deque(maxlen=_KEPT_WINDOWS)
+    kept: deque[TaggedWindow] = deque(maxlen=0 if sounds is None else _KEPT_WINDOWS)
     several = sounds is not None and len(sounds) > 1
     failures: list[str] = []
     stopped = False

@@ -53,7 +53,19 @@ class LiveSound:
         self.sample_rate_hz = self._pcm.sample_rate_hz
 
     def blocks(self) -> Iterator[np.ndarray]:
-        """Yields (samples,) float32, mono, as they come, until the stream ends."""
+        """Yields (samples,) float32, mono, as they come, until the stream ends.
+
+        Raises:
+            DecodeError: it ends before the first of them.
+        """
+        is_empty = True
+        for block in self._blocks():
+            yield block
+            is_empty = False
+        if is_empty:
+            raise DecodeError("empty stream")
+
+    def _blocks(self) -> Iterator[np.ndarray]:
         frame_bytes = self._pcm.channels * sample_bytes(self._pcm.subtype)
         is_known = 0 < self._promised < _UNKNOWN_BYTES
         left = self._promised // frame_bytes * frame_bytes if is_known else None

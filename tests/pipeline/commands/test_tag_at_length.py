@@ -227,8 +227,9 @@ def test_a_stream_that_ends_is_told_to_its_end(make_student: Maker, make_sound: 
     ]  # fmt: skip
 
 
-def test_a_stream_of_nothing_ends_in_one_line(make_student: Maker) -> None:
-    with tagging_standard_input("--checkpoint", make_student()) as process:
+@pytest.mark.parametrize("flags", [(), ("--rate", "16000")], ids=["WAV", "raw"])
+def test_a_stream_of_nothing_ends_in_one_line(make_student: Maker, flags: tuple[str, ...]) -> None:
+    with tagging_standard_input("--checkpoint", make_student(), *flags) as process:
         _, messages = process.communicate(b"", timeout=60)
     assert process.returncode == 1
     assert messages.decode().splitlines()[-1].endswith("-: empty stream")

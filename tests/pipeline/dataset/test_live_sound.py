@@ -101,8 +101,9 @@ def test_raw_samples_are_what_the_flags_say(stereo: np.ndarray, name: SampleForm
 
 
 def test_an_empty_or_foreign_stream_is_refused_and_the_flags_named(stereo: np.ndarray) -> None:
-    with pytest.raises(DecodeError, match="empty stream"):
-        hear(b"")
+    for nothing, raw in ((b"", None), (wav(stereo[:0]), None), (b"", RawFormat(sample_rate_hz=8000))):
+        with pytest.raises(DecodeError, match="empty stream"):
+            hear(nothing, raw)
     with pytest.raises(DecodeError, match="--rate, --channels, --sample-format"):
         hear(bytes(100))
     with pytest.raises(DecodeError, match="header"):
