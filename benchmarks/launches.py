@@ -1,6 +1,6 @@
 """What a training step asks of a device, counted: launching is all that the steps of small students wait for.
 
-    python -m benchmarks.launches [--student mn04 mn10 dymn10] [--clips 4]
+    python -m benchmarks.launches [--student mn04 mn10 dymn10] [--clips 4] [--eager]
 
 A step is that of the product's own loop. On a GPU its launches are counted as they are made. Without one, the operators
 that compute are: each is a kernel on a GPU, or a few. What only looks at memory in another way, or takes some, is not
@@ -175,16 +175,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--student", nargs="+", default=["mn04", "mn10", "dymn10"])
     parser.add_argument("--clips", type=int, default=4, help="a step")
+    parser.add_argument("--eager", action="store_true", help="leave out compiled steps, which take a CPU minutes")
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
     device = choose_device(options.device)
-    header = ["student", "step", "step, compiled", *updates("mn01", device)]
+    header = ["student", "step", *([] if options.eager else ["step, compiled"]), *updates("mn01", device)]
     print(f"| {' | '.join(header)} |\n|---|{'---:|' * (len(header) - 1)}")
     for name in options.student:
-        with planned_by_inductor() if device.type == "cpu" else nullcontext():
-            compiled = training_step(name, options.clips, device, compiled=True)
+        acts = [training_step(name, options.clips, device)]
+        if not options.eager:
+            with planned_by_inductor() if device.type == "cpu" else nullcontext():
+                acts.append(training_step(name, options.clips, device, compiled=True))
         counts: list[int] = []
-        for act in (training_step(name, options.clips, device), compiled, *updates(name, device).values()):
+        for act in (*acts, *updates(name, device).values()):
             for _ in range(2):  # what is done but once is done then
                 act()
             counts.append(count_calls(act, device)["launches"])

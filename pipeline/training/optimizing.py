@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from pipeline.errors import UsageError
@@ -68,6 +68,28 @@ def build_average(model: nn.Module, config: AverageConfig) -> AveragedModel | No
     """Build the average of a model's weights, or None where the last weights are taken."""
     if config.kind == "none":
         return None
-    # Batch statistics are not averaged but copied: they already are running means.
-    mean = get_ema_multi_avg_fn(config.decay) if config.kind == "ema" else None
-    return AveragedModel(model, multi_avg_fn=mean, use_buffers=False)
+    if config.kind == "ema":
+        return _RunningMean(model, multi_avg_fn=get_ema_multi_avg_fn(config.decay))
+    return AveragedModel(model)
+
+
+class _RunningMean(AveragedModel):
+    """Goes on by a few kernels for all weights, and copies nothing from the host, which torch's own does every step.
+
+    Batch statistics are not averaged but copied: they already are running means.
+    """
+
+    @torch.no_grad()
+    def update_parameters(self, model: nn.Module) -> None:
+        """Take the weights after a step."""
+        ours: list[Tensor] = list(self.module.parameters())
+        theirs: list[Tensor] = list(model.parameters())
+        if int(self.n_averaged) and self.multi_avg_fn is not None:
+            self.multi_avg_fn(ours, theirs, self.n_averaged)
+        else:
+            torch._foreach_copy_(ours, theirs)
+        buffers = list(zip(self.module.buffers(), model.buffers(), strict=True))
+        for dtype in {buffer.dtype for buffer, _ in buffers}:  # those of one are copied at once
+            its_own, its_source = zip(*(pair for pair in buffers if pair[0].dtype == dtype), strict=True)
+            torch._foreach_copy_(its_own, its_source)
+        self.n_averaged += 1

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from own_children import decoding_processes
 from torch import Tensor, nn
 
 import teacher
@@ -461,3 +462,17 @@ def test_a_store_with_members_says_which_processor_made_a_part(
 def test_labeller_needs_no_ray() -> None:
     code = "import sys; sys.modules['ray'] = None; import pipeline.labelling.shard_labeller"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_processes_that_decode_start_before_the_teachers_load_and_end_where_these_can_not(
+    build_dataset: Callable, clips: list, make_teacher: Callable, configure: Callable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configure(build_dataset("data", clips), make_teacher("passt_tiny"), decode_workers=1)
+    teachers = (replace(config.stamp.teachers[0], sha256="0123456789abcdef"),)
+    there: list[int] = []
+    load = TeacherSpec.load
+    monkeypatch.setattr(TeacherSpec, "load", lambda *given: there.append(len(decoding_processes())) or load(*given))
+    with pytest.raises(CheckpointError, match="but to 0123456789ab where the run was started"):
+        ShardLabeller(replace(config, stamp=replace(config.stamp, teachers=teachers)))
+    assert there == [1]
+    assert not decoding_processes()

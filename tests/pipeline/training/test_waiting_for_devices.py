@@ -7,18 +7,21 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import student
+from benchmarks.launches import count_calls
 from pipeline.batches.join import TrainingBatch
 from pipeline.batches.sampling import EpochSampler
 from pipeline.commands.train_student import TrainStudentConfig
 from pipeline.training.loop import Trainer
-from pipeline.training.optimizing import AverageConfig
+from pipeline.training.optimizing import AverageConfig, build_average
 from pipeline.training.student_learner import StudentLearner
 
 CLIPS, CLASSES = 4, 5
+CPU = torch.device("cpu")
 
 
 def batch_of_noise(seed: int = 0) -> TrainingBatch:
@@ -76,6 +79,31 @@ def test_a_step_copies_its_batch_at_once_and_its_mix_and_waits_for_nothing(monke
         report = next(trainer.steps([batch]))
     assert report.step == 1
     assert traffic.copies == 3, "the batch, and mixup's partners and shares"
+
+
+def test_the_average_is_that_of_torch_in_a_tenth_of_the_kernels_and_copies_nothing_from_the_host() -> None:
+    torch.manual_seed(0)
+    model = student.create_model("mn01", num_classes=CLASSES)
+    ours = build_average(model, AverageConfig(kind="ema", decay=0.9))
+    theirs = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.9), use_buffers=False)
+    assert ours is not None
+    for number in range(3):
+        for tensor in (*model.parameters(), *model.buffers()):
+            tensor.data += number + 1
+        ours.update_parameters(model)
+        theirs.update_parameters(model)
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value), name
+    launches = [count_calls(lambda one=one: one.update_parameters(model), CPU)["launches"] for one in (ours, theirs)]
+    assert launches[0] <= launches[1] / 10
+    elsewhere = model.to("meta")
+    there = build_average(elsewhere, AverageConfig(kind="ema"))
+    assert there is not None
+    with Traffic() as traffic:
+        for _ in range(2):
+            there.update_parameters(elsewhere)
+    assert not traffic.copies
 
 
 def test_steps_that_nobody_waits_for_change_the_weights_alike() -> None:
