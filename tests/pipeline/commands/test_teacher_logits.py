@@ -30,7 +30,7 @@ from pipeline.logits.store import (
     write_failures,
     write_stamp,
 )
-from pipeline.storage.files import LISTING_NAME
+from pipeline.storage.files import LISTING_NAME, list_files, read_bytes
 
 Clips = list[tuple[str, tuple[int, ...], bytes]]
 ESSAY = ("essay", (0,), b"To be, or not to be")
@@ -282,6 +282,45 @@ def test_finished_store_is_left_alone(
     run(config)
     assert times(tmp_path / "store") == before
     assert not leftover.exists(), "what a killed writer left behind"
+
+
+HOLD = """
+import sys, time
+from pipeline.storage.one_writer import one_writer
+with one_writer(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.usefixtures("no_ray")
+@pytest.mark.parametrize("place", ["disk", "bucket"])
+@pytest.mark.parametrize("overwrite", [False, True], ids=["the same", "other logits"])
+def test_a_second_run_on_a_store_is_told_who_writes_there_and_changes_nothing(
+    build_dataset: Callable,
+    clips: Clips,
+    make_teacher: Callable,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    place: str,
+    overwrite: bool,
+) -> None:
+    manifest = build_dataset("data", clips)
+    store = str(tmp_path / "store") if place == "disk" else request.getfixturevalue("s3_folder")
+    config = replace(configure(manifest, tmp_path, make_teacher("passt_tiny")), store=store)
+    label_without_ray(config, manifest)
+    before = {file.name: read_bytes(f"{store}/{file.name}") for file in list_files(store)}
+    if overwrite:
+        config = replace(config, teacher=(make_teacher("ast_tiny"),), overwrite=True)
+    with subprocess.Popen([sys.executable, "-c", HOLD, store], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        try:
+            with pytest.raises(UsageError, match=f"is being written by process {holder.pid} on .+ since .+ Wait until"):
+                run(config)
+        finally:
+            holder.kill()
+    assert {file.name: read_bytes(f"{store}/{file.name}") for file in list_files(store)} == before
 
 
 @pytest.mark.usefixtures("no_ray")

@@ -13,9 +13,11 @@ from typing import Any
 import psutil
 import pytest
 from busy_machine import tried_twice
+from object_servers import ACCESS_KEY, SECRET_KEY, Fault, Proxy, S3Server
 
-from pipeline.dataset.manifest import Manifest
+from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.logits.store import open_store
+from pipeline.storage.files import publish_bytes
 
 pytestmark = pytest.mark.ray
 
@@ -48,12 +50,13 @@ actor_pool._SILENT_SECONDS = 5.0
 from pipeline.cli import run
 sys.exit(run(sys.argv[1:]))
 """
+FEW_TRIES = "from pipeline.storage.remote import stores; stores._TRIES = 2"
 SHORT_ORDERS = "work_plan._FIRST_SECONDS = work_plan._MOST_SECONDS = work_plan.ORDER_SECONDS = 0.1"
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A head without CPUs; its machines find a teacher that takes its time and hardly any of the processor."""
+def cluster(tmp_path_factory: pytest.TempPathFactory, _session_proxy: Proxy) -> Iterator[Any]:
+    """A head without CPUs; its machines find a teacher that takes its time and little of the processor."""
     import pipeline.runtime.ray_session  # noqa: F401  first: it sets what Ray reads while it is imported
     from ray.cluster_utils import Cluster  # isort: skip
 
@@ -62,6 +65,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": STORE_BYTES}
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", os.pathsep.join([*sys.path, str(folder)]))
+        bucket = {"ENDPOINT_URL": _session_proxy.endpoint, "DEFAULT_REGION": "us-east-1"}
+        for name, value in {**bucket, "ACCESS_KEY_ID": ACCESS_KEY, "SECRET_ACCESS_KEY": SECRET_KEY}.items():
+            patch.setenv(f"AWS_{name}", value)
         made = tried_twice(Cluster, initialize_head=True, head_node_args=head)
         yield made
         made.shutdown()
@@ -86,7 +92,8 @@ def join(cluster: Any) -> Iterator[Callable[[], Any]]:
 def stage_1(manifest: Manifest, store: Path, *flags: str, more: str = "") -> Iterator[subprocess.Popen]:
     """Stage 1 as a program."""
     command = [sys.executable, "-c", PATCHED.format(more=more), "teacher-logits", "--data", manifest.location]
-    command += ["--teacher", "slow_teacher:Loudness", "--store", str(store), "--cpus-per-actor", "1"]
+    command += ["--teacher", "slow_teacher:Loudness", "--cpus-per-actor", "1"]
+    command += [] if "--store" in flags else ["--store", str(store)]
     command += ["--precision", "float32", *flags]
     with open(f"{store}.log", "wb") as log, subprocess.Popen(command, stderr=log, start_new_session=True) as process:
         try:
@@ -149,6 +156,45 @@ def test_room_is_waited_for_with_a_word_and_machines_that_join_are_used_and_thos
         assert process.wait(100) == 0, said(store)
     assert open_store(str(store)).clip_count == len(manifest)
     assert not (store / ".ranges").exists()
+
+
+def test_gpus_that_no_machine_has_are_waited_for_with_a_word(
+    cluster: Any, join: Callable, manifest: Manifest, tmp_path: Path
+) -> None:
+    join()
+    store = tmp_path / "store"
+    with stage_1(manifest, store, "--address", cluster.address, "--gpus-per-actor", "1") as process:
+        told = "each wants 1 GPU and 1 CPU, and the cluster has machines: 1 with 1 CPU; free is 1 CPU"
+        wait_until(lambda: told in said(store), process, store)
+
+
+def test_a_storage_that_is_away_for_a_while_costs_no_shard(
+    cluster: Any,
+    join: Callable,
+    build_dataset: Callable,
+    make_noises: Callable,
+    tmp_path: Path,
+    s3: S3Server,
+    s3_proxy: Proxy,
+    s3_folder: str,
+) -> None:
+    folder = s3.folder / s3_folder.removeprefix("s3://")
+    for path in Path(build_dataset("data", make_noises(24, 5), clips_per_shard=2).location).iterdir():
+        publish_bytes(f"{s3_folder}/data/{path.name}", path.read_bytes())
+    join()
+    manifest, store = read_manifest(f"{s3_folder}/data"), tmp_path / "store"
+    flags = ("--address", cluster.address, "--batch-size", "1", "--store", f"{s3_folder}/store")
+    with stage_1(
+        manifest, store, *flags, more="from pipeline.storage.remote import stores; stores._TRIES = 2"
+    ) as process:
+        wait_until(lambda: list(folder.glob("store/tiny-*.parquet")), process, store)
+        s3_proxy.faults = [Fault("status", 503, 100_000)]
+        time.sleep(4)
+        before = len(list(folder.glob("store/tiny-*.parquet")))
+        s3_proxy.faults = []
+        assert process.wait(100) == 0, said(store)
+    assert before < 12
+    assert "logits of 24 of 24 clips; 0 failed" in said(store)
 
 
 def test_a_killed_run_goes_on_with_the_stretches_that_it_labelled_and_the_store_is_that_of_one_piece(

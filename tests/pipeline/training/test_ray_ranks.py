@@ -3,6 +3,7 @@
 import logging
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -13,6 +14,7 @@ import pytest
 import ray
 import torch
 from busy_machine import tried_twice
+from ray._private import state
 from safetensors.torch import load_file
 from several_ranks import run_ranks
 from tiny_learner import TinyLearner
@@ -21,7 +23,9 @@ from torch import Tensor, nn
 from pipeline.batches.join import TrainingBatch
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import CheckpointError, LostProcessError
+from pipeline.training import ray_ranks
 from pipeline.training.loop import TrainingConfig
+from pipeline.training.rank_board import Board, start_board
 from pipeline.training.ray_ranks import train_on_ray
 from pipeline.training.run import RunResult, open_clips, run_training
 
@@ -77,6 +81,27 @@ class DyingLearner(TinyLearner):
         return loss
 
 
+class LosingLearner(TinyLearner):
+    """Kills the process in its second step whose number a file holds, and removes the file."""
+
+    def __init__(self, victim: Path) -> None:
+        super().__init__()
+        self._victim = victim
+
+    def loss(self, network: nn.Module, batch: TrainingBatch, generator: torch.Generator) -> Tensor:
+        loss = super().loss(network, batch, generator)
+        if self.calls == 2 and torch.distributed.get_rank() == 0 and self._victim.exists():
+            os.kill(int(self._victim.read_text()), signal.SIGKILL)
+            self._victim.unlink()
+        return loss
+
+
+def train_and_kill(config: TrainingConfig, victim: Path) -> RunResult:
+    learner, manifest = LosingLearner(victim), read_manifest(config.data)
+    clips = open_clips(config, manifest, learner.model)  # pyright: ignore[reportArgumentType]
+    return run_training(config, learner, dataset=clips, eval_dataset=None, schedule=lambda epoch: 1.0)
+
+
 def train(config: TrainingConfig, witnesses: str, deaths: dict[int, int]) -> RunResult:
     learner, manifest = DyingLearner(Path(witnesses), deaths), read_manifest(config.data)
     clips = open_clips(config, manifest, learner.model)  # pyright: ignore[reportArgumentType]
@@ -106,6 +131,29 @@ def test_a_run_whose_first_rank_is_killed_goes_on_to_the_uninterrupted_weights(
     assert "All ranks were started again (1 of at most 3 times), from the newest checkpoint" in told
     assert "resuming after step 2" in told
     assert "epoch 3/3: loss" in told  # what the first rank logs is passed on
+
+
+def test_the_board_takes_no_memory_for_torch() -> None:
+    script = "import sys; import pipeline.training.rank_board; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_board_that_is_lost_costs_no_step(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start_noted() -> Board:
+        board = start_board()
+        ray.get(board.news.remote())  # it has begun
+        (tmp_path / "board").write_text(str(state.actors(board._actor_id.hex())["Pid"]))
+        return board
+
+    monkeypatch.setattr(ray_ranks, "start_board", start_noted)
+    caplog.set_level(logging.INFO)
+    result = train_on_ray(partial(train_and_kill, victim=tmp_path / "board"), settings(data, tmp_path / "run"))
+    assert not (tmp_path / "board").exists()
+    assert (result.finished, result.steps) == (True, 9)
+    assert "All ranks were started again" not in caplog.text
+    assert "epoch 3/3: loss" in caplog.text
 
 
 def test_what_a_restart_cannot_mend_is_told_after_one_start(data: Path, tmp_path: Path) -> None:
