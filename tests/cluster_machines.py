@@ -44,6 +44,7 @@ import ray, sys, time
 ray.init("head:6379", log_to_driver=False, logging_level="ERROR")
 while sum(node["Alive"] for node in ray.nodes()) != {count}:
     time.sleep(0.5)
+print("all are there")
 """
 
 
@@ -63,11 +64,11 @@ class Machines:
         self.folder, self._token = folder, secrets.token_hex(32)
         self._started: list[str] = []
 
-    def do(self, *words: str, check: bool = True, seconds: float = 300) -> str:
-        """Have the engine do something; returns what it printed."""
+    def do(self, *words: str, check: bool = True, seconds: float = 300, streams: bool = False) -> str:
+        """Have the engine do something; returns what it printed, on both streams where that is asked for."""
         done = subprocess.run([self.engine, *words], capture_output=True, text=True, timeout=seconds, check=False)
         assert done.returncode == 0 or not check, done.stdout + done.stderr
-        return done.stdout
+        return done.stdout + (done.stderr if streams else "")
 
     def start(
         self, machine: str, *command: str, memory: str = "3g", disk: str = "1g", code: Path = ROOT, again: bool = False
@@ -97,7 +98,7 @@ class Machines:
     def start_head(self) -> None:
         """Start the head, without cores for Ray."""
         options = ("--head", "--block", "--port=6379", "--num-cpus=0", "--object-store-memory=100000000")
-        self.start("head", "ray", "start", *options, again=True)
+        self.start("head", "ray", "start", *options, again=True, memory="4g")
 
     def start_worker(self, machine: str, **limits: object) -> None:
         """Start a machine for one actor or rank, which comes back when its Ray ends, as docker-compose.yml has it."""
@@ -125,8 +126,9 @@ class Machines:
         self.do("network", "connect", f"--alias={machine}", self.name, self.called(machine))
 
     def wait_for(self, count: int) -> None:
-        """Wait until so many machines are there, the head included."""
-        self.at("head", "timeout", "100", "python", "-c", ARRIVED.format(count=count))
+        """Wait until so many machines are there, the head included; on a busy host one may have to start twice."""
+        words = ("timeout", "100", "python", "-c", ARRIVED.format(count=count))
+        self.until(lambda: "all are there" in self.at("head", *words, check=False), 240)
 
     @contextmanager
     def pipeline(self, *words: str) -> Iterator["Command"]:
@@ -274,21 +276,42 @@ def test_a_machine_with_a_full_disk_costs_its_work_alone(machines: Machines) -> 
     machines.remove("full")
 
 
-def test_a_machine_with_another_version_of_the_program_is_left_out_and_named(
-    machines: Machines, tmp_path: Path
-) -> None:
+def other_image(folder: Path) -> Path:
+    """Returns a copy of the program, to be changed."""
     for package in ("pipeline", "teacher", "student", "manifests"):
-        shutil.copytree(ROOT / package, tmp_path / package)
-    with open(tmp_path / "pipeline/errors.py", "a") as module:
+        shutil.copytree(ROOT / package, folder / package)
+    for path in (folder, *folder.parents[:2]):
+        path.chmod(0o755)
+    return folder
+
+
+def test_machines_of_unlike_images_are_left_out_and_named(machines: Machines, tmp_path: Path) -> None:
+    other, unlike = other_image(tmp_path / "other"), other_image(tmp_path / "unlike")
+    with open(other / "pipeline/errors.py", "a") as module:
         module.write("# another version\n")
-    tmp_path.chmod(0o755)
-    machines.start_worker("other", code=tmp_path)
-    machines.wait_for(4)
-    with machines.pipeline(*stage_1("versions", "--actors", "3")) as command:
+    (unlike / "torch-2.10.0.dist-info").mkdir()
+    (unlike / "torch-2.10.0.dist-info/METADATA").write_text("Name: torch\nVersion: 2.10.0\n")
+    machines.start_worker("other", code=other)
+    machines.start_worker("unlike", code=unlike)
+    machines.wait_for(5)
+    with machines.pipeline(*stage_1("versions", "--actors", "4")) as command:
         assert command.ends() == 0, command.said
     assert "other is left out: it can't load the teachers, tried twice: other has audioset-distill" in command.said
+    assert "tried twice: unlike has torch 2.10.0, but the run was started by torch 2.1" in command.said
     assert f"logits of {CLIPS} of {CLIPS} clips; 0 failed" in command.said
     machines.remove("other")
+    machines.remove("unlike")
+
+
+def test_a_machine_with_another_ray_cannot_join_and_says_why(machines: Machines, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text("import ray\nray.__version__ = '2.0.0'\n")
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(0o755)
+    machines.start_worker("old", code=tmp_path)
+    told = "The cluster was started with:"
+    machines.until(lambda: told in machines.do("logs", machines.called("old"), streams=True), 120)
+    assert "Ray: 2.0.0" in machines.do("logs", machines.called("old"), streams=True)
+    machines.remove("old")
 
 
 def test_jobs_that_are_stopped_save_and_go_on_to_the_same_bits(machines: Machines) -> None:
