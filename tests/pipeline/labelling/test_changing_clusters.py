@@ -150,7 +150,7 @@ def test_room_is_waited_for_with_a_word_and_machines_that_join_are_used_and_thos
         wait_until(lambda: processes("MapWorker", below=raylet_of(second)), process, store)
         before = len(parts(store))
         wait_until(lambda: len(parts(store)) > before, process, store)
-        [board] = processes("WorkBoard")
+        [board] = processes("WorkBoard", below=raylet_of(cluster.head_node))
         board.kill()
         cluster.remove_node(first, allow_graceful=False)
         assert process.wait(100) == 0, said(store)

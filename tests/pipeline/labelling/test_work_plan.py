@@ -1,5 +1,6 @@
 """What is labelled next: nothing is lost, nothing is done twice, and no order takes much longer than a minute."""
 
+import gc
 import random
 
 import pytest
@@ -92,6 +93,20 @@ def test_whatever_is_lost_every_clip_is_labelled_and_each_shard_ends_once(seed: 
     assert sorted(outcome.shard for outcome in outcomes) == sorted(clips)
     assert not [outcome for outcome in outcomes if outcome.error]
     assert plan.clips_done == sum(clips.values())
+
+
+def test_shards_that_nobody_has_begun_or_that_have_ended_are_no_objects() -> None:
+    clips = {f"shard{number}": 10 for number in range(3000)}
+    gc.collect()
+    before = len(gc.get_objects())
+    plan = WorkPlan(clips, actors=2, batch_size=10)
+    for _ in range(12):
+        order = plan.take()
+        assert order is not None
+        carry_out(plan, clips, order)
+        plan.take_ended()
+    assert 1000 <= plan.clips_done / 10 < 2500
+    assert len(gc.get_objects()) - before < 300
 
 
 def test_what_failed_is_tried_once_more_when_nothing_else_is_left() -> None:
