@@ -71,6 +71,18 @@ def test_convolutions_and_weights_become_integers_and_the_front_end_stays_as_it_
     weights = [one for one in after.initializer if one.data_type == onnx.TensorProto.INT8 and len(one.dims) == 4]
     scales = {one.name: one.dims for one in after.initializer}
     assert all(list(scales[f"{one.name.removesuffix('_quantized')}_scale"]) == [one.dims[0]] for one in weights)
+    layers = [numpy_helper.to_array(one) for one in after.initializer if one.name.endswith("_int8")]
+    assert layers
+    assert all((np.abs(rows).max(axis=1) == 127).all() for rows in layers)
+
+
+def test_all_sounds_say_how_large_maps_become_and_their_order_does_not_matter(
+    tagger: Path, tmp_path: Path, make_tones: Tones
+) -> None:
+    sounds = list(make_tones(0.3))
+    for name, inputs in (("there", sounds), ("back", sounds[::-1])):
+        quantise(tagger, tmp_path / name, inputs)
+    assert (tmp_path / "there").read_bytes() == (tmp_path / "back").read_bytes()
 
 
 def test_integers_give_nearly_the_same_logits_at_any_length_and_batch(
