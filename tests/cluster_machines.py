@@ -245,9 +245,20 @@ def stage_1(store: str, *flags: str) -> list[str]:
     return [*words, "--store", f"/runs/{store}", *flags]
 
 
-def stage_2(run: str) -> list[str]:
+def stage_2(run: str, epochs: int = 3) -> list[str]:
     words = ["pipeline", "train-student", "--address", "auto", "--ranks", "2", "--data", "/site/train"]
-    words += ["--model", "mn01", "--batch-size", "20", "--epochs", "3", "--clips-per-epoch", "100", "--workers", "0"]
+    words += [
+        "--model",
+        "mn01",
+        "--batch-size",
+        "20",
+        "--epochs",
+        f"{epochs}",
+        "--clips-per-epoch",
+        "100",
+        "--workers",
+        "0",
+    ]
     return [*words, "--device", "cpu", "--run", f"/runs/{run}"]
 
 
@@ -335,12 +346,12 @@ def test_a_job_of_stage_1_that_is_stopped_goes_on_to_the_same_bits(machines: Mac
 def test_a_job_of_stage_2_that_is_stopped_saves_and_goes_on_to_the_same_bits_and_is_scored_as_a_job(
     machines: Machines,
 ) -> None:
-    machines.job(*stage_2("straight"), name="train")
-    words = stage_2("stopped")
+    machines.job(*stage_2("straight", epochs=8), name="train")
+    words = stage_2("stopped", epochs=8)
     machines.job(*words, name="train-stopped", wait=False)
     machines.until(lambda: "epoch/" in machines.at("head", "cat", "/runs/stopped/metrics.jsonl", check=False))
     machines.stop_job("train-stopped")
-    assert "epoch 3/3" in machines.job(*words, "--resume", name="train-again")
+    assert "epoch 8/8" in machines.job(*words, "--resume", name="train-again")
     assert machines.at("head", "python", "-c", SAME_WEIGHTS).split() == ["True"]
     words = ["pipeline", "evaluate", "--address", "auto", "--ranks", "2", "--data", "/site/train", "--bootstrap", "0"]
     assert "of 527 classes" in machines.job(*words, "--checkpoint", "/runs/stopped/last.safetensors", name="evaluate")
