@@ -8,9 +8,11 @@ the product does it; the float file is the baseline. Moved is the mean differenc
 
 import argparse
 import ast
+import io
 import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -147,7 +149,8 @@ def main() -> None:
         plain_logits = np.concatenate([onnx_runner(plain)(batch) for batch in batches])
         print(f"| nothing (baseline) | {measured.after:.4f} | | {plain.stat().st_size / 1e6:.2f} |", flush=True)
         for name, write in ways.items():
-            write(plain, file, inputs)
+            with redirect_stdout(io.StringIO()):  # ONNX Runtime's
+                write(plain, file, inputs)
             logits = np.concatenate([onnx_runner(file)(batch) for batch in batches])
             score = student.tagging_scores(logits, labels).mean_average_precision
             moved = np.abs(logits - plain_logits).mean()
