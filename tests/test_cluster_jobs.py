@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -99,6 +100,14 @@ def slurm(tmp_path: Path) -> dict[str, str]:
 def calls(slurm: dict[str, str]) -> list[str]:
     path = Path(slurm["CALLS"])
     return path.read_text().splitlines() if path.exists() else []
+
+
+@pytest.mark.parametrize("page", [ROOT / "docs/clusters.md", SBATCH], ids=["docs", "its head"])
+def test_what_is_typed_before_sbatch_is_what_the_script_reads(page: Path) -> None:
+    typed = re.findall(r"^(?:# +)?(DATA=.*)\\\n.*sbatch ", page.read_text(), re.MULTILINE)
+    assert typed
+    for name in re.findall(r"(\w+)=", " ".join(typed)):
+        assert re.search(rf"\$\{{?{name}\b", SBATCH.read_text()), name
 
 
 def test_sbatch_starts_ray_on_all_nodes_and_then_both_stages(slurm: dict[str, str]) -> None:
