@@ -45,7 +45,7 @@ study: .venv/ready
 test: .venv/ready ffmpeg chromium onnxruntime-web
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
-# Machines that come and go, for real: containers of the Dockerfile's image, by podman or Docker. Some ten minutes.
+# Machines that come and go, for real: containers of the Dockerfile's image, by podman or Docker. Some fifteen minutes.
 cluster-test: .venv/ready
 	$(BIN)/python -m pytest -v tests/cluster_machines.py
 
