@@ -74,7 +74,9 @@ class Machines:
 
     def do(self, *words: str, check: bool = True, seconds: float = 300, streams: bool = False) -> str:
         """Have the engine do something; returns what it printed, on both streams where that is asked for."""
-        done = subprocess.run([self.engine, *words], capture_output=True, text=True, timeout=seconds, check=False)
+        # podman's monitor leaves a file where it is started when a container's memory runs out.
+        kept = {"capture_output": True, "text": True, "cwd": self.folder}
+        done = subprocess.run([self.engine, *words], timeout=seconds, check=False, **kept)
         assert done.returncode == 0 or not check, done.stdout + done.stderr
         return done.stdout + (done.stderr if streams else "")
 
