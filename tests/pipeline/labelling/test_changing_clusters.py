@@ -169,40 +169,6 @@ def test_gpus_that_no_machine_has_are_waited_for_with_a_word(
         wait_until(lambda: told in said(store), process, store)
 
 
-PLACED = """
-import sys
-from pipeline.labelling.actor_layout import fit_to_machines
-from pipeline.runtime.ray_capacity import machines
-from pipeline.runtime.ray_session import running_ray
-import ray
-
-class Actor:
-    def machine(self):
-        return ray.get_runtime_context().get_node_id()
-
-with running_ray(sys.argv[1]):
-    layout = fit_to_machines(machines(), None, None, None)
-    claims = dict(num_cpus=layout.cpus_per_actor, num_gpus=layout.gpus_per_actor)
-    actors = [ray.remote(**claims)(Actor).remote() for _ in range(layout.actors)]
-    hosts = ray.get([actor.machine.remote() for actor in actors], timeout=60)
-    of_hosts = [node["Resources"] for node in ray.nodes() if node["NodeID"] in hosts]
-    idle = [sum(node.get(kind, 0) for node in of_hosts) - amount * len(actors) for kind, amount in
-            (("CPU", layout.cpus_per_actor), ("GPU", layout.gpus_per_actor))]
-    print(len(hosts), len(set(hosts)), *map(int, idle))
-"""
-
-
-def test_on_a_mixed_cluster_the_actors_find_room_and_leave_no_gpu_or_core_of_their_machines_idle(
-    cluster: Any, join: Callable
-) -> None:
-    join(num_cpus=1)  # of its one core nobody's share comes
-    join(num_cpus=4, num_gpus=2)
-    placed = subprocess.run(
-        [sys.executable, "-c", PLACED, cluster.address], capture_output=True, text=True, timeout=120, check=False
-    )
-    assert placed.stdout.split() == ["2", "1", "0", "0"], placed.stderr
-
-
 def test_a_storage_that_is_away_for_a_while_costs_no_shard(
     cluster: Any,
     join: Callable,
@@ -249,3 +215,37 @@ def test_a_killed_run_goes_on_with_the_stretches_that_it_labelled_and_the_store_
     with stage_1(manifest, whole, *flags) as process:
         assert process.wait(100) == 0, said(whole)
     assert parts(store) == parts(whole)
+
+
+PLACED = """
+import sys
+from pipeline.labelling.actor_layout import fit_to_machines
+from pipeline.runtime.ray_capacity import machines
+from pipeline.runtime.ray_session import running_ray
+import ray
+
+class Actor:
+    def machine(self):
+        return ray.get_runtime_context().get_node_id()
+
+with running_ray(sys.argv[1]):
+    layout = fit_to_machines(machines(), None, None, None)
+    claims = dict(num_cpus=layout.cpus_per_actor, num_gpus=layout.gpus_per_actor)
+    actors = [ray.remote(**claims)(Actor).remote() for _ in range(layout.actors)]
+    hosts = ray.get([actor.machine.remote() for actor in actors], timeout=60)
+    of_hosts = [node["Resources"] for node in ray.nodes() if node["NodeID"] in hosts]
+    idle = [sum(node.get(kind, 0) for node in of_hosts) - amount * len(actors) for kind, amount in
+            (("CPU", layout.cpus_per_actor), ("GPU", layout.gpus_per_actor))]
+    print(len(hosts), len(set(hosts)), *map(int, idle))
+"""
+
+
+def test_on_a_mixed_cluster_the_actors_find_room_and_leave_no_gpu_or_core_of_their_machines_idle(
+    cluster: Any, join: Callable
+) -> None:
+    join(num_cpus=1)  # of its one core nobody's share comes
+    join(num_cpus=4, num_gpus=2)
+    placed = subprocess.run(
+        [sys.executable, "-c", PLACED, cluster.address], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert placed.stdout.split() == ["2", "1", "0", "0"], placed.stderr
