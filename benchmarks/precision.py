@@ -6,24 +6,71 @@
 
 A teacher without a checkpoint gets random weights whose logits spread by about 1. The differences are then those of its
 size and depth; the mAP is that of chance and is not shown.
+
+Only NVIDIA's GPUs compute in TF32. Elsewhere its rounding is imitated: what the networks multiply is rounded to TF32's
+10 bits first, and summed in float32, as a GPU does it.
 """
 
 import argparse
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 
 import teacher
 from pipeline.dataset.audio import load_waveforms
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.shards import read_clip_bytes
+from pipeline.models.device import Precision, compute_in, tensor_dtype
 from pipeline.runtime.memory import keep_freed_memory
 from pipeline.storage import files as storage
 from student import tagging_scores
 
-PRECISIONS = ("bfloat16", "float16")
+PRECISIONS: tuple[Precision, ...] = ("tf32", "bfloat16", "float16")
+
+PRODUCTS = ("mm", "addmm", "bmm", "baddbmm", "convolution", "mkldnn_convolution", "_linear_pointwise")
+ATTENTION = "_scaled_dot_product"
+"""Operators, or how they begin, whose operands a GPU rounds."""
+
+
+def to_tf32(values: Tensor) -> Tensor:
+    """Round float32 to the 10 bits of TF32's mantissa, halves to even."""
+    bits = values.contiguous().view(torch.int32)
+    odd = (bits >> 13) & 1  # the last bit that stays
+    return ((bits + 0xFFF + odd) & ~0x1FFF).view(torch.float32)
+
+
+class Tf32Products(TorchDispatchMode):
+    """Rounds the operands of products, but for those of a network's front end."""
+
+    def __init__(self, network: teacher.AudioTransformer) -> None:
+        super().__init__()
+        self.applies = True
+        network.front_end.register_forward_pre_hook(lambda *_: self.apply(False))
+        network.front_end.register_forward_hook(lambda *_: self.apply(True))
+        with torch.no_grad():  # a linear layer may hide its weights in oneDNN's order
+            for layer in network.modules():
+                if isinstance(layer, nn.Linear):
+                    layer.weight.copy_(to_tf32(layer.weight))
+
+    def apply(self, applies: bool) -> None:
+        """Round from now on, or don't."""
+        self.applies = applies
+
+    def __torch_dispatch__(
+        self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        """Call an operator with what it multiplies rounded."""
+        name = func.overloadpacket.__name__
+        if self.applies and (name in PRODUCTS or name.startswith(ATTENTION)):
+            args = tree_map_only(Tensor, lambda value: value if value.is_mkldnn else to_tf32(value), args)
+        return func(*args, **(kwargs or {}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,11 +124,14 @@ def read_waveforms(manifest: Manifest, rows: np.ndarray, network: teacher.AudioT
     return torch.from_numpy(np.stack(waveforms))
 
 
-def logits_of(text: str, waveforms: Tensor, precision: str, *, batch: int, device: str) -> Tensor:
+def logits_of(text: str, waveforms: Tensor, precision: Precision, *, batch: int, device: str) -> Tensor:
     """(clips, classes): what stage 1 would store, before rounding to float16."""
     network = build(text).to(device)
-    ensemble = teacher.Ensemble([network], [1.0], getattr(torch, precision))
-    pieces = [ensemble({network.sample_rate_hz: piece.to(device)})[0].cpu() for piece in waveforms.split(batch)]
+    compute_in(precision, [network])
+    imitated = precision == "tf32" and device == "cpu"
+    with Tf32Products(network) if imitated else nullcontext():
+        ensemble = teacher.Ensemble([network], [1.0], tensor_dtype(precision))
+        pieces = [ensemble({network.sample_rate_hz: piece.to(device)})[0].cpu() for piece in waveforms.split(batch)]
     return torch.cat(pieces)
 
 

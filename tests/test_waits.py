@@ -25,7 +25,7 @@ REASONS = {
     "pipeline/decoding/pool.py: self._outgoing.get()": NEWS_OR_NOTHING,
     "pipeline/decoding/worker.py: messages.get()": "a process that works for another one, and ends with it",
     "pipeline/ingest/preparing.py: begun.order.result()": LOOKS_ITSELF,
-    "pipeline/labelling/actor_pool.py: publisher.wait()": "whoever waits for the actor sees that it stands still",
+    "pipeline/labelling/label_actor.py: publisher.wait()": "whoever waits for the actor sees that it stands still",
     "pipeline/labelling/publisher.py: last.result()": "whoever waits for the actor sees that it stands still",
     "pipeline/labelling/publisher.py: self.wait()": "whoever waits for the actor sees that it stands still",
     "pipeline/labelling/shard_decoder.py: current.prepared.popleft().result()": LOOKS_ITSELF,

@@ -64,8 +64,8 @@ class TeacherLogitsConfig:
     and logits are stored as float16. auto goes on with what the store was begun with; a new store gets bfloat16 where
     the GPUs, or without any the CPUs, of all machines that the teachers run on have instructions for it, float16 where
     some GPUs are older, and float32 on other CPUs. tf32 rounds what a GPU multiplies to 10 bits. |Difference| to
-    float32 in the logits, median and 99.9th percentile, of trained teachers on real clips: bfloat16 0.002 and 0.012,
-    float16 0.0001 and 0.001."""
+    float32 in the logits, median and 99.9th percentile, of trained teachers on real clips: bfloat16 0.002 and 0.015,
+    float16 and tf32 0.0001 and 0.001."""
     compile: bool | None = None
     """Let torch.compile translate the teachers' blocks, which takes the better part of a minute, for the batches that
     are full: 13 % (PaSST, AST) to 44 % (CED) more clips/s on an H100. By default on GPUs with 300,000 clips or more for

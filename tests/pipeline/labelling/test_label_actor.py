@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 
 from pipeline.errors import LogitStoreError, LostProcessError, StorageFullError
-from pipeline.labelling import actor_pool
+from pipeline.labelling import label_actor
 from pipeline.labelling.actor_layout import Layout
-from pipeline.labelling.actor_pool import _Foreman, _LabelActor
+from pipeline.labelling.actor_pool import _Foreman
 from pipeline.labelling.clip_range import ClipRange, ShardJoin
+from pipeline.labelling.label_actor import LabelActor
 from pipeline.labelling.shard_labeller import LabelledRange, LabellerConfig, ShardLabeller, ShardReport
 from pipeline.labelling.teacher_spec import TeacherSpec, stamp_teachers
 from pipeline.labelling.work_board import WorkBoard
@@ -88,15 +89,15 @@ def order(number: int, *shards: str, start: int = 0) -> Order:
 @pytest.fixture
 def labeller(monkeypatch: pytest.MonkeyPatch) -> Labeller:
     made = Labeller()
-    monkeypatch.setattr(actor_pool, "ShardLabeller", lambda config: made)
+    monkeypatch.setattr(label_actor, "ShardLabeller", lambda config: made)
     return made
 
 
 def work(board: Board, config: LabellerConfig = CONFIG) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(actor_pool, "_this_machine", lambda: {"CPU": 1})
-        patch.setattr(actor_pool.torch, "set_num_threads", lambda threads: None)
-        _LabelActor(config, LAYOUT, cast("Any", board), versions())({"worker": np.array([3])})
+        patch.setattr(label_actor, "_this_machine", lambda: {"CPU": 1})
+        patch.setattr(label_actor.torch, "set_num_threads", lambda threads: None)
+        LabelActor(config, LAYOUT, cast("Any", board), versions())({"worker": np.array([3])})
 
 
 def test_a_shard_is_published_while_the_next_one_is_computed_and_outcomes_come_in_order(labeller: Labeller) -> None:
@@ -280,7 +281,7 @@ def run(
 
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(labeller, "publish", publish_or_die)
-            patch.setattr(actor_pool, "ShardLabeller", lambda config: labeller)
+            patch.setattr(label_actor, "ShardLabeller", lambda config: labeller)
             work(board)
 
     return make

@@ -8,10 +8,11 @@ from typing import Any, cast
 import pytest
 
 from pipeline.errors import CheckpointError, PipelineError
-from pipeline.labelling import actor_pool
+from pipeline.labelling import label_actor
 from pipeline.labelling.actor_layout import Layout
-from pipeline.labelling.actor_pool import _Foreman, _LabelActor
+from pipeline.labelling.actor_pool import _Foreman
 from pipeline.labelling.clip_range import ClipRange
+from pipeline.labelling.label_actor import LabelActor
 from pipeline.labelling.shard_labeller import LabellerConfig
 from pipeline.labelling.work_board import Event
 from pipeline.labelling.work_plan import Order, WorkPlan
@@ -57,12 +58,12 @@ def board() -> Board:
 
 
 @pytest.fixture
-def actor(board: Board, monkeypatch: pytest.MonkeyPatch) -> _LabelActor:
-    monkeypatch.setattr(actor_pool, "_REST_SECONDS", 0.0)
-    monkeypatch.setattr(actor_pool, "_this_machine", lambda: {"CPU": 1})
-    monkeypatch.setattr(actor_pool.platform, "node", lambda: "gpu-7")
-    monkeypatch.setattr(actor_pool.torch, "set_num_threads", lambda threads: None)
-    return _LabelActor(CONFIG, layout(2), cast("Any", board), versions())
+def actor(board: Board, monkeypatch: pytest.MonkeyPatch) -> LabelActor:
+    monkeypatch.setattr(label_actor, "_REST_SECONDS", 0.0)
+    monkeypatch.setattr(label_actor, "_this_machine", lambda: {"CPU": 1})
+    monkeypatch.setattr(label_actor.platform, "node", lambda: "gpu-7")
+    monkeypatch.setattr(label_actor.torch, "set_num_threads", lambda threads: None)
+    return LabelActor(CONFIG, layout(2), cast("Any", board), versions())
 
 
 def let_labeller_be(monkeypatch: pytest.MonkeyPatch, *made: object) -> list[object]:
@@ -75,7 +76,7 @@ def let_labeller_be(monkeypatch: pytest.MonkeyPatch, *made: object) -> list[obje
             raise one
         return one
 
-    monkeypatch.setattr(actor_pool, "ShardLabeller", make)
+    monkeypatch.setattr(label_actor, "ShardLabeller", make)
     return left
 
 
@@ -87,11 +88,11 @@ class Broken:
 
 
 def test_a_machine_that_cannot_load_the_teachers_gives_its_order_back_after_two_tries(
-    actor: _LabelActor, board: Board, monkeypatch: pytest.MonkeyPatch
+    actor: LabelActor, board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong = CheckpointError("passt.pt: hashes to 0123 on this machine")
     left = let_labeller_be(monkeypatch, wrong, wrong, "a third one")
-    actor({"worker": actor_pool.np.array([3])})
+    actor({"worker": label_actor.np.array([3])})
     assert board.asked[-4] == ("unfit", 3, 7, "gpu-7", "passt.pt: hashes to 0123 on this machine")
     assert left == ["a third one"]
     assert board.methods()[-3:] == ["goes_on"] * 3, (
@@ -101,11 +102,11 @@ def test_a_machine_that_cannot_load_the_teachers_gives_its_order_back_after_two_
 
 @pytest.mark.parametrize(("package", "other"), [("audioset-distill", "0.1.0 (0123456789ab)"), ("torch", "2.10.0")])
 def test_a_machine_with_another_version_of_the_program_or_of_torch_gives_its_order_back(
-    actor: _LabelActor, board: Board, monkeypatch: pytest.MonkeyPatch, package: str, other: str
+    actor: LabelActor, board: Board, monkeypatch: pytest.MonkeyPatch, package: str, other: str
 ) -> None:
     actor._versions = {**versions(), package: other}
     let_labeller_be(monkeypatch)
-    actor({"worker": actor_pool.np.array([3])})
+    actor({"worker": label_actor.np.array([3])})
     assert board.asked[-4][:4] == ("unfit", 3, 7, "gpu-7")
     assert board.asked[-4][4].endswith(
         f" has {package} {versions()[package]}, but the run was started by {package} {other}. Give every machine the "
@@ -114,26 +115,26 @@ def test_a_machine_with_another_version_of_the_program_or_of_torch_gives_its_ord
 
 
 def test_teachers_that_load_at_the_second_try_are_loaded(
-    actor: _LabelActor, board: Board, monkeypatch: pytest.MonkeyPatch
+    actor: LabelActor, board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_labeller_be(monkeypatch, OSError("the disk was away"), Broken())
-    actor({"worker": actor_pool.np.array([3])})
+    actor({"worker": label_actor.np.array([3])})
     assert "unfit" not in board.methods()
     assert "step" in board.methods()
 
 
 def test_a_process_whose_gpu_answers_no_more_says_so_and_ends(
-    actor: _LabelActor, board: Board, monkeypatch: pytest.MonkeyPatch
+    actor: LabelActor, board: Board, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     let_labeller_be(monkeypatch, Broken())
-    monkeypatch.setattr(actor_pool, "still_works", lambda device: False)
+    monkeypatch.setattr(label_actor, "still_works", lambda device: False)
 
     def leave(code: int) -> None:
         raise SystemExit(code)
 
     monkeypatch.setattr(os, "_exit", leave)
     with pytest.raises(SystemExit):
-        actor({"worker": actor_pool.np.array([3])})
+        actor({"worker": label_actor.np.array([3])})
     assert board.asked[-1][0] == "tell"
     assert board.asked[-1][1].startswith(
         "gpu-7: its GPU has failed (RuntimeError: CUDA error: an illegal memory access"
