@@ -24,6 +24,7 @@ import ray
 from pipeline.labelling import actor_pool, work_board
 from pipeline.labelling.actor_layout import Layout
 from pipeline.labelling.clip_range import ClipRange, ShardJoin
+from pipeline.labelling.label_actor import LabelActor
 from pipeline.labelling.shard_decoder import Following
 from pipeline.labelling.shard_labeller import LabelledRange, LabellerConfig, ShardReport
 from pipeline.labelling.work_board import WorkBoard
@@ -38,7 +39,7 @@ ACTORS = 2
 MESSAGES = ("beat", "rest", "pulse", "hello", "fetch", "step", "ended", "set_done", "exchange")
 
 
-class IdleActor(actor_pool._LabelActor):
+class IdleActor(LabelActor):
     """Says at once that all is done."""
 
     def _load(self, step: str) -> bool:
@@ -120,7 +121,7 @@ class Cost:
 
 def on_ray(shards: int) -> dict[str, float]:
     """Hand out so many shards to actors; returns what it took."""
-    actor_pool._LabelActor = IdleActor  # pyright: ignore[reportPrivateUsage]
+    actor_pool.LabelActor = IdleActor
     work_board.WorkBoard = CountingBoard
     stamp = StoreStamp(teachers=(), vocabulary_sha256="", classes=1, precision="float32")
     config = LabellerConfig(data="", store="", teachers=(), stamp=stamp, batch_size=BATCH_SIZE)

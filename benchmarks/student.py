@@ -15,7 +15,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from typing import Literal, Protocol
 
@@ -49,6 +49,7 @@ class Way:
     precision: Literal["float32", "bfloat16"]
     ours: bool = True
     compiled: bool = False
+    channels_last: bool = True
 
 
 class Runner(Protocol):
@@ -129,7 +130,9 @@ class Ours:
         if device.type == "cpu":
             keep_freed_memory()
         self.batch, self.device, self.way = batch, device, way
-        config = TrainStudentConfig(data="", run="", batch_size=len(batch), precision=way.precision)
+        config = TrainStudentConfig(
+            data="", run="", batch_size=len(batch), precision=way.precision, channels_last=way.channels_last
+        )
         self.sampler = EpochSampler(weights=np.ones(len(batch)), batch_size=len(batch), seed=0)
         self.learner = StudentLearner(model, config.distill, config.mixup, config.augment)
         self.trainer = Trainer(self.learner, config, self.sampler, lambda epoch: 1.0, device)
@@ -284,6 +287,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7, help="rounds")
     parser.add_argument("--device", default="auto", help="cpu, cuda or auto")
     parser.add_argument("--compile", action="store_true", help="measure torch.compile too; minutes to start on a CPU")
+    parser.add_argument("--layouts", action="store_true", help="train with the channels first, too, and don't infer")
     parser.add_argument("--data", help="a dataset with AudioSet's classes to train from, for the time spent waiting")
     parser.add_argument("--data-steps", type=int, default=30, help="steps that are timed with --data")
     parser.add_argument("--workers", type=int, default=4, help="loader processes with --data, at most one a core")
@@ -292,6 +296,8 @@ def main() -> None:
     ways = [Way("baseline", "float32", ours=False), Way("ours, float32", "float32"), Way("ours, bfloat16", "bfloat16")]
     if options.compile:
         ways.append(Way("ours, bfloat16, compiled", "bfloat16", compiled=True))
+    if options.layouts:
+        ways += [replace(way, name=f"{way.name}, channels first", channels_last=False) for way in ways if way.ours]
 
     flops = 2.0 * student.count_complexity(student.create_model(options.model)).macs
     peaks = {name: matrix_peak(device, getattr(torch, name)) for name in ("float32", "bfloat16")}
@@ -303,7 +309,7 @@ def main() -> None:
         ("inference", "infer", 1),
     ]
     with started(ways, options) as sides:
-        for title, act, cost in jobs:
+        for title, act, cost in jobs[:1] if options.layouts else jobs:
             found = run_rounds(sides, options, act)
             show(title, ways, found, cost * flops, lambda way: peaks[way.precision])
     if options.data:

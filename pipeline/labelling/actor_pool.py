@@ -66,12 +66,8 @@ def label_shards(
         PipelineError: Ray itself fails, such as when the cluster goes away.
     """
     layout = fit_to_machines(machines(), actors, cpus_per_actor, gpus_per_actor)
-    device = "cuda" if layout.gpus_per_actor else "cpu"
-    compiled = config.compile
-    if compiled is None:
-        left = sum(shards.values()) - sum(stop - start for pieces in (done or {}).values() for start, stop in pieces)
-        compiled = device == "cuda" and left >= _COMPILED_CLIPS * layout.max_actors
-    config = replace(config, device=device, batch_size=config.batch_size or BATCH_SIZES[device], compile=compiled)
+    left = sum(shards.values()) - sum(stop - start for pieces in (done or {}).values() for start, stop in pieces)
+    config = fit_to_layout(config, layout, left)
     plan = WorkPlan(shards, actors=layout.max_actors, batch_size=config.batch_size, done=done)
     board = BoardHandle.open()
     foreman = _Foreman(plan, board, layout, min(_SILENT_SECONDS, config.patience), on_clips)
@@ -92,6 +88,14 @@ def label_shards(
         _wait_for_end(pool)
     finally:
         board.tell("stop")  # whatever ends the run, no actor begins another shard
+
+
+def fit_to_layout(config: LabellerConfig, layout: Layout, left: int) -> LabellerConfig:
+    """Decide what nobody has: the device, the batches, and whether the clips that are left are worth compiling for."""
+    device = "cuda" if layout.gpus_per_actor else "cpu"
+    pays = device == "cuda" and left >= _COMPILED_CLIPS * layout.max_actors
+    compiled = pays if config.compile is None else config.compile
+    return replace(config, device=device, batch_size=config.batch_size or BATCH_SIZES[device], compile=compiled)
 
 
 def _start_pool(config: LabellerConfig, layout: Layout, board: BoardHandle) -> "Future[None]":

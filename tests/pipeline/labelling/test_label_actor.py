@@ -14,7 +14,7 @@ import pytest
 from pipeline.errors import LogitStoreError, LostProcessError, StorageFullError
 from pipeline.labelling import label_actor
 from pipeline.labelling.actor_layout import Layout
-from pipeline.labelling.actor_pool import _Foreman
+from pipeline.labelling.actor_pool import _Foreman, fit_to_layout
 from pipeline.labelling.clip_range import ClipRange, ShardJoin
 from pipeline.labelling.label_actor import LabelActor
 from pipeline.labelling.shard_labeller import LabelledRange, LabellerConfig, ShardLabeller, ShardReport
@@ -297,3 +297,17 @@ def test_a_run_killed_between_computing_and_publishing_ends_with_the_parts_of_an
         store = tmp_path / f"killed-{dies_at}"
         assert run(store, dies_at) == whole
         assert open_store(str(store)).clip_count == 18
+
+
+@pytest.mark.parametrize(
+    ("gpus", "left", "compiles"), [(1, 600_000, True), (1, 599_999, False), (0, 10_000_000, False)]
+)
+def test_teachers_are_compiled_where_each_of_two_gpus_has_long_enough_to_do(
+    gpus: int, left: int, compiles: bool
+) -> None:
+    layout = replace(LAYOUT, max_actors=2, gpus_per_actor=gpus)
+    fitted = fit_to_layout(replace(CONFIG, batch_size=0), layout, left)
+    assert (fitted.compile, fitted.batch_size, fitted.device) == (
+        (compiles, 64, "cuda") if gpus else (compiles, 16, "cpu")
+    )
+    assert fit_to_layout(replace(CONFIG, compile=not compiles), layout, left).compile is not compiles
