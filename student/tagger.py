@@ -1,12 +1,15 @@
 """What every student is, whatever its network: a front end, feature maps, a head, and timm's habits."""
 
+from collections.abc import Callable
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from student.front_end import FrontEndConfig, LogMelFrontEnd
 from student.heads import FullyConvolutionalHead, Head
 from student.timm_model import TimmModel
+from student.tracing import is_traced
 
 
 class Tagger(TimmModel):
@@ -46,10 +49,13 @@ class Tagger(TimmModel):
         return self.front_end.config.sample_rate_hz
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        """Turn the network's maps into logits (batch, classes), or into what the last layer sees."""
+        """Turn the network's maps into logits (batch, classes), or into what the last layer sees.
+
+        Either is float32 also under autocast.
+        """
         if not self.pools:
             return maps
-        return self.classifier.pre_logits(maps) if pre_logits else self.classifier(maps)
+        return _in_full(self.classifier.pre_logits if pre_logits else self.classifier, maps)
 
     @property
     def hears_frames(self) -> bool:
@@ -66,7 +72,7 @@ class Tagger(TimmModel):
             (batch, frames / 32, classes), logits; one frame is as long as the last stage's `reduction` of the front
             end's.
         """
-        return self.classifier.frame_logits(maps)
+        return _in_full(self.classifier.frame_logits, maps)
 
     def forward(self, features: Tensor) -> Tensor:
         """Tag log-mel images.
@@ -75,10 +81,18 @@ class Tagger(TimmModel):
             features: (batch, 1, mels, frames), from `front_end`.
 
         Returns:
-            (batch, classes), logits (before the sigmoid).
+            (batch, classes), logits (before the sigmoid), float32 also under autocast.
         """
         return self.forward_head(self.forward_features(features))
 
     def embed(self, features: Tensor) -> Tensor:
         """Describe sounds for another task: (batch, 1, mels, frames) → (batch, num_features), the maps' mean."""
-        return self.forward_features(features).mean(dim=(2, 3))
+        return _in_full(lambda maps: maps.mean(dim=(2, 3)), self.forward_features(features))
+
+
+def _in_full(compute: Callable[[Tensor], Tensor], maps: Tensor) -> Tensor:
+    # A head costs next to nothing, and bfloat16 would round a logit of 5 to steps of 0.03.
+    if is_traced(maps) or maps.is_meta or not torch.is_autocast_enabled(maps.device.type):
+        return compute(maps)
+    with torch.autocast(maps.device.type, enabled=False):
+        return compute(maps.float())

@@ -1,8 +1,10 @@
 """The heads pool as their papers say."""
 
+import pytest
 import torch
 
-from student.heads import AttentionPoolingHead, FullyConvolutionalHead
+from student.heads import AttentionPoolingHead, FullyConvolutionalHead, HeadType
+from student.mobilenetv3 import MobileNetV3
 
 
 def test_attention_pooling_weighs_each_frame_for_each_class() -> None:
@@ -35,3 +37,19 @@ def test_pooling_stays_in_float32_under_autocast() -> None:
     head = AttentionPoolingHead(6, 3, heads=2)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert head(torch.randn(2, 6, 4, 5)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("head_type", ["mlp", "fully_convolutional", "multihead_attention_pooling"])
+def test_what_a_student_says_is_not_rounded_under_autocast(head_type: HeadType) -> None:
+    model = MobileNetV3(7, width_mult=0.2, head_type=head_type).eval()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        maps = model.forward_features(torch.randn(2, 1, 128, 200))
+        found = [model.forward_head(maps), model.forward_head(maps, pre_logits=True), model.forward_frames(maps)]
+        images = torch.randn(2, 1, 128, 200)
+        embedded, its_maps = model.embed(images), model.forward_features(images)
+    assert maps.dtype == torch.bfloat16
+    head, full = model.classifier, maps.float()
+    with torch.no_grad():
+        for values, exact in zip(found, [head(full), head.pre_logits(full), head.frame_logits(full)], strict=True):
+            assert torch.equal(values, exact)
+    assert torch.equal(embedded, its_maps.float().mean(dim=(2, 3)))
