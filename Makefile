@@ -41,10 +41,9 @@ study: RECIPE = manifests/recipes/study_mn02.toml
 study: .venv/ready
 	$(BIN)/python -m benchmarks.study --data $(DATA) --out $(OUT) --recipe $(RECIPE) --seeds $(SEEDS) --jobs $(JOBS) --parts $(PARTS) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(TEACHER_STORE),--store $(TEACHER_STORE),$(TEACHERS)) $(STUDY_FLAGS)
 
-# Two processes with a thread each: on two cores half the time, and no more memory than a laptop has. The files keep the
-# order that tests/conftest.py gives them, the longest first, so that neither process ends long before the other.
+# Two processes with a thread each: on two cores half the time, and no more memory than a laptop has.
 test: .venv/ready ffmpeg chromium onnxruntime-web
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 # Machines that come and go, for real: containers of the Dockerfile's image, by podman or Docker. Some fifteen minutes.
 cluster-test: .venv/ready

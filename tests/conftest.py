@@ -23,9 +23,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that start Ray, which take longest; skip what wants a GPU where torch sees none."""
-    long = {item.path for item in items if item.get_closest_marker("ray")}
-    items.sort(key=lambda item: item.path not in long)
+    """Skip what wants a GPU where torch sees none."""
     if not torch.cuda.is_available():
         for item in items:
             if item.get_closest_marker("gpu"):
