@@ -110,6 +110,7 @@ def train(config: TrainingConfig, witnesses: str, deaths: dict[int, int]) -> Run
 
 def be_damaged_on_one(config: TrainingConfig, witnesses: str) -> RunResult:
     (Path(witnesses) / f"{torch.distributed.get_rank()} of process {os.getpid()}").touch()
+    torch.distributed.barrier()  # a rank that comes later than the other's fault would not begin at all
     if torch.distributed.get_rank() == 1:
         raise CheckpointError("a fault that stays")
     raise LostProcessError("rank 1 of 2 is gone")
