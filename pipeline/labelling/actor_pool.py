@@ -6,9 +6,11 @@ With `label_actor` and `work_board` all of this room that imports Ray: without i
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pipeline.runtime.ray_session  # noqa: F401  first: it sets what Ray reads while it is imported
 
@@ -25,6 +27,7 @@ from pipeline.labelling.work_board import BoardHandle, Event, exchange
 from pipeline.labelling.work_plan import Order, ShardOutcome, WorkPlan
 from pipeline.runtime.ray_capacity import TOLD_SECONDS, RoomWatch, machines
 from pipeline.runtime.ray_pulse import PulseWatch
+from pipeline.runtime.ray_threads import waiting_in_ray
 from pipeline.runtime.same_code import versions
 from pipeline.runtime.watching import Watch
 
@@ -71,9 +74,9 @@ def label_shards(
     plan = WorkPlan(shards, actors=layout.max_actors, batch_size=config.batch_size, done=done)
     board = BoardHandle.open()
     foreman = _Foreman(plan, board, layout, min(_SILENT_SECONDS, config.patience), on_clips)
-    try:
+    run_pool = partial(_run_pool, config, layout, board)
+    with waiting_in_ray(run_pool, "Ray Data", actors="MapWorker") as pool, _stopping(board):
         with PulseWatch(board, config.patience, on_look=foreman.look) as watch:
-            pool = _start_pool(config, layout, board)
             while not foreman.finished and not pool.done():
                 yield from foreman.take_ended()
                 watch.check()
@@ -85,9 +88,16 @@ def label_shards(
             foreman.check()
             _raise_what_ended(pool)
         board.tell("stop")
-        _wait_for_end(pool)
+        wait([pool], timeout=_END_SECONDS)  # those that are lost, or wait for room, don't end by themselves
+
+
+@contextmanager
+def _stopping(board: BoardHandle) -> Iterator[None]:
+    """Whatever ends the block, no actor begins another shard."""
+    try:
+        yield
     finally:
-        board.tell("stop")  # whatever ends the run, no actor begins another shard
+        board.tell("stop")
 
 
 def fit_to_layout(config: LabellerConfig, layout: Layout, left: int) -> LabellerConfig:
@@ -98,8 +108,8 @@ def fit_to_layout(config: LabellerConfig, layout: Layout, left: int) -> Labeller
     return replace(config, device=device, batch_size=config.batch_size or BATCH_SIZES[device], compile=compiled)
 
 
-def _start_pool(config: LabellerConfig, layout: Layout, board: BoardHandle) -> "Future[None]":
-    """Let Ray Data run the actors, in a thread; each works at a row until nothing is left to do."""
+def _run_pool(config: LabellerConfig, layout: Layout, board: BoardHandle) -> None:
+    """Let Ray Data run the actors; each works at a row until nothing is left to do."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     # A row takes as long as the run: who does nothing is found by the signs of life, who finds no room by `RoomWatch`.
@@ -118,18 +128,8 @@ def _start_pool(config: LabellerConfig, layout: Layout, board: BoardHandle) -> "
         num_cpus=layout.cpus_per_actor,
         num_gpus=layout.gpus_per_actor,
     )
-    ended: Future[None] = Future()
-
-    def consume() -> None:
-        try:
-            for _ in rows.iter_rows():
-                pass
-            ended.set_result(None)
-        except BaseException as error:
-            ended.set_exception(error)
-
-    threading.Thread(target=consume, name="Ray Data", daemon=True).start()
-    return ended
+    for _ in rows.iter_rows():
+        pass
 
 
 def _raise_what_ended(pool: "Future[None]") -> None:
@@ -140,13 +140,6 @@ def _raise_what_ended(pool: "Future[None]") -> None:
     if error is not None:
         raise error
     raise PipelineError("Ray ended before all was done. The same command goes on with what is missing.")
-
-
-def _wait_for_end(pool: "Future[None]") -> None:
-    """Wait for actors to end by themselves; those that are lost, or wait for room, are left to the end of Ray."""
-    end = time.monotonic() + _END_SECONDS
-    while not pool.done() and time.monotonic() < end:
-        time.sleep(_LOOK_SECONDS)
 
 
 class _Foreman:

@@ -62,9 +62,7 @@ class RoomWatch:
             self._tell_if_crowded()
 
     def _tell_if_crowded(self) -> None:
-        job = ray.get_runtime_context().get_job_id()
-        mine = [actor for actor in _actors() if actor["JobID"] == job]
-        states = [actor["State"] for actor in mine if actor["ActorClassName"].startswith(self._class_name)]
+        states = [actor["State"] for actor in actors_of_this_job(self._class_name)]
         if states.count("ALIVE") < self._wanted:
             _log.warning(
                 "waiting for %d of %d actors, which are starting or find no room; each wants %s, and %s",
@@ -75,8 +73,11 @@ class RoomWatch:
             )
 
 
-def _actors() -> Sequence[Mapping[str, Any]]:
-    return list(state.actors().values())
+def actors_of_this_job(class_name: str) -> list[Mapping[str, Any]]:
+    """Returns what Ray knows of this job's actors, dead ones too, whose class's name begins with `class_name`."""
+    job = ray.get_runtime_context().get_job_id()
+    actors = [actor for actor in state.actors().values() if actor["JobID"] == job]
+    return [actor for actor in actors if actor["ActorClassName"].startswith(class_name)]
 
 
 def wait_with_a_word(

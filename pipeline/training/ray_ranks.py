@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, wait
+from concurrent.futures import wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -32,6 +32,7 @@ from pipeline.runtime.cores import usable_cores
 from pipeline.runtime.ray_address import cluster_address
 from pipeline.runtime.ray_capacity import has_room_on_gpus
 from pipeline.runtime.ray_pulse import PulseWatch, beating
+from pipeline.runtime.ray_threads import waiting_in_ray
 from pipeline.runtime.same_code import check_versions, versions
 from pipeline.runtime.stopping import stop_on_event, stop_on_signals
 from pipeline.training.loop import TrainingConfig
@@ -119,27 +120,18 @@ def _fit(trainer: TorchTrainer, news: "_News", *, patience: float) -> None:
 
     In the main thread Ray Train would take Ctrl-C for itself, and save nothing.
     """
-    done: Future[None] = Future()
-
-    def fit() -> None:
-        try:
-            trainer.fit()
-            done.set_result(None)
-        except BaseException as error:
-            done.set_exception(error)
-
-    threading.Thread(target=fit, name="Ray Train", daemon=True).start()
     remedy = "the same command with --resume goes on"
-    try:
-        with stop_on_signals() as stop, PulseWatch(news.board, patience, remedy=remedy) as watch:
-            while not wait([done], timeout=_POLL_SECONDS).done:
-                watch.check()
-                if stop.requested:
-                    news.board.stop.remote()
-                news.look()
-    except BaseException:
-        news.board.stop.remote()  # a Ray that was there before stays, and so would ranks that nobody waits for
-        raise
+    with waiting_in_ray(trainer.fit, "Ray Train", actors="TrainController") as done:
+        try:
+            with stop_on_signals() as stop, PulseWatch(news.board, patience, remedy=remedy) as watch:
+                while not wait([done], timeout=_POLL_SECONDS).done:
+                    watch.check()
+                    if stop.requested:
+                        news.board.stop.remote()
+                    news.look()
+        except BaseException:
+            news.board.stop.remote()  # a Ray that was there before stays, and so would ranks that nobody waits for
+            raise
     news.look()
     done.result()
 

@@ -253,6 +253,7 @@ def test_ranks_on_ray_that_all_stand_still_end_the_command_with_a_word(
     try:
         with pytest.raises(LostProcessError, match=r"for 5 s; under way: rank 0, rank 1\. .* with --resume goes on"):
             run(endless)
+        assert "Ray Train" not in [thread.name for thread in threading.enumerate()], "it would be there while Ray ends"
     finally:
         ray.shutdown()  # with the ranks, which would take the cores of what comes after
 
