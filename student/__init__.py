@@ -15,6 +15,7 @@ from student.losses import (
     known_labels,
     masked_bce,
     teacher_probabilities,
+    weighted_targets,
 )
 from student.metrics import (
     TaggingScores,
@@ -95,6 +96,7 @@ __all__ = [
     "tagging_scores",
     "teacher_probabilities",
     "untold_settings",
+    "weighted_targets",
 ]
 
 register_with_timm()

@@ -135,6 +135,27 @@ def blend_targets(
     return torch.lerp(first_opinion, second_opinion, config.teacher_weight)
 
 
+def weighted_targets(
+    labels: Tensor,
+    teacher_probs: Tensor,
+    has_teacher: Tensor,
+    config: DistillConfig,
+    label_mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Returns each clip's target times what it weighs in the loss, and that weight: (batch, classes) each, 0 to 1.
+
+    Args:
+        labels: see `blend_targets`, as all others.
+        teacher_probs: (batch, classes).
+        has_teacher: (batch,), bool.
+        config: how labels and teacher share, and what a clip weighs that has one of them alone.
+        label_mask: (batch, classes), bool; what has neither a known label nor a teacher weighs nothing.
+    """
+    targets = blend_targets(labels, teacher_probs, has_teacher, config, label_mask)
+    weight = _weights(targets, has_teacher.bool()[:, None], label_mask, config)
+    return weight * targets, weight
+
+
 def distillation_loss(
     student_logits: Tensor,
     labels: Tensor,
@@ -169,11 +190,10 @@ def distillation_loss(
     Soft targets: Hinton et al. 2015, arXiv:1503.02531, Section 2, with a sigmoid for each class and neither the
     student's logits divided by the temperature nor the loss multiplied by its square, as in arXiv:2211.04772.
     """
-    targets = blend_targets(labels, teacher_probs, has_teacher, config, label_mask)
     if config.without_logits == "full" and label_mask is None:
+        targets = blend_targets(labels, teacher_probs, has_teacher, config)  # (batch, classes)
         return _average(clip_bce(student_logits, targets if mix is None else mix.of(targets)), clip_weights)
-    weight = _weights(targets, has_teacher.bool()[:, None], label_mask, config)  # (batch, classes)
-    weighted = weight * targets
+    weighted, weight = weighted_targets(labels, teacher_probs, has_teacher, config, label_mask)  # (batch, classes)
     if mix is not None:
         weighted, weight = mix.of(weighted), mix.of(weight)
     return _average(masked_bce(student_logits, weighted, weight), clip_weights)

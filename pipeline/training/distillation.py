@@ -17,7 +17,8 @@ from pipeline.batches.join import TrainingBatch
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import UsageError
 from pipeline.scoring.tagging_metrics import tagging_metrics
-from pipeline.training.loop import Learner, TrainingConfig, set_prior_bias
+from pipeline.training.loop import Learner, TrainingConfig
+from pipeline.training.prior_bias import label_shares, set_prior_bias, target_shares
 from pipeline.training.run import RunResult, open_clips, run_training
 from pipeline.training.stored_logits import open_logits
 
@@ -155,14 +156,15 @@ def distil(
     eval_manifest = None if config.eval_data is None else read_manifest(config.eval_data)
     learner = start(manifest)
     model: Any = learner.model
-    if config.prior_bias:
-        set_prior_bias(model, manifest)
     logits, views = None, None
     if config.store is None:
         _log.info("no --store: the model learns from the labels alone")
     else:
         cache = config.cache_folder()
         logits, views = open_logits(config.store, manifest, cache, consistent_views=config.consistent_views)
+    if config.prior_bias:
+        known = label_shares(manifest) if logits is None else target_shares(manifest, logits, config.distill)
+        set_prior_bias(model, known)
     return run_training(
         config,
         learner,

@@ -20,8 +20,9 @@ from pipeline.models.loading import build_for_training, check_registered
 from pipeline.models.weights import Task
 from pipeline.runtime.recipes import read_options
 from pipeline.scoring.tagging_metrics import ranking_scores, tagging_metrics
-from pipeline.training.loop import Learner, TrainingConfig, set_prior_bias
+from pipeline.training.loop import Learner, TrainingConfig
 from pipeline.training.optimizing import OptimizerConfig
+from pipeline.training.prior_bias import label_shares, set_prior_bias
 from pipeline.training.run import RunResult, open_clips, run_training
 
 _log = logging.getLogger(__name__)
@@ -210,7 +211,7 @@ def train_on(config: FinetuneConfig, manifest: Manifest, eval_manifest: Manifest
     if config.clip_seconds is not None:
         model.input_seconds = config.clip_seconds
     if config.prior_bias:
-        set_prior_bias(model, manifest)
+        set_prior_bias(model, label_shares(manifest))
     return run_training(
         config,
         FinetuneLearner(model, task, config, options),

@@ -23,7 +23,6 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 import student
 from pipeline.batches.join import MAX_SCORED, TrainingBatch
 from pipeline.batches.sampling import EpochSampler, Sampling, StreamConfig, seed_for
-from pipeline.dataset.manifest import Manifest
 from pipeline.errors import UsageError
 from pipeline.models.device import (
     Precision,
@@ -69,8 +68,9 @@ class TrainingConfig:
     checkpoint: str | None = None
     """Weights to start from: a file or URL; without it the weights are drawn from the seed."""
     prior_bias: bool = False
-    """Start the last layer's biases at the log-odds of the classes' shares in the dataset instead of 0, so that a short
-    run need not spend its first epochs on learning that most classes are rare."""
+    """Start the last layer's biases at the log-odds of the classes' shares in what is learned, labels and the teachers'
+    probabilities, instead of 0, so that a short run need not spend its first epochs on learning that most classes are
+    rare."""
     epochs: int = 200
     """Length of the run, in epochs."""
     clips_per_epoch: int = 100_000
@@ -570,26 +570,6 @@ class Trainer:
             self._average.load_state_dict(state["average"])
         # An evaluation that was cut short belongs to the epoch of the last step.
         self._begin_epoch(self._sampler.epoch_of(max(self.step - 1, 0)))
-
-
-@torch.no_grad()
-def set_prior_bias(model: nn.Module, manifest: Manifest) -> None:
-    """Set the last layer's biases so that an untrained model gives each class the probability it has in the dataset.
-
-    Args:
-        model: has timm's `get_classifier`.
-        manifest: the dataset. A class that no clip has counts as half a clip, for it may come up elsewhere.
-
-    Raises:
-        UsageError: the model's last layer has no bias for each class.
-    """
-    classifier: nn.Module = model.get_classifier()  # pyright: ignore[reportCallIssue]
-    shape = (len(manifest.vocabulary),)
-    biases = [bias for name, bias in classifier.named_parameters() if name.endswith("bias") and bias.shape == shape]
-    if not biases:
-        raise UsageError("--prior-bias: this model's last layer has no bias for each class; leave it out")
-    shares = torch.from_numpy((manifest.label_counts() + 0.5) / (manifest.known_counts() + 1))  # (classes,)
-    biases[-1].copy_(torch.logit(shares))
 
 
 def _not_finite(loss: float, norm: float) -> FloatingPointError:

@@ -11,13 +11,11 @@ import pytest
 import torch
 from tiny_learner import TinyLearner
 
-import student
-import teacher
 from pipeline.batches.join import JoinedDataset, TrainingBatch
 from pipeline.batches.sampling import EpochSampler
 from pipeline.dataset.manifest import read_manifest
 from pipeline.errors import UsageError
-from pipeline.training.loop import StepReport, Trainer, TrainingConfig, set_prior_bias
+from pipeline.training.loop import StepReport, Trainer, TrainingConfig
 from pipeline.training.optimizing import AverageConfig, OptimizerConfig
 
 SETTINGS = TrainingConfig(data="unused", run="unused", batch_size=4, learning_rate=0.3)
@@ -236,21 +234,3 @@ def test_bfloat16_and_channels_last_learn_the_same_within_their_rounding(clips: 
 def test_settings_out_of_range_are_refused_by_name(wrong: dict) -> None:
     with pytest.raises(UsageError, match=next(iter(wrong))):
         TrainingConfig(data="d", run="r", **wrong)
-
-
-@pytest.mark.parametrize("build", [partial(student.create_model, "mn01"), partial(teacher.create_model, "passt_tiny")])
-def test_prior_bias_gives_silent_features_each_class_its_share(
-    build: Callable[..., torch.nn.Module], clips: JoinedDataset
-) -> None:
-    classes = len(clips.manifest.vocabulary)
-    model = build(num_classes=classes)
-    set_prior_bias(model, clips.manifest)
-    (bias,) = [bias for name, bias in model.get_classifier().named_parameters() if bias.shape == (classes,)]  # pyright: ignore[reportCallIssue]
-    labels = clips.manifest.label_matrix(np.arange(len(clips.manifest)))  # (clips, classes)
-    expected = (labels.sum(axis=0) + 0.5) / (len(labels) + 1)
-    np.testing.assert_allclose(bias.detach().sigmoid().numpy(), expected, rtol=1e-5)
-
-
-def test_prior_bias_needs_a_bias_for_each_class(clips: JoinedDataset) -> None:
-    with pytest.raises(UsageError, match="--prior-bias"):
-        set_prior_bias(student.create_model("mn01", num_classes=3), clips.manifest)
