@@ -32,14 +32,15 @@ demo: .venv/ready
 
 # What distillation brings, with all labels, some and none, on a folder in AudioSet's layout: `make study DATA=folder
 # OUT=folder`. TEACHER_STORE=FILE takes logits that somebody else made (Parquet, or a store) in place of the tiny teachers;
-# EPOCHS, SEEDS, JOBS, RECIPE and PARTS ("labels weight temperature form mixup") say how much is tried.
+# EPOCHS, SEEDS, JOBS, RECIPE and PARTS ("labels weight temperature form mixup") say how much is tried. RECORD=FILE keeps
+# what is finished, on whatever machine: the same study goes on from it with the rest.
 SEEDS ?= 3
 JOBS ?= 2
 PARTS ?= labels
 study: OUT = runs/study
 study: RECIPE = manifests/recipes/study_mn02.toml
 study: .venv/ready
-	$(BIN)/python -m benchmarks.study --data $(DATA) --out $(OUT) --recipe $(RECIPE) --seeds $(SEEDS) --jobs $(JOBS) --parts $(PARTS) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(TEACHER_STORE),--store $(TEACHER_STORE),$(TEACHERS)) $(STUDY_FLAGS)
+	$(BIN)/python -m benchmarks.study --data $(DATA) --out $(OUT) --recipe $(RECIPE) --seeds $(SEEDS) --jobs $(JOBS) --parts $(PARTS) $(if $(EPOCHS),--epochs $(EPOCHS)) $(if $(RECORD),--record $(RECORD)) $(if $(TEACHER_STORE),--store $(TEACHER_STORE),$(TEACHERS)) $(STUDY_FLAGS)
 
 # Two processes with a thread each: on two cores half the time, and no more memory than a laptop has.
 test: .venv/ready ffmpeg chromium onnxruntime-web

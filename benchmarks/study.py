@@ -20,6 +20,7 @@ import numpy as np
 
 import student
 import teacher
+from benchmarks.study_record import Curve, StudyRecord, key_of
 from benchmarks.study_report import Result, write_report
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.errors import PipelineError
@@ -96,6 +97,8 @@ class Study:
     parts: tuple[str, ...]
     jobs: int
     """Runs side by side, each on an even share of the cores."""
+    record: StudyRecord
+    """What is finished, here or elsewhere."""
 
     @property
     def rows(self) -> dict[str, dict[str, Condition]]:
@@ -148,18 +151,22 @@ class Study:
         flags = ["--config", str(self.recipe), "--seed", str(seed), "--run", str(folder)]
         flags += ["--data", str(self.out / "train"), "--eval-data", str(self.out / "eval")]
         flags += ["--cache", str(self.out / "cache"), *self.flags(condition)]
+        if condition.form is not None:
+            flags += ["--store", str(self.logits("train", condition.form))]
         threads = max(1, usable_cores() // self.jobs)
         resume = ["--resume"] if folder.exists() else []
         with (self.out / f"{folder.name}.log").open("a") as log:
             pipeline("train-student", *flags, *resume, threads=threads, log=log)
+        lines = [line for line in read_metrics(folder) if "eval/mAP" in line]
+        key = self.key(condition, seed)
+        self.record.add(key, folder.name, [(line["step"], line["eval/mAP"]) for line in lines])
         minutes = (time.monotonic() - started) / 60
         print(f"{folder.name}: mAP {self.curve(condition, seed)[-1][1]:.4f}, {minutes:.1f} minutes", flush=True)
 
     def flags(self, condition: Condition) -> list[str]:
-        """Returns the flags of `pipeline train-student`, by which all conditions make about equally many steps."""
+        """Returns the settings of `pipeline train-student` as flags; all conditions make about equally many steps."""
         flags = ["--label-share", str(condition.label_share), *([] if condition.mixup else ["--mixup.alpha", "0"])]
         if condition.form is not None:
-            flags += ["--store", str(self.logits("train", condition.form))]
             flags += ["--distill.teacher-weight", str(condition.teacher_weight)]
             flags += ["--distill.temperature", str(condition.temperature)]
         manifest = read_manifest(self.out / "train")
@@ -185,18 +192,19 @@ class Study:
         """Returns the run folder of one student."""
         return self.out / f"{condition.folder}-seed{seed}"
 
-    def curve(self, condition: Condition, seed: int) -> list[tuple[float, float]]:
-        """Returns (step, mAP from 0 to 1) of each evaluation of one student; the study reports the last one."""
-        lines = read_metrics(self.folder(condition, seed))
-        return [(line["step"], line["eval/mAP"]) for line in lines if "eval/mAP" in line]
+    def key(self, condition: Condition, seed: int) -> str:
+        """Returns what names one student in the record."""
+        recipe = tomllib.loads(self.recipe.read_text())
+        logits = None if condition.form is None else self.logits("train", condition.form)
+        return key_of(recipe, self.flags(condition), seed, [self.out / name for name in DATASETS], logits)
+
+    def curve(self, condition: Condition, seed: int) -> Curve:
+        """Returns the evaluations of one student; the study reports the last one."""
+        return self.record.curve(self.key(condition, seed))
 
     def is_finished(self, condition: Condition, seed: int) -> bool:
         """Whether a run has come to its end."""
-        folder = self.folder(condition, seed)
-        if not (folder / "config.toml").exists():
-            return False
-        epochs = tomllib.loads((folder / "config.toml").read_text())["epochs"]
-        return any(line.get("epoch", -1) + 1 == epochs and "eval/mAP" in line for line in read_metrics(folder))
+        return self.key(condition, seed) in self.record
 
     def teachers_map(self) -> float:
         """Returns the mAP of the stored logits on the evaluation clips, 0 to 1."""
@@ -277,6 +285,7 @@ def read_options() -> tuple[Study, argparse.Namespace]:
     parser.add_argument("--epochs", type=int, help="of a run on all clips; the recipe's, with its schedule stretched")
     parser.add_argument("--seeds", type=int, default=3, help="students a condition, 1 or more")
     parser.add_argument("--jobs", type=int, default=2, help="students trained side by side, 1 or more")
+    parser.add_argument("--record", type=Path, help="keeps what is finished; OUT/record.jsonl")
     parser.add_argument("--report", action="store_true", help="train nothing; report what is finished")
     options = parser.parse_args()
     if not options.teacher and options.store is None:
@@ -292,6 +301,7 @@ def read_options() -> tuple[Study, argparse.Namespace]:
         seeds=tuple(range(options.seeds)),
         parts=tuple(options.parts),
         jobs=options.jobs,
+        record=StudyRecord(options.record or options.out / "record.jsonl"),
     )
     return study, options
 

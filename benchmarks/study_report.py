@@ -163,11 +163,13 @@ def _place(share: float) -> float:
 
 
 def _draw_curve(axes: Axes, result: Result, name: str, style: str, colour: str) -> None:
-    by_step = list(zip(*result.curves.values(), strict=True))  # (evaluations, seeds) of (step, mAP)
-    steps = [several[0][0] for several in by_step]
-    scores = [[score for _, score in several] for several in by_step]
-    axes.plot(steps, list(map(mean, scores)), style, color=colour, label=name)
-    axes.fill_between(steps, list(map(min, scores)), list(map(max, scores)), color=colour, alpha=0.12, linewidth=0)
+    """Draw the mean and range of the seeds that have an evaluation at a step; of some only the last is known."""
+    by_step: dict[float, list[float]] = {}
+    for step, score in sorted(point for curve in result.curves.values() for point in curve):
+        by_step.setdefault(step, []).append(score)
+    axes.plot(list(by_step), list(map(mean, by_step.values())), style, color=colour, label=name)
+    low, high = (list(map(limit, by_step.values())) for limit in (min, max))
+    axes.fill_between(list(by_step), low, high, color=colour, alpha=0.12, linewidth=0)
 
 
 def _draw_teachers(axes: Axes, teachers_map: float) -> None:

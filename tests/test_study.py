@@ -1,11 +1,16 @@
 """The study compares what can be compared: as many steps for all, seed by seed."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+from made_stores import fill_store
 
 from benchmarks.study import ALONE, DISTILLED, PARTS, TAUGHT, Condition, Study
+from benchmarks.study_record import StudyRecord
 from benchmarks.study_report import Result, gain, label_table, write_report
 from pipeline.batches.sampling import build_sampler
 from pipeline.dataset.manifest import read_manifest
@@ -38,6 +43,7 @@ def study(tmp_path: Path, make_dataset: Callable[..., Path]) -> Study:
         seeds=(0, 1),
         parts=tuple(PARTS),
         jobs=1,
+        record=StudyRecord(tmp_path / "record.jsonl"),
     )
 
 
@@ -56,14 +62,13 @@ def test_few_labels_alone_get_as_many_steps_on_the_same_curve(study: Study, shar
     peak_ends = float(flags["--schedule.ramp-down-start-epoch"]) / int(flags["--epochs"])
     assert peak_ends == pytest.approx(0.4, rel=0.05)
     assert flags["--label-share"] == str(share)
-    assert "--store" not in flags
+    assert "--distill.teacher-weight" not in flags
 
 
 def test_what_has_a_store_learns_from_all_clips_whatever_labels_there_are(study: Study) -> None:
     for condition in (DISTILLED, TAUGHT):
         flags = flags_of(study, condition)
         assert (flags["--epochs"], flags["--batch-size"]) == ("20", "8")
-        assert flags["--store"] == str(study.out / "train-logits")
 
 
 def test_each_condition_is_trained_once_in_a_folder_of_its_own(study: Study) -> None:
@@ -71,6 +76,30 @@ def test_each_condition_is_trained_once_in_a_folder_of_its_own(study: Study) -> 
     assert len(set(folders)) == len(folders)
     assert sum(condition == ALONE for condition in study.conditions) == 1
     assert not any(condition.form == "views4" for condition in study.conditions)  # nobody can view imported teachers
+
+
+def test_a_run_is_known_by_what_it_was_made_from_and_the_record_travels(study: Study, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / "train", tmp_path / "eval")
+    manifest = read_manifest(tmp_path / "train")
+    logits = np.zeros((64, len(manifest.vocabulary)), np.float16)
+    fill_store(tmp_path / "train-logits", manifest, logits)
+    names = {(condition, seed): study.key(condition, seed) for condition in (ALONE, DISTILLED) for seed in (0, 1)}
+    assert len(set(names.values())) == 4
+    study.record.add(names[DISTILLED, 1], "some run", [(10, 0.25), (20, 0.5)])
+
+    (tmp_path / "recipe.toml").write_text(f"# the same, but for a comment\n{RECIPE}")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    for name in ("train", "eval", "train-logits", "recipe.toml"):
+        (tmp_path / name).rename(elsewhere / name)
+    shutil.copy(tmp_path / "record.jsonl", elsewhere / "record.jsonl")
+    record = StudyRecord(elsewhere / "record.jsonl")
+    moved = replace(study, out=elsewhere, recipe=elsewhere / "recipe.toml", record=record)
+    assert moved.curve(DISTILLED, 1) == [(10, 0.25), (20, 0.5)]
+    assert [moved.is_finished(DISTILLED, 0), moved.is_finished(ALONE, 1)] == [False, False]
+    assert not replace(moved, epochs=21).is_finished(DISTILLED, 1)
+    (elsewhere / "recipe.toml").write_text(RECIPE.replace("mn02", "mn04"))
+    assert not moved.is_finished(DISTILLED, 1)
 
 
 def result(name: str, share: float, with_store: bool, *finals: float) -> Result:
