@@ -9,7 +9,7 @@ RECIPE ?= manifests/recipes/sample_mn04.toml
 # As in an archive, most clips have no labels: a fifth keeps its own. A fifth of the clips takes five times the recipe's
 # epochs for about as many steps, on the same curve of the learning rate.
 FEW := --label-share 0.2
-AS_MANY_STEPS := --epochs 120 --evaluate-every 30 --schedule.warmup-epochs 15 --schedule.ramp-down-start-epoch 35 --schedule.ramp-down-epochs 80
+AS_MANY_STEPS := --epochs 240 --evaluate-every 60 --schedule.warmup-epochs 30 --schedule.ramp-down-start-epoch 70 --schedule.ramp-down-epochs 160
 # What the distilled student is asked about at the end.
 TAGGED ?= manifests/sample/audio/z7lz6wMBUKL.opus
 TEACHERS := --teacher passt_tiny=manifests/sample/passt_tiny.safetensors ast_tiny=manifests/sample/ast_tiny.safetensors
