@@ -19,7 +19,7 @@ from pipeline.errors import UsageError
 from pipeline.logits.stamp import ImportStamp
 from pipeline.logits.store import LogitStore, open_store
 from pipeline.redaction import redact
-from pipeline.runtime.output import print_table
+from pipeline.runtime.output import print_line, print_table
 from pipeline.verification.folder_kinds import kind_of
 from pipeline.verification.inspection import (
     Coverage,
@@ -196,7 +196,8 @@ def _in_epoch(value: float | None, epoch: int | None) -> str:
 
 def _show(title: str, rows: Mapping[str, str]) -> None:
     """Print a title and the rows that say something."""
-    table = Table(title=Text(redact(title)), title_justify="left", show_header=False)
+    print_line(redact(title))  # a table's title would be broken to its width
+    table = Table(show_header=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows.items():

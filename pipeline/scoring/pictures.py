@@ -202,9 +202,11 @@ def _draw_classes(
         tick.set_rotation_mode("anchor")
     axes.tick_params(axis="x", length=0)
     axes.grid(visible=False, axis="x")
-    axes.set(xlim=(-0.6, max(len(chosen), 1) - 0.4), ylim=(0, 1.02))
-    if teachers is not None or students:
-        axes.legend(loc="upper right")  # the bars fall towards the right
+    _, names = axes.get_legend_handles_labels()
+    above = 0.05 + 0.085 * len(names)  # room for a legend that hides no bar
+    axes.set(xlim=(-0.6, max(len(chosen), 1) - 0.4), ylim=(0, 1.02 + above), yticks=np.linspace(0, 1, 6))
+    if names:
+        axes.legend(loc="upper right")
 
 
 def _label(system: SystemScores) -> str:

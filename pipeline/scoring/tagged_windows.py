@@ -76,7 +76,8 @@ class _TableWriter(TagWriter):
     def end_file(self) -> None:
         if not self._windows:
             return
-        table = Table("seconds", "tag", "probability", title=Text(self._windows[0].file), title_justify="left")
+        print_line(self._windows[0].file)  # a table's title would be broken to its width
+        table = Table("seconds", "tag", "probability")
         table.columns[2].justify = "right"
         for window in self._windows:
             for order, (name, probability) in enumerate(window.tags):
