@@ -10,7 +10,7 @@ import pytest
 from made_stores import fill_store
 
 from benchmarks.study import ALONE, DISTILLED, PARTS, TAUGHT, Condition, Study
-from benchmarks.study_record import StudyRecord
+from benchmarks.study_record import StudyRecord, key_of
 from benchmarks.study_report import Result, gain, label_table, write_report
 from pipeline.batches.sampling import build_sampler
 from pipeline.dataset.manifest import read_manifest
@@ -85,6 +85,9 @@ def test_a_run_is_known_by_what_it_was_made_from_and_the_record_travels(study: S
     fill_store(tmp_path / "train-logits", manifest, logits)
     names = {(condition, seed): study.key(condition, seed) for condition in (ALONE, DISTILLED) for seed in (0, 1)}
     assert len(set(names.values())) == 4
+    fill_store(tmp_path / "other-logits", manifest, logits + 1)
+    stores = (None, tmp_path / "train-logits", tmp_path / "other-logits")
+    assert len({key_of({}, [], 0, [tmp_path / "train"], store) for store in stores}) == 3
     study.record.add(names[DISTILLED, 1], "some run", [(10, 0.25), (20, 0.5)])
 
     (tmp_path / "recipe.toml").write_text(f"# the same, but for a comment\n{RECIPE}")

@@ -110,6 +110,7 @@ def training_picture(
         scored = int((positives > 0).sum())
         which = f"the {len(chosen)} of {scored} classes with the most clips" if len(chosen) < scored else "every class"
         lower.set_title(f"Average precision of {which}")
+        _lift_legend(figure, lower)
         with storage.publish(location) as staged:
             figure.savefig(staged, format="png", metadata={"Software": None})
 
@@ -202,11 +203,18 @@ def _draw_classes(
         tick.set_rotation_mode("anchor")
     axes.tick_params(axis="x", length=0)
     axes.grid(visible=False, axis="x")
-    _, names = axes.get_legend_handles_labels()
-    above = 0.05 + 0.085 * len(names)  # room for a legend that hides no bar
-    axes.set(xlim=(-0.6, max(len(chosen), 1) - 0.4), ylim=(0, 1.02 + above), yticks=np.linspace(0, 1, 6))
-    if names:
+    axes.set(xlim=(-0.6, max(len(chosen), 1) - 0.4), ylim=(0, 1.02), yticks=np.linspace(0, 1, 6))
+    if teachers is not None or students:
         axes.legend(loc="upper right")
+
+
+def _lift_legend(figure: Figure, axes: Axes) -> None:
+    """Raise the upper limit of finished axes, so that their legend stands above all bars."""
+    if (legend := axes.get_legend()) is None:
+        return
+    figure.draw_without_rendering()
+    taken = (axes.bbox.y1 - legend.get_window_extent().y0) / axes.bbox.height
+    axes.set_ylim(0, 1.02 / (1 - min(taken, 0.6)))  # with a legend of dozens the bars keep some room all the same
 
 
 def _label(system: SystemScores) -> str:

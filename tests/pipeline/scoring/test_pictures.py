@@ -3,11 +3,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import matplotlib.image
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
-from pipeline.scoring.pictures import TrainingCurves, read_curves, training_picture
+from pipeline.scoring.pictures import STYLE, TrainingCurves, _draw_classes, _lift_legend, read_curves, training_picture
 from pipeline.scoring.report import SystemScores
 
 
@@ -59,6 +61,21 @@ def test_the_picture_shows_each_run_in_its_colour_and_the_teachers_behind(tmp_pa
     assert picture.shape[:2] == (1140, 1500)
     for colour in ("#0072b2", "#e69f00", "#c9ccd1"):
         assert ink(picture, colour) > 3000
+
+
+@pytest.mark.parametrize("students", [1, 2, 5])
+def test_the_legend_hides_no_bar(students: int) -> None:
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(10, 7.6), layout="constrained")
+        axes = figure.add_subplot(2, 1, 2)
+        systems = [system(f"number {order}", np.ones(9)) for order in range(students)]
+        colours = {one.name: "#0072b2" for one in systems}
+        _draw_classes(axes, np.arange(9), list("abcdefghi"), systems, system("teachers", np.ones(9)), colours)
+        _lift_legend(figure, axes)
+        figure.canvas.draw()
+    legend = axes.get_legend()
+    assert legend is not None
+    assert legend.get_window_extent().y0 > max(bar.get_window_extent().y1 for bar in axes.patches)
 
 
 def test_curves_are_by_step_which_runs_on_few_clips_and_on_many_share(tmp_path: Path) -> None:
