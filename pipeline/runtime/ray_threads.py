@@ -1,6 +1,7 @@
 """Threads that wait within Ray: each ends before Ray does, whose memory would go from under it."""
 
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
@@ -11,7 +12,6 @@ import pipeline.runtime.ray_session  # noqa: F401  first: it sets what Ray reads
 # isort: split
 import ray
 from ray._private import worker as ray_worker
-from ray.exceptions import RayError
 
 from pipeline.runtime.ray_capacity import actors_of_this_job
 
@@ -53,10 +53,11 @@ def waiting_in_ray(work: Callable[[], object], name: str, *, actors: str) -> Ite
 
 
 def _kill(class_name: str, thread: threading.Thread) -> None:
-    """Kill actors, and those that take their place, for as long as a thread waits for them."""
-    core: Any = ray_worker.global_worker.core_worker  # pyright: ignore[reportAttributeAccessIssue]
-    while thread.is_alive():
-        with suppress(RayError, RuntimeError, OSError):
+    """Kill actors, and those that take their place, while a thread waits for them, but not for longer than it may."""
+    end = time.monotonic() + _END_SECONDS
+    while thread.is_alive() and time.monotonic() < end:
+        with suppress(Exception):  # of a Ray that has ended by now, or does not answer
+            core: Any = ray_worker.global_worker.core_worker  # pyright: ignore[reportAttributeAccessIssue]
             for actor in actors_of_this_job(class_name):
                 if actor["State"] != "DEAD":
                     core.kill_actor(ray.ActorID.from_hex(actor["ActorID"]), True)
