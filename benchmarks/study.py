@@ -337,4 +337,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except PipelineError as error:
+        raise SystemExit(f"error: {error}") from error
