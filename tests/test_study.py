@@ -71,6 +71,15 @@ def test_what_has_a_store_learns_from_all_clips_whatever_labels_there_are(study:
         assert (flags["--epochs"], flags["--batch-size"]) == ("20", "8")
 
 
+def test_without_labels_there_is_no_weight_of_the_teacher_to_choose(study: Study) -> None:
+    weights = (0.5, 0.9)
+    none, half = ([Condition(label_share=share, teacher_weight=weight) for weight in weights] for share in (0.0, 0.5))
+    assert none[0].folder == none[1].folder
+    assert study.flags(none[0]) == study.flags(none[1])
+    assert "--distill.teacher-weight" not in flags_of(study, none[0])
+    assert [flags_of(study, one)["--distill.teacher-weight"] for one in half] == ["0.5", "0.9"]
+
+
 def test_each_condition_is_trained_once_in_a_folder_of_its_own(study: Study) -> None:
     folders = [condition.folder for condition in study.conditions]
     assert len(set(folders)) == len(folders)
