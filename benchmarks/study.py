@@ -168,9 +168,9 @@ class Study:
     def flags(self, condition: Condition) -> list[str]:
         """Returns the settings of `pipeline train-student` as flags; all conditions make about equally many steps."""
         flags = ["--label-share", str(condition.label_share), *([] if condition.mixup else ["--mixup.alpha", "0"])]
-        if condition.form is not None and condition.label_share:  # without a label all of the loss is the logits'
-            flags += ["--distill.teacher-weight", str(condition.teacher_weight)]
         if condition.form is not None:
+            if condition.label_share:  # without a label all of the loss is the logits'
+                flags += ["--distill.teacher-weight", str(condition.teacher_weight)]
             flags += ["--distill.temperature", str(condition.temperature)]
         manifest = read_manifest(self.out / "train")
         clips = len(manifest) if condition.form is not None else labelled(manifest, condition.label_share)
