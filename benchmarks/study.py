@@ -65,7 +65,8 @@ PARTS: dict[str, dict[str, Condition]] = {
     },
     "weight": {
         "0 (labels alone)": ALONE,
-        **{f"{weight:g}": Condition(teacher_weight=weight) for weight in (0.5, 0.9, 1.0)},
+        **{f"{weight:g}": Condition(teacher_weight=weight) for weight in (0.5, 0.9)},
+        "1 (teachers alone)": TAUGHT,  # the same loss, whatever labels there are
     },
     "temperature": {f"{value:g}": Condition(temperature=value) for value in (1.0, 2.0, 4.0)},
     "form": {"whole": DISTILLED, "20 largest": Condition(form="top20"), "4 views": Condition(form="views4")},
@@ -75,7 +76,7 @@ PARTS: dict[str, dict[str, Condition]] = {
         for name, condition in (
             ("labels alone", ALONE),
             ("distilled", Condition(teacher_weight=0.9)),
-            ("teachers alone", Condition(teacher_weight=1.0)),
+            ("teachers alone", TAUGHT),
         )
     },
 }

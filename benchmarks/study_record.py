@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import platform
 import threading
 from collections.abc import Mapping, Sequence
@@ -22,13 +23,16 @@ class StudyRecord:
     """Finished runs, a line of JSON each, by what they were made from.
 
     Args:
-        path: of the file; it is made with the first run.
+        path: of the file; it is made with the first run. What a power failure cut off at its end is dropped.
     """
 
     def __init__(self, path: Path) -> None:
         self._path, self._writing = path, threading.Lock()
-        lines = path.read_text().splitlines() if path.exists() else []
-        runs = [json.loads(line) for line in lines if line]
+        text = path.read_bytes() if path.exists() else b""
+        whole = text[: text.rfind(b"\n") + 1]
+        if len(whole) < len(text):
+            os.truncate(path, len(whole))
+        runs = [json.loads(line) for line in whole.splitlines()]
         self._curves: dict[str, Curve] = {run["key"]: [(step, score) for step, score in run["curve"]] for run in runs}
 
     def __contains__(self, key: str) -> bool:

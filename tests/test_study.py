@@ -114,6 +114,15 @@ def test_a_run_is_known_by_what_it_was_made_from_and_the_record_travels(study: S
     assert not moved.is_finished(DISTILLED, 1)
 
 
+def test_a_record_that_was_cut_off_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
+    path = tmp_path / "record.jsonl"
+    for key in ("first", "torn"):
+        StudyRecord(path).add(key, f"run {key}", [(10, 0.25)])
+    path.write_text(path.read_text()[:-20])
+    StudyRecord(path).add("third", "run third", [(10, 0.5)])
+    assert [key in StudyRecord(path) for key in ("first", "torn", "third")] == [True, False, True]
+
+
 def result(name: str, share: float, with_store: bool, *finals: float) -> Result:
     curves = {seed: [(10.0, 0.1), (20.0, final)] for seed, final in enumerate(finals)}
     return Result(name=name, label_share=share, with_store=with_store, curves=curves)
