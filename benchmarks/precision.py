@@ -15,16 +15,18 @@ import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 import teacher
-from pipeline.dataset.audio import load_waveforms
+from pipeline.dataset.audio import load_whole_waveforms
 from pipeline.dataset.manifest import Manifest, read_manifest
 from pipeline.dataset.shards import read_clip_bytes
 from pipeline.models.device import Precision, compute_in, tensor_dtype
@@ -112,26 +114,38 @@ def fill(network: nn.Module) -> None:
             parameter.copy_(noise / parameter[0].numel() ** 0.5)
 
 
-def read_waveforms(manifest: Manifest, rows: np.ndarray, network: teacher.AudioTransformer) -> Tensor:
-    """(clips, samples): decode the clips as stage 1 does."""
-    rate, seconds = network.sample_rate_hz, network.input_seconds
+def read_waveforms(manifest: Manifest, rows: np.ndarray, network: teacher.AudioTransformer) -> tuple[Tensor, Tensor]:
+    """Decode clips as stage 1 does, as long as they are.
+
+    Returns:
+        (clips, samples), silence after each clip's end; (clips,), how many samples it has.
+    """
+    rate, seconds = network.sample_rate_hz, network.front_end.longest_seconds
     reader = storage.RangeReader(manifest.location)
     waveforms = [
-        load_waveforms(read_clip_bytes(reader, manifest, row), sample_rates_hz=[rate], seconds=seconds)[rate]
+        load_whole_waveforms(read_clip_bytes(reader, manifest, row), sample_rates_hz=[rate], max_seconds=seconds)[rate]
         for row in rows.tolist()
     ]
     reader.close()
-    return torch.from_numpy(np.stack(waveforms))
+    return pad_sequence(list(map(torch.from_numpy, waveforms)), batch_first=True), torch.tensor(
+        list(map(len, waveforms))
+    )
 
 
-def logits_of(text: str, waveforms: Tensor, precision: Precision, *, batch: int, device: str) -> Tensor:
+def logits_of(
+    text: str, waveforms: Tensor, lengths: Tensor, precision: Precision, *, batch: int, device: str
+) -> Tensor:
     """(clips, classes): what stage 1 would store, before rounding to float16."""
     network = build(text).to(device)
     compute_in(precision, [network])
     imitated = precision == "tf32" and device == "cpu"
+    rate = network.sample_rate_hz
     with Tf32Products(network) if imitated else nullcontext():
         ensemble = teacher.Ensemble([network], [1.0], tensor_dtype(precision))
-        pieces = [ensemble({network.sample_rate_hz: piece.to(device)})[0].cpu() for piece in waveforms.split(batch)]
+        pieces = [
+            ensemble({rate: some[:, : its.max()].to(device)}, None, {rate: its})[0].cpu()
+            for some, its in zip(waveforms.split(batch), lengths.split(batch), strict=True)
+        ]
     return torch.cat(pieces)
 
 
@@ -156,10 +170,11 @@ def main() -> None:
     )
     print("|---|---|---:|---:|---:|---:|---:|---:|")
     for text in options.teacher:
-        waveforms = read_waveforms(manifest, rows, build(text))
-        exact = logits_of(text, waveforms, "float32", batch=options.batch, device=options.device)
+        waveforms, lengths = read_waveforms(manifest, rows, build(text))
+        logits = partial(logits_of, text, waveforms, lengths, batch=options.batch, device=options.device)
+        exact = logits("float32")
         for precision in options.precision:
-            found = logits_of(text, waveforms, precision, batch=options.batch, device=options.device)
+            found = logits(precision)
             deviation = Deviation.between(found, exact)
             before, after = "-", "-"
             if "=" in text:
