@@ -127,9 +127,8 @@ def read_waveforms(manifest: Manifest, rows: np.ndarray, network: teacher.AudioT
         for row in rows.tolist()
     ]
     reader.close()
-    return pad_sequence(list(map(torch.from_numpy, waveforms)), batch_first=True), torch.tensor(
-        list(map(len, waveforms))
-    )
+    lengths = torch.tensor([len(waveform) for waveform in waveforms])
+    return pad_sequence([torch.from_numpy(waveform) for waveform in waveforms], batch_first=True), lengths
 
 
 def logits_of(
