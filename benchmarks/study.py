@@ -252,23 +252,38 @@ def pipeline(*arguments: str, threads: int | None = None, log: IO[str] | None = 
         raise PipelineError(f"pipeline {' '.join(arguments)} ended with {done.returncode}{where}")
 
 
+def results(study: Study, part: str) -> list[Result]:
+    """Returns the conditions of a part with the seeds that are finished in all that they are compared with.
+
+    That is the whole part, but for "labels": there it is what has as many labels.
+    """
+    rows = study.rows[part]
+
+    def compared(condition: Condition) -> list[Condition]:
+        return [one for one in rows.values() if part != "labels" or one.label_share == condition.label_share]
+
+    found = [
+        Result(
+            name=name,
+            label_share=condition.label_share,
+            with_store=condition.form is not None,
+            curves={
+                seed: study.curve(condition, seed)
+                for seed in study.seeds
+                if all(study.is_finished(one, seed) for one in compared(condition))
+            },
+        )
+        for name, condition in rows.items()
+    ]
+    return [result for result in found if result.curves]
+
+
 def conclude(study: Study, teacher_macs: float | None) -> None:
-    """Write the report of the seeds that are finished in all conditions of a part."""
-    parts: dict[str, list[Result]] = {}
-    for part, rows in study.rows.items():
-        seeds = [seed for seed in study.seeds if all(study.is_finished(one, seed) for one in rows.values())]
-        if not seeds:
+    """Write the report of what is finished."""
+    parts = {part: found for part in study.parts if (found := results(study, part))}
+    for part in study.parts:
+        if part not in parts:
             print(f"{part}: no seed is finished in all conditions yet", flush=True)
-            continue
-        parts[part] = [
-            Result(
-                name=name,
-                label_share=condition.label_share,
-                with_store=condition.form is not None,
-                curves={seed: study.curve(condition, seed) for seed in seeds},
-            )
-            for name, condition in rows.items()
-        ]
     if not teacher_macs and study.store is None:
         teacher_macs = study.teacher_macs()
     if parts:

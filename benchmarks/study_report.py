@@ -45,13 +45,16 @@ def plus_minus(values: Sequence[float], sign: str = "") -> str:
 
 
 def gains(result: Result, baseline: Result) -> list[float]:
-    """Returns mAP above the baseline's, seed by seed."""
-    return [mine - its for mine, its in zip(result.finals, baseline.finals, strict=True)]
+    """Returns mAP above the baseline's, for each seed that both have."""
+    both = [seed for seed in result.curves if seed in baseline.curves]
+    return [result.curves[seed][-1][1] - baseline.curves[seed][-1][1] for seed in both]
 
 
-def gain(result: Result, baseline: Result) -> str:
-    """Returns the mean gain, its spread, and with how many of the seeds there was one."""
-    values = gains(result, baseline)
+def gain(result: Result, baseline: Result | None) -> str:
+    """Returns the mean gain, its spread, and with how many of the seeds there was one; empty without a seed of both."""
+    values = gains(result, baseline) if baseline else []
+    if not values:
+        return ""
     return f"{plus_minus(values, '+')} ({sum(value > 0 for value in values)} of {len(values)})"
 
 
@@ -102,17 +105,17 @@ def _cost(student_macs: int, teacher_macs: float | None) -> str:
 def label_table(results: Sequence[Result], teachers_map: float) -> Iterator[str]:
     """Yields a Markdown table: for each share of the labels, what is learned without the store and with it."""
     by_share = {(result.label_share, result.with_store): result for result in results}
-    baseline = by_share[1.0, False]
+    baseline = by_share.get((1.0, False))
     yield (
-        f"| labels | labels alone, mAP over {len(baseline.finals)} seeds | with the store | gain, seed by seed "
+        "| labels | seeds | labels alone, mAP | with the store | gain, seed by seed "
         "| share of the teachers' mAP | against all labels alone |"
     )
-    yield "|---:|---:|---:|---:|---:|---:|"
+    yield "|---:|---:|---:|---:|---:|---:|---:|"
     for share in sorted({result.label_share for result in results}, reverse=True):
         alone, taught = by_share.get((share, False)), by_share[share, True]
         yield (
-            f"| {100 * share:g} % | {alone.said if alone else ''} | {taught.said} "
-            f"| {gain(taught, alone) if alone else ''} | {100 * mean(taught.finals) / teachers_map:.0f} % "
+            f"| {100 * share:g} % | {len(taught.finals)} | {alone.said if alone else ''} | {taught.said} "
+            f"| {gain(taught, alone)} | {100 * mean(taught.finals) / teachers_map:.0f} % "
             f"| {gain(taught, baseline)} |"
         )
 

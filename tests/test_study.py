@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from made_stores import fill_store
 
-from benchmarks.study import ALONE, DISTILLED, PARTS, TAUGHT, Condition, Study
+from benchmarks.study import ALONE, DISTILLED, PARTS, TAUGHT, Condition, Study, results
 from benchmarks.study_record import StudyRecord, key_of
 from benchmarks.study_report import Result, gain, label_table, write_report
 from pipeline.batches.sampling import build_sampler
@@ -123,6 +123,35 @@ def test_a_record_that_was_cut_off_goes_on_after_its_last_whole_line(tmp_path: P
     assert [key in StudyRecord(path) for key in ("first", "torn", "third")] == [True, False, True]
 
 
+def test_a_row_has_the_seeds_that_are_finished_in_what_it_is_compared_with(study: Study, tmp_path: Path) -> None:
+    shutil.copytree(tmp_path / "train", tmp_path / "eval")
+    manifest = read_manifest(tmp_path / "train")
+    fill_store(tmp_path / "train-logits", manifest, np.zeros((64, len(manifest.vocabulary)), np.float16))
+    few = [Condition(label_share=0.25, form=form) for form in (None, "whole")]
+    double = Condition(temperature=2.0)
+    finished = [
+        (ALONE, 0),
+        (DISTILLED, 0),
+        (ALONE, 1),
+        (DISTILLED, 1),
+        (few[0], 0),
+        (few[1], 1),
+        (TAUGHT, 1),
+        (double, 1),
+    ]
+    for condition, seed in finished:
+        study.record.add(study.key(condition, seed), condition.folder, [(10, 0.25)])
+    seeds = {result.name: list(result.curves) for result in results(study, "labels")}
+    assert seeds == {
+        "100 % of the labels, alone": [0, 1],
+        "100 % of the labels, distilled": [0, 1],
+        "0 % of the labels, distilled": [1],  # of a quarter no seed has both
+    }
+    assert results(study, "temperature") == []
+    study.record.add(study.key(Condition(temperature=4.0), 1), "4", [(10, 0.25)])
+    assert [list(result.curves) for result in results(study, "temperature")] == [[1], [1], [1]]
+
+
 def result(name: str, share: float, with_store: bool, *finals: float) -> Result:
     curves = {seed: [(10.0, 0.1), (20.0, final)] for seed, final in enumerate(finals)}
     return Result(name=name, label_share=share, with_store=with_store, curves=curves)
@@ -134,9 +163,13 @@ def test_gains_are_paired_by_seed(tmp_path: Path) -> None:
     none = result("c", 0.0, True, 0.2, 0.3)
     *_, all_labels, no_label = label_table([alone, taught, none], 0.6)
     assert all_labels == (
-        "| 100 % | 0.4000 ± 0.1414 | 0.4750 ± 0.1061 | +0.0750 ± 0.0354 (2 of 2) | 79 % | +0.0750 ± 0.0354 (2 of 2) |"
+        "| 100 % | 2 | 0.4000 ± 0.1414 | 0.4750 ± 0.1061 | +0.0750 ± 0.0354 (2 of 2) | 79 % "
+        "| +0.0750 ± 0.0354 (2 of 2) |"
     )
-    assert no_label.startswith("| 0 % |  | 0.2500 ± 0.0707 |  | 42 % | -0.1500 ± 0.0707 (0 of 2)")
+    assert no_label.startswith("| 0 % | 2 |  | 0.2500 ± 0.0707 |  | 42 % | -0.1500 ± 0.0707 (0 of 2)")
+    one_seed = result("d", 0.5, True, 0.7)
+    *_, half, _ = label_table([alone, taught, one_seed, none], 0.6)
+    assert half == "| 50 % | 1 |  | 0.7000 |  | 117 % | +0.4000 (1 of 1) |"
     write_report(tmp_path / "report", {"labels": [alone, taught, none], "weight": [alone, taught]}, 0.6, 10**6, 10**9)
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
         "study.md",
