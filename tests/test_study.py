@@ -147,7 +147,7 @@ def test_a_row_has_the_seeds_that_are_finished_in_what_it_is_compared_with(study
         "100 % of the labels, distilled": [0, 1],
         "0 % of the labels, distilled": [1],  # of a quarter no seed has both
     }
-    assert results(study, "temperature") == []
+    assert [results(study, part) for part in ("temperature", "weight")] == [[], []]
     study.record.add(study.key(Condition(temperature=4.0), 1), "4", [(10, 0.25)])
     assert [list(result.curves) for result in results(study, "temperature")] == [[1], [1], [1]]
 
@@ -160,6 +160,7 @@ def result(name: str, share: float, with_store: bool, *finals: float) -> Result:
 def test_gains_are_paired_by_seed(tmp_path: Path) -> None:
     alone, taught = result("a", 1.0, False, 0.3, 0.5), result("b", 1.0, True, 0.4, 0.55)
     assert gain(taught, alone) == "+0.0750 ± 0.0354 (2 of 2)"
+    assert gain(result("a third seed", 1.0, True, 0.4, 0.55, 0.9), alone) == gain(taught, alone)
     none = result("c", 0.0, True, 0.2, 0.3)
     *_, all_labels, no_label = label_table([alone, taught, none], 0.6)
     assert all_labels == (
