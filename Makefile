@@ -33,7 +33,8 @@ demo: .venv/ready
 # What distillation brings, with all labels, some and none, on a folder in AudioSet's layout: `make study DATA=folder
 # OUT=folder`. TEACHER_STORE=FILE takes logits that somebody else made (Parquet, or a store) in place of the tiny teachers;
 # EPOCHS, SEEDS, JOBS, RECIPE and PARTS ("labels weight temperature form mixup") say how much is tried. RECORD=FILE keeps
-# what is finished, on whatever machine: the same study goes on from it with the rest.
+# what is finished, on whatever machine: the same study goes on from it with the rest. STUDY_FLAGS="--label-share 0.25" compares
+# settings with a quarter of the labels.
 SEEDS ?= 3
 JOBS ?= 2
 PARTS ?= labels

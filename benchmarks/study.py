@@ -98,6 +98,8 @@ class Study:
     """Of a run on all clips; None is the recipe's."""
     seeds: tuple[int, ...]
     parts: tuple[str, ...]
+    label_share: float = 1.0
+    """Share of the labels in the other parts than "labels", above 0 and at most 1."""
     jobs: int
     """Runs side by side, each on an even share of the cores."""
     record: StudyRecord
@@ -106,9 +108,14 @@ class Study:
     @property
     def rows(self) -> dict[str, dict[str, Condition]]:
         """The parts that are wanted; views exist only of teachers that are at hand."""
+
+        def labelled_as_wanted(part: str, condition: Condition) -> Condition:
+            has_all = part != "labels" and condition.label_share == 1.0
+            return replace(condition, label_share=self.label_share) if has_all else condition
+
         return {
             part: {
-                name: condition
+                name: labelled_as_wanted(part, condition)
                 for name, condition in PARTS[part].items()
                 if condition.form != "views4" or self.store is None
             }
@@ -255,9 +262,11 @@ def pipeline(*arguments: str, threads: int | None = None, log: IO[str] | None = 
 def results(study: Study, part: str) -> list[Result]:
     """Returns the conditions of a part with the seeds that are finished in all that they are compared with.
 
-    That is the whole part, but for "labels": there it is what has as many labels.
+    In "labels" that is what has as many labels, elsewhere every setting of the part of which anything is finished.
     """
     rows = study.rows[part]
+    if part != "labels":
+        rows = {name: one for name, one in rows.items() if any(study.is_finished(one, seed) for seed in study.seeds)}
 
     def compared(condition: Condition) -> list[Condition]:
         return [one for one in rows.values() if part != "labels" or one.label_share == condition.label_share]
@@ -280,10 +289,14 @@ def results(study: Study, part: str) -> list[Result]:
 
 def conclude(study: Study, teacher_macs: float | None) -> None:
     """Write the report of what is finished."""
-    parts = {part: found for part in study.parts if (found := results(study, part))}
+    parts: dict[str, list[Result]] = {}
     for part in study.parts:
-        if part not in parts:
-            print(f"{part}: no seed is finished in all conditions yet", flush=True)
+        fewer = part != "labels" and study.label_share < 1
+        title = f"{part}, {100 * study.label_share:g} % of the labels" if fewer else part
+        if found := results(study, part):
+            parts[title] = found
+        else:
+            print(f"{title}: no seed is finished in all conditions yet", flush=True)
     if not teacher_macs and study.store is None:
         teacher_macs = study.teacher_macs()
     if parts:
@@ -301,6 +314,7 @@ def read_options() -> tuple[Study, argparse.Namespace]:
     parser.add_argument("--held", default="logits", choices=("logits", "probabilities"), help="what such Parquet holds")
     parser.add_argument("--teacher-macs", type=float, help="multiplications of an imported teacher for a clip")
     parser.add_argument("--parts", nargs="+", default=["labels"], choices=tuple(PARTS), help="what is compared")
+    parser.add_argument("--label-share", type=float, default=1.0, help="in all parts but labels, 1 or less; 1")
     parser.add_argument("--epochs", type=int, help="of a run on all clips; the recipe's, with its schedule stretched")
     parser.add_argument("--seeds", type=int, default=3, help="students a condition, 1 or more")
     parser.add_argument("--jobs", type=int, default=2, help="students trained side by side, 1 or more")
@@ -309,6 +323,8 @@ def read_options() -> tuple[Study, argparse.Namespace]:
     options = parser.parse_args()
     if not options.teacher and options.store is None:
         parser.error("give --teacher or --store")
+    if not 0 < options.label_share <= 1:
+        parser.error(f"--label-share is {options.label_share}; choose one above 0 and at most 1")
     study = Study(
         data=options.data,
         out=options.out,
@@ -319,6 +335,7 @@ def read_options() -> tuple[Study, argparse.Namespace]:
         epochs=options.epochs,
         seeds=tuple(range(options.seeds)),
         parts=tuple(options.parts),
+        label_share=options.label_share,
         jobs=options.jobs,
         record=StudyRecord(options.record or options.out / "record.jsonl"),
     )

@@ -76,6 +76,8 @@ def key_of(
 
 @cache
 def _digest(store: Path, data: Path) -> str:
-    """Returns a digest of the logits of a dataset's clips, in its order."""
-    aligned = open_store(str(store)).align(read_manifest(data), data.parent / "cache")
+    """Returns a digest of the logits of a dataset's clips, in its order, of all views of them."""
+    logits = open_store(str(store))
+    has_views = logits.stamp.views is not None
+    aligned = logits.align(read_manifest(data), data.parent / "cache", all_views=has_views)
     return hashlib.sha256(aligned.logits.tobytes() + aligned.has_logits.tobytes()).hexdigest()

@@ -37,7 +37,7 @@ def fill_store(
     Args:
         folder: the store's.
         manifest: the dataset's.
-        logits: (clips, classes), by the manifest's rows.
+        logits: (clips, classes), or (clips, views, classes) for a stamp with views, by the manifest's rows.
         stamp: the store's; `stamp_for` the dataset unless given.
         shards: those that the store has parts of; all unless given.
         failed: clip id → why it has no logits.
@@ -51,7 +51,6 @@ def fill_store(
         kept = [row for row, clip_id in ids.items() if clip_id not in failed and clip_id not in absent]
         failures = [ClipFailure(clip_id=one, reason=failed[one]) for one in ids.values() if one in failed]
         names = [ids[row] for row in kept]
-        publish_part(
-            str(folder), part_stem(shard), names, logits[kept], stamp, manifest.shard_identity(shard), failures
-        )
+        of_views = logits[kept].reshape(-1, stamp.classes)  # (clips x views, classes)
+        publish_part(str(folder), part_stem(shard), names, of_views, stamp, manifest.shard_identity(shard), failures)
     return open_store(str(folder))

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_stores import fill_store
+from made_stores import fill_store, stamp_for
 
 from benchmarks.study import ALONE, DISTILLED, PARTS, TAUGHT, Condition, Study, results
 from benchmarks.study_record import StudyRecord, key_of
 from benchmarks.study_report import Result, gain, label_table, write_report
 from pipeline.batches.sampling import build_sampler
 from pipeline.dataset.manifest import read_manifest
+from pipeline.dataset.views import ViewConfig, ViewsStamp
 
 RECIPE = """
 model = "mn02"
@@ -114,6 +115,17 @@ def test_a_run_is_known_by_what_it_was_made_from_and_the_record_travels(study: S
     assert not moved.is_finished(DISTILLED, 1)
 
 
+def test_a_run_is_known_by_the_views_that_it_saw(study: Study, tmp_path: Path) -> None:
+    manifest = read_manifest(tmp_path / "train")
+    whole = np.zeros((64, len(manifest.vocabulary)), np.float16)
+    fill_store(tmp_path / "whole", manifest, whole)
+    stamp = replace(stamp_for(manifest), views=ViewsStamp(count=2, config=ViewConfig()))
+    for name, second in (("views", whole + 1), ("other-views", whole + 2)):
+        fill_store(tmp_path / name, manifest, np.stack([whole, second], axis=1), stamp=stamp)
+    stores = [tmp_path / name for name in ("whole", "views", "other-views")]
+    assert len({key_of({}, [], 0, [tmp_path / "train"], store) for store in stores}) == 3
+
+
 def test_a_record_that_was_cut_off_goes_on_after_its_last_whole_line(tmp_path: Path) -> None:
     path = tmp_path / "record.jsonl"
     for key in ("first", "torn"):
@@ -147,9 +159,25 @@ def test_a_row_has_the_seeds_that_are_finished_in_what_it_is_compared_with(study
         "100 % of the labels, distilled": [0, 1],
         "0 % of the labels, distilled": [1],  # of a quarter no seed has both
     }
-    assert [results(study, part) for part in ("temperature", "weight")] == [[], []]
+    temperatures = {result.name: list(result.curves) for result in results(study, "temperature")}
+    assert temperatures == {"1": [1], "2": [1]}  # nothing is finished of 4
+    study.record.add(study.key(Condition(temperature=4.0), 0), "4", [(10, 0.25)])
+    assert results(study, "temperature") == []
     study.record.add(study.key(Condition(temperature=4.0), 1), "4", [(10, 0.25)])
     assert [list(result.curves) for result in results(study, "temperature")] == [[1], [1], [1]]
+
+
+def test_settings_are_compared_with_as_many_labels_as_wanted(study: Study) -> None:
+    few = replace(study, label_share=0.25)
+    assert few.rows["labels"] == study.rows["labels"]
+    weights = list(few.rows["weight"].values())
+    assert [one.label_share for one in weights] == [0.25, 0.25, 0.25, 0.0]  # the teachers alone need no label
+    assert [one.teacher_weight for one in weights[1:3]] == [0.5, 0.9]
+    assert [(one.label_share, one.temperature) for one in few.rows["temperature"].values()] == [
+        (0.25, 1.0),
+        (0.25, 2.0),
+        (0.25, 4.0),
+    ]
 
 
 def result(name: str, share: float, with_store: bool, *finals: float) -> Result:
